@@ -1,0 +1,255 @@
+// Copies between strided memory of any dtype and planes of the compute type.
+#pragma once
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace robustflow {
+inline namespace ROBUSTFLOW_ISA {
+
+using cpu::DType;
+using cpu::Strided;
+
+struct bfloat16 {
+  std::uint16_t bits;
+};
+struct float16 {
+  std::uint16_t bits;
+};
+
+ROBUSTFLOW_FN double widen(double v) { return v; }
+ROBUSTFLOW_FN float widen(float v) { return v; }
+ROBUSTFLOW_FN float widen(bfloat16 v) { return from_bits(std::int32_t(std::uint32_t(v.bits) << 16)); }
+ROBUSTFLOW_FN float widen(float16 v) {
+#if defined(__F16C__)
+  return _cvtsh_ss(v.bits);
+#else
+  // Shift the exponent into place and let a multiplication by 2^112 do the bias and the subnormals.
+  const std::uint32_t magnitude = std::uint32_t(v.bits & 0x7fff) << 13;
+  const std::uint32_t sign = std::uint32_t(v.bits & 0x8000) << 16;
+  const std::uint32_t scaled = to_bits(from_bits(std::int32_t(magnitude)) * 0x1p112f);
+  const bool special = (v.bits & 0x7c00) == 0x7c00;
+  return from_bits(std::int32_t((special ? magnitude | 0x7f800000u : scaled) | sign));
+#endif
+}
+
+// Round to nearest, ties to even; NaN stays NaN.
+ROBUSTFLOW_FN void narrow(double v, double& out) { out = v; }
+ROBUSTFLOW_FN void narrow(double v, float& out) { out = static_cast<float>(v); }
+ROBUSTFLOW_FN void narrow(float v, bfloat16& out) {
+  const std::uint32_t bits = std::uint32_t(to_bits(v));
+  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  out.bits = std::uint16_t(v == v ? rounded : (bits >> 16) | 0x40u);
+}
+ROBUSTFLOW_FN void narrow(float v, float16& out) {
+#if defined(__F16C__)
+  out.bits = _cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT);
+#else
+  const std::uint32_t bits = std::uint32_t(to_bits(v));
+  const std::uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  std::uint32_t half;
+  if (magnitude > 0x7f800000u) {
+    half = 0x7e00u;
+  } else if (magnitude >= 0x477ff000u) {  // rounds to 65536 or more
+    half = 0x7c00u;
+  } else if (magnitude < 0x38800000u) {  // subnormal: adding 1/2 rounds at the right place
+    half = std::uint32_t(to_bits(from_bits(std::int32_t(magnitude)) + 0.5f)) - 0x3f000000u;
+  } else {
+    half = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  }
+  out.bits = std::uint16_t(half | sign);
+#endif
+}
+ROBUSTFLOW_FN void narrow(float v, float& out) { out = v; }
+// A double tensor beside a float computation does not occur; half tensors beside a double one do.
+template <class Half>
+ROBUSTFLOW_FN void narrow(double v, Half& out) {
+  narrow(static_cast<float>(v), out);
+}
+
+typedef float float8 __attribute__((vector_size(32)));
+
+template <class S>
+ROBUSTFLOW_FN float8 load8(const S* p) {
+  float8 v;
+  for (int i = 0; i < 8; ++i) v[i] = widen(p[i]);
+  return v;
+}
+template <>
+ROBUSTFLOW_FN float8 load8(const float* p) {
+  float8 v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class S>
+ROBUSTFLOW_FN void store8(float8 v, S* p) {
+  for (int i = 0; i < 8; ++i) narrow(v[i], p[i]);
+}
+template <>
+ROBUSTFLOW_FN void store8(float8 v, float* p) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+#if defined(__F16C__)
+template <>
+ROBUSTFLOW_FN float8 load8(const float16* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+template <>
+ROBUSTFLOW_FN void store8(float8 v, float16* p) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+#endif
+
+// Eight rows of eight become eight columns.
+ROBUSTFLOW_FN void transpose8(float8 r[8]) {
+  float8 a[8], b[8];
+  for (int i = 0; i < 4; ++i) {  // pairs of rows
+    a[2 * i] = __builtin_shufflevector(r[2 * i], r[2 * i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    a[2 * i + 1] = __builtin_shufflevector(r[2 * i], r[2 * i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+  for (int i = 0; i < 8; i += 4) {  // fours
+    b[i] = __builtin_shufflevector(a[i], a[i + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+    b[i + 1] = __builtin_shufflevector(a[i], a[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    b[i + 2] = __builtin_shufflevector(a[i + 1], a[i + 3], 0, 1, 8, 9, 4, 5, 12, 13);
+    b[i + 3] = __builtin_shufflevector(a[i + 1], a[i + 3], 2, 3, 10, 11, 6, 7, 14, 15);
+  }
+  for (int i = 0; i < 4; ++i) {  // halves
+    r[i] = __builtin_shufflevector(b[i], b[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    r[i + 4] = __builtin_shufflevector(b[i], b[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+}
+
+// How far ahead rows are fetched: the hardware's prefetcher stops at the end of a page.
+inline constexpr std::int64_t kPrefetchBytes = 1024;
+
+// Rows of `planes` adjacent numbers to planes, eight by eight in registers. Reading eight numbers
+// may run past a row, so rows whose eight would end beyond the last row's end go one by one.
+template <class S>
+ROBUSTFLOW_FN void load_rows(const S* from, std::int64_t stride, int planes, std::int64_t size,
+                             float* to, std::int64_t to_stride) {
+  const std::int64_t end = (size - 1) * stride + planes;
+  std::int64_t i = 0;
+  for (; i + 8 <= size; i += 8) {
+    for (int offset = 0; offset < planes; offset += 8) {
+      // The last eight overlap the ones before, where there are that many.
+      const int k = offset + 8 > planes && planes >= 8 ? planes - 8 : offset;
+      if ((i + 7) * stride + k + 8 > end) goto rest;
+      float8 r[8];
+      for (int j = 0; j < 8; ++j) {
+        const S* row = from + (i + j) * stride + k;
+        __builtin_prefetch(reinterpret_cast<const char*>(row) + kPrefetchBytes);
+        r[j] = load8(row);
+      }
+      transpose8(r);
+      const int columns = planes - k < 8 ? planes - k : 8;
+      for (int j = 0; j < columns; ++j) store8(r[j], to + (k + j) * to_stride + i);
+    }
+  }
+rest:
+  for (; i < size; ++i)
+    for (int k = 0; k < planes; ++k) to[k * to_stride + i] = widen(from[i * stride + k]);
+}
+
+// Planes to rows. Eight numbers are written at a time where the next row, written later, covers
+// what runs over.
+template <class S>
+ROBUSTFLOW_FN void store_rows(const float* from, std::int64_t from_stride, int planes,
+                              std::int64_t size, S* to, std::int64_t stride) {
+  std::int64_t i = 0;
+  if (planes >= 8 || stride == planes) {
+    const std::int64_t end = (size - 1) * stride + planes;
+    for (; i + 8 <= size; i += 8) {
+      if (planes < 8 && (i + 7) * stride + 8 > end) break;
+      for (int offset = 0; offset < planes; offset += 8) {
+        const int k = offset + 8 > planes && planes >= 8 ? planes - 8 : offset;
+        float8 r[8];
+        for (int j = 0; j < 8; ++j) {
+          r[j] = k + j < planes ? load8(from + (k + j) * from_stride + i) : float8{};
+        }
+        transpose8(r);
+        for (int j = 0; j < 8; ++j) store8(r[j], to + (i + j) * stride + k);
+      }
+    }
+  }
+  for (; i < size; ++i)
+    for (int k = 0; k < planes; ++k) narrow(from[k * from_stride + i], to[i * stride + k]);
+}
+
+template <class S, class T>
+ROBUSTFLOW_FN void load_as(const Strided& from, std::int64_t size, T* to, std::int64_t to_stride) {
+  const S* data = static_cast<const S*>(from.data);
+  if constexpr (sizeof(T) == 4) {
+    if (from.plane_stride == 1 && from.planes > 1 && from.stride >= from.planes) {
+      return load_rows(data, from.stride, from.planes, size, to, to_stride);
+    }
+  }
+  for (int k = 0; k < from.planes; ++k) {
+    const S* plane = data + k * from.plane_stride;
+    T* out = to + k * to_stride;
+    if (from.stride == 1) {
+      std::int64_t i = 0;
+      if constexpr (sizeof(T) == 4) {
+        for (; i + 8 <= size; i += 8) store8(load8(plane + i), out + i);
+      }
+      for (; i < size; ++i) out[i] = widen(plane[i]);
+    } else {
+      for (std::int64_t i = 0; i < size; ++i) out[i] = widen(plane[i * from.stride]);
+    }
+  }
+}
+
+template <class S, class T>
+ROBUSTFLOW_FN void store_as(const T* from, std::int64_t from_stride, std::int64_t size,
+                            const Strided& to) {
+  S* data = static_cast<S*>(to.data);
+  if constexpr (sizeof(T) == 4) {
+    if (to.plane_stride == 1 && to.planes > 1) {
+      return store_rows(from, from_stride, to.planes, size, data, to.stride);
+    }
+  }
+  for (int k = 0; k < to.planes; ++k) {
+    S* plane = data + k * to.plane_stride;
+    const T* in = from + k * from_stride;
+    if (to.stride == 1) {
+      std::int64_t i = 0;
+      if constexpr (sizeof(T) == 4) {
+        for (; i + 8 <= size; i += 8) store8(load8(in + i), plane + i);
+      }
+      for (; i < size; ++i) narrow(in[i], plane[i]);
+    } else {
+      for (std::int64_t i = 0; i < size; ++i) narrow(in[i], plane[i * to.stride]);
+    }
+  }
+}
+
+template <class T>
+void load(const Strided& from, std::int64_t size, T* to, std::int64_t to_stride) {
+  switch (from.dtype) {
+    case DType::float64:
+      return load_as<double>(from, size, to, to_stride);
+    case DType::float32:
+      return load_as<float>(from, size, to, to_stride);
+    case DType::bfloat16:
+      return load_as<bfloat16>(from, size, to, to_stride);
+    case DType::float16:
+      return load_as<float16>(from, size, to, to_stride);
+  }
+}
+
+template <class T>
+void store(const T* from, std::int64_t from_stride, std::int64_t size, const Strided& to) {
+  switch (to.dtype) {
+    case DType::float64:
+      if constexpr (sizeof(T) == 8) store_as<double>(from, from_stride, size, to);
+      return;
+    case DType::float32:
+      return store_as<float>(from, from_stride, size, to);
+    case DType::bfloat16:
+      return store_as<bfloat16>(from, from_stride, size, to);
+    case DType::float16:
+      return store_as<float16>(from, from_stride, size, to);
+  }
+}
+
+}  // namespace ROBUSTFLOW_ISA
+}  // namespace robustflow

@@ -1,0 +1,627 @@
+#include "cpu/driver.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "cpu/isa.h"
+
+namespace robustflow::cpu {
+namespace {
+
+using Index = std::int64_t;
+
+// Elements of one task: enough to pay for its start, few enough to share out evenly.
+constexpr Index kTaskElements = 16384;
+// What the planes of a block may take of the first-level cache.
+constexpr Index kBlockBytes = 16384;
+constexpr Index kMaxBlock = 1024;
+// A sample below this is too short for a sum of its own: blocks then span samples.
+constexpr Index kShortSample = 512;
+// Blocks end with the innermost dimension if that is at least this long.
+constexpr Index kLongRun = 256;
+// Shared parameters with this many elements of their own can be worked on in parallel.
+constexpr Index kManyShared = 2048, kSharedTask = 512;
+constexpr Index kMaxSlabs = 64;
+
+Index element_size(DType dtype) {
+  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+}
+
+template <class T>
+constexpr DType dtype_of = sizeof(T) == 8 ? DType::float64 : DType::float32;
+
+template <class T>
+const Kernels<T>& kernels() {
+  if constexpr (sizeof(T) == 4) {
+    return active_kernels().single;
+  } else {
+    return active_kernels().wide;
+  }
+}
+
+template <class T>
+Kernel<T> kernel_of(const Problem& problem, bool gradient) {
+  const Kernels<T>& table = kernels<T>();
+  const int direction = (gradient ? kForwardGradient : kForward) + (problem.inverse ? 1 : 0);
+  switch (problem.transform) {
+    case Transform::modified_rq:
+      return table.modified_rq[direction];
+    case Transform::rq:
+      return table.rq[direction];
+    default:
+      return table.affine[direction];
+  }
+}
+
+// Calls work(begin, end) on ranges of tasks; what a range needs is made once for all its tasks.
+template <class Work>
+void parallel_tasks(ParallelFor parallel, Index count, const Work& work) {
+  if (count == 1) return work(0, 1);
+  parallel(
+      0, count, 1,
+      [](Index begin, Index end, void* context) {
+        (*static_cast<const Work*>(context))(begin, end);
+      },
+      const_cast<void*>(static_cast<const void*>(&work)));
+}
+
+// The order in which the elements are visited: dimensions from the outermost in.
+struct Order {
+  int dims = 0;
+  int dim[kMaxDims];
+  Index size[kMaxDims];
+  Index total = 1;
+
+  void add(const Problem& problem, int d) {
+    total *= problem.size[d];
+    if (problem.size[d] == 1) return;
+    dim[dims] = d;
+    size[dims++] = problem.size[d];
+  }
+};
+
+// The first `fixed` dimensions as they are, the others as the first output has them in memory;
+// `keep(d)` says which dimensions to take.
+template <class Keep>
+Order visiting_order(const Problem& problem, int fixed, const Keep& keep) {
+  int rest[kMaxDims], count = 0;
+  for (int d = fixed; d < problem.dims; ++d) rest[count++] = d;
+  const Index* stride = problem.out[0].stride;
+  std::stable_sort(rest, rest + count, [&](int a, int b) { return stride[a] > stride[b]; });
+  Order order;
+  for (int d = 0; d < fixed; ++d)
+    if (keep(d)) order.add(problem, d);
+  for (int i = 0; i < count; ++i)
+    if (keep(rest[i])) order.add(problem, rest[i]);
+  return order;
+}
+Order visiting_order(const Problem& problem, int fixed) {
+  return visiting_order(problem, fixed, [](int) { return true; });
+}
+
+// An operand along the order, with as few dimensions as its strides allow.
+struct View {
+  char* data = nullptr;
+  DType dtype = DType::float32;
+  int planes = 0;
+  Index plane_stride = 0;
+  int dims = 0;
+  Index size[kMaxDims], stride[kMaxDims];
+
+  View() = default;
+  View(const Operand& operand, const Order& order)
+      : View(operand.data, operand.dtype, operand.planes, operand.plane_stride, order,
+             [&](int i) { return operand.stride[order.dim[i]]; }) {}
+
+  template <class StrideAt>
+  View(void* data_, DType dtype_, int planes_, Index plane_stride_, const Order& order,
+       const StrideAt& stride_at)
+      : data(static_cast<char*>(data_)),
+        dtype(dtype_),
+        planes(planes_),
+        plane_stride(plane_stride_) {
+    for (int i = 0; i < order.dims; ++i) {
+      const Index s = stride_at(i);
+      if (dims > 0 && stride[dims - 1] == s * order.size[i]) {
+        size[dims - 1] *= order.size[i];
+        stride[dims - 1] = s;
+      } else {
+        size[dims] = order.size[i];
+        stride[dims++] = s;
+      }
+    }
+    if (dims == 0) {
+      size[0] = 1;
+      stride[0] = 0;
+      dims = 1;
+    }
+  }
+
+  Index run() const { return size[dims - 1]; }  // elements along the innermost dimension
+  bool constant() const { return dims == 1 && stride[0] == 0; }
+
+  // Calls f(offset, elements from `done` on, how many) for each run within [start, start + count).
+  template <class F>
+  void for_runs(Index start, Index count, const F& f) const {
+    Index index[kMaxDims];
+    for (int d = dims - 1; d > 0; --d) {
+      index[d] = start % size[d];
+      start /= size[d];
+    }
+    index[0] = start;
+    const int last = dims - 1;
+    for (Index done = 0; done < count;) {
+      Index offset = 0;
+      for (int d = 0; d < dims; ++d) offset += index[d] * stride[d];
+      const Index length = std::min(count - done, size[last] - index[last]);
+      f(offset, done, length);
+      done += length;
+      index[last] += length;
+      for (int d = last; d > 0 && index[d] == size[d]; --d) {
+        index[d] = 0;
+        ++index[d - 1];
+      }
+    }
+  }
+
+  Strided strided(Index offset) const {
+    return {data + offset * element_size(dtype), dtype, stride[dims - 1], plane_stride, planes};
+  }
+};
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+
+// A thread's memory for planes; it only grows.
+template <class T>
+T* buffer(Index elements) {
+  static thread_local std::unique_ptr<void, Free> memory;
+  static thread_local Index bytes = 0;
+  const Index wanted = (elements * Index(sizeof(T)) + 63) / 64 * 64;
+  if (wanted > bytes) {
+    memory.reset(std::aligned_alloc(64, wanted));
+    bytes = memory ? wanted : 0;
+    if (!memory) throw std::bad_alloc();
+    std::fill_n(static_cast<char*>(memory.get()), wanted, char(0));
+  }
+  return static_cast<T*>(memory.get());
+}
+
+// Runs one kernel on block after block of a problem: brings inputs into planes, where they do not
+// lie in some already, and outputs back. Belongs to one task of one thread.
+template <class T>
+class BlockRunner {
+ public:
+  BlockRunner(const Problem& problem, const Order& order, bool gradient)
+      : problem_(problem), kernel_(kernel_of<T>(problem, gradient)) {
+    Index planes = 0;
+    run_ = order.total;
+    for (int i = 0; i < problem.num_inputs; ++i) planes += add(problem.in[i], order, in_[i]);
+    for (int i = 0; i < problem.num_outputs; ++i) planes += add(problem.out[i], order, out_[i]);
+    capacity_ = std::clamp(kBlockBytes / Index(sizeof(T)) / planes / kBlockAlign * kBlockAlign,
+                           Index(kBlockAlign), kMaxBlock);
+    T* memory = buffer<T>(planes * capacity_);
+    for (int i = 0; i < problem.num_inputs; ++i) place(problem.in[i], memory, in_buffer_[i]);
+    for (int i = 0; i < problem.num_outputs; ++i) place(problem.out[i], memory, out_buffer_[i]);
+    reload();
+  }
+
+  View& input(int i) { return in_[i]; }
+  View& output(int i) { return out_[i]; }
+  Block<T>& block() { return block_; }
+  Index capacity() const { return capacity_; }
+  // Leaves an output in its buffer, for the caller to take from there.
+  const T* keep_output(int i) {
+    kept_[i] = true;
+    return out_buffer_[i];
+  }
+  const T* output_buffer(int i) const { return out_buffer_[i]; }
+
+  // Fills the planes of inputs that are the same for every element.
+  void reload() {
+    for (int i = 0; i < problem_.num_inputs; ++i) {
+      if (!in_buffer_[i]) continue;
+      if (!in_[i].data) {
+        std::fill_n(in_buffer_[i], in_[i].planes * capacity_, T(0));
+      } else if (in_[i].constant()) {
+        kernels<T>().load(in_[i].strided(0), capacity_, in_buffer_[i], capacity_);
+      }
+    }
+  }
+
+  // Elements [start, end) of the order. `done(start, size)` is called after each block.
+  template <class Done>
+  void run(Index start, Index end, const Done& done) {
+    while (start < end) {
+      Index size = std::min(capacity_, end - start);
+      if (run_ >= kLongRun) size = std::min(size, run_ - start % run_);
+      // What does not fill whole packs is worked on in buffers, which are padded.
+      if (size > kBlockAlign) size -= size % kBlockAlign;
+      run_block(start, size);
+      done(start, size);
+      start += size;
+    }
+  }
+
+ private:
+  Index add(const Operand& operand, const Order& order, View& view) {
+    view = View(operand, order);
+    if (operand.part_of >= 0) return 0;
+    if (operand.data && !view.constant()) run_ = std::min(run_, view.run());
+    return operand.planes;
+  }
+  void place(const Operand& operand, T*& memory, T*& place) {
+    place = operand.part_of >= 0 ? nullptr : memory;
+    if (place) memory += operand.planes * capacity_;
+  }
+
+  // The operand's own memory, where a block of it is planes already.
+  bool in_place(const View& view, Index start, Index size, T*& data) const {
+    if (!view.data || view.dtype != dtype_of<T> || view.stride[view.dims - 1] != 1) return false;
+    if (size % kBlockAlign || start % view.run() + size > view.run()) return false;
+    view.for_runs(start, size, [&](Index offset, Index, Index) {
+      data = reinterpret_cast<T*>(view.data) + offset;
+    });
+    return true;
+  }
+
+  void run_block(Index start, Index size) {
+    block_.size = size;
+    for (int i = 0; i < problem_.num_inputs; ++i) {
+      const Operand& operand = problem_.in[i];
+      if (operand.part_of >= 0) {
+        const Planes<const T> whole = block_.in[operand.part_of];
+        block_.in[i] = {whole.data + operand.first_plane * whole.stride, whole.stride};
+        continue;
+      }
+      const View& view = in_[i];
+      T* data = nullptr;
+      if (in_place(view, start, size, data)) {
+        block_.in[i] = {data, view.plane_stride};
+        continue;
+      }
+      block_.in[i] = {in_buffer_[i], capacity_};
+      if (!view.data || view.constant()) continue;
+      view.for_runs(start, size, [&](Index offset, Index done, Index length) {
+        kernels<T>().load(view.strided(offset), length, in_buffer_[i] + done, capacity_);
+      });
+    }
+    bool stored[kMaxOutputs] = {};
+    for (int i = 0; i < problem_.num_outputs; ++i) {
+      const Operand& operand = problem_.out[i];
+      if (operand.part_of >= 0) {
+        const Planes<T> whole = block_.out[operand.part_of];
+        block_.out[i] = {whole.data + operand.first_plane * whole.stride, whole.stride};
+        continue;
+      }
+      T* data = nullptr;
+      stored[i] = !kept_[i] && in_place(out_[i], start, size, data);
+      block_.out[i] = stored[i] ? Planes<T>{data, out_[i].plane_stride}
+                                : Planes<T>{out_buffer_[i], capacity_};
+    }
+    if (fused_sum_) block_.out[1] = {nullptr, 0};
+    kernel_(block_, problem_.config);
+    for (int i = 0; i < problem_.num_outputs; ++i) {
+      const View& view = out_[i];
+      if (problem_.out[i].part_of >= 0 || stored[i] || kept_[i] || !view.data) continue;
+      view.for_runs(start, size, [&](Index offset, Index done, Index length) {
+        kernels<T>().store(out_buffer_[i] + done, capacity_, length, view.strided(offset));
+      });
+    }
+  }
+
+ public:
+  // The kernel adds its block's log-determinants to block().logabsdet_sum.
+  void fuse_sum() { fused_sum_ = true; }
+
+ private:
+  const Problem& problem_;
+  Kernel<T> kernel_;
+  Index capacity_ = 0, run_ = 1;
+  bool fused_sum_ = false;
+  View in_[kMaxInputs], out_[kMaxOutputs];
+  T *in_buffer_[kMaxInputs] = {}, *out_buffer_[kMaxOutputs] = {};
+  bool kept_[kMaxOutputs] = {};
+  Block<T> block_{};
+};
+
+constexpr auto kNothing = [](Index, Index) {};
+
+Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+
+template <class T>
+void transform_each(const Problem& problem, ParallelFor parallel) {
+  const Order order = visiting_order(problem, 0);
+  parallel_tasks(parallel, ceil_div(order.total, kTaskElements), [&](Index begin, Index end) {
+    BlockRunner<T> runner(problem, order, false);
+    runner.run(begin * kTaskElements, std::min(end * kTaskElements, order.total), kNothing);
+  });
+}
+
+// Long samples: tasks within a sample, whose sums are added in their order.
+template <class T>
+void transform_long_samples(const Problem& problem, const Order& order, Index samples, T* sums,
+                            ParallelFor parallel) {
+  const Index length = order.total / samples, parts = ceil_div(length, kTaskElements);
+  std::vector<double> partial(samples * parts, 0.0);
+  parallel_tasks(parallel, samples * parts, [&](Index begin, Index end) {
+    BlockRunner<T> runner(problem, order, false);
+    runner.fuse_sum();
+    for (Index task = begin; task < end; ++task) {
+      runner.block().logabsdet_sum = &partial[task];
+      const Index start = task % parts * kTaskElements, sample = task / parts * length;
+      runner.run(sample + start, sample + std::min(start + kTaskElements, length), kNothing);
+    }
+  });
+  for (Index s = 0; s < samples; ++s) {
+    double sum = 0;
+    for (Index p = 0; p < parts; ++p) sum += partial[s * parts + p];
+    sums[s] = static_cast<T>(sum);
+  }
+}
+
+// Short samples: tasks of many whole samples; every element's log-determinant passes through a
+// buffer.
+template <class T>
+void transform_short_samples(const Problem& problem, const Order& order, Index samples, T* sums,
+                             ParallelFor parallel) {
+  const Index length = order.total / samples;
+  const Index per_task = std::max(Index(1), kTaskElements / length);
+  parallel_tasks(parallel, ceil_div(samples, per_task), [&](Index begin, Index end) {
+    const Index first = begin * per_task, last = std::min(end * per_task, samples);
+    BlockRunner<T> runner(problem, order, false);
+    const T* logabsdet = runner.keep_output(1);
+    Index sample = first, left = length;
+    double sum = 0;
+    runner.run(first * length, last * length, [&](Index, Index size) {
+      for (Index i = 0; i < size;) {
+        const Index take = std::min(left, size - i);
+        double even = 0, odd = 0;
+        for (Index j = 0; j + 1 < take; j += 2) {
+          even += logabsdet[i + j];
+          odd += logabsdet[i + j + 1];
+        }
+        if (take % 2) even += logabsdet[i + take - 1];
+        sum += even + odd;
+        i += take;
+        left -= take;
+        if (left == 0) {
+          sums[sample++] = static_cast<T>(sum);
+          sum = 0;
+          left = length;
+        }
+      }
+    });
+  });
+}
+
+template <class T>
+void transform_typed(const Problem& problem, int batch_dims, T* sums, ParallelFor parallel) {
+  if (batch_dims == problem.dims) return transform_each<T>(problem, parallel);
+  Index samples = 1;
+  for (int d = 0; d < batch_dims; ++d) samples *= problem.size[d];
+  const Order order = visiting_order(problem, batch_dims);
+  if (order.total == 0) {
+    std::fill_n(sums, samples, T(0));
+  } else if (order.total / samples < kShortSample) {
+    transform_short_samples<T>(problem, order, samples, sums, parallel);
+  } else {
+    transform_long_samples<T>(problem, order, samples, sums, parallel);
+  }
+}
+
+// ---- gradients ---------------------------------------------------------------------------------
+
+// The dimensions over which the parameters are shared.
+struct Shared {
+  bool dim[kMaxDims] = {};
+  bool any = false;
+
+  explicit Shared(const Problem& problem) {
+    for (int d = 0; d < problem.dims; ++d) {
+      bool whole = problem.num_outputs < 2;
+      for (int i = 1; i < problem.num_outputs; ++i) {
+        const Operand& out = problem.out[i];
+        if (out.part_of < 0 && out.data) whole = whole || out.stride[d] != 0;
+      }
+      bool wanted = false;
+      for (int i = 1; i < problem.num_outputs; ++i) wanted = wanted || problem.out[i].data;
+      dim[d] = wanted && problem.size[d] > 1 && !whole;
+      any = any || dim[d];
+    }
+  }
+};
+
+template <class T>
+void gradient_each(const Problem& problem, ParallelFor parallel) {
+  const Order order = visiting_order(problem, 0);
+  parallel_tasks(parallel, ceil_div(order.total, kTaskElements), [&](Index begin, Index end) {
+    BlockRunner<T> runner(problem, order, true);
+    runner.run(begin * kTaskElements, std::min(end * kTaskElements, order.total), kNothing);
+  });
+}
+
+// Many parameters, each shared by some elements: blocks of parameters, and for each of them its
+// elements in order, summed on the way.
+template <class T>
+void gradient_many_shared(const Problem& problem, const Shared& shared, ParallelFor parallel) {
+  const Order own = visiting_order(problem, 0, [&](int d) { return !shared.dim[d]; });
+  const Order others = visiting_order(problem, 0, [&](int d) { return shared.dim[d]; });
+  const auto others_view = [&](const Operand& operand) {
+    return View(operand.data, operand.dtype, 1, 0, others,
+                [&](int i) { return operand.stride[others.dim[i]]; });
+  };
+  parallel_tasks(parallel, ceil_div(own.total, kSharedTask), [&](Index first, Index last) {
+    BlockRunner<T> runner(problem, own, true);
+    struct Moving {
+      View* view;     // over the parameters
+      char* data;     // where it starts
+      View others;    // over the elements that share them
+    };
+    std::vector<Moving> moving;
+    const auto add = [&](View& view, const Operand& operand) {
+      if (view.data) moving.push_back({&view, view.data, others_view(operand)});
+    };
+    for (int i = 0; i < problem.num_inputs; ++i) add(runner.input(i), problem.in[i]);
+    add(runner.output(0), problem.out[0]);
+    for (int i = 1; i < problem.num_outputs; ++i) runner.keep_output(i);
+
+    std::vector<double> sums[kMaxOutputs];
+    std::vector<T> total;
+    const Index end = std::min(last * kSharedTask, own.total);
+    for (Index start = first * kSharedTask; start < end; start += runner.capacity()) {
+      const Index size = std::min(runner.capacity(), end - start);
+      for (int i = 1; i < problem.num_outputs; ++i) {
+        sums[i].assign(problem.out[i].part_of < 0 ? problem.out[i].planes * size : 0, 0.0);
+      }
+      for (Index other = 0; other < others.total; ++other) {
+        for (Moving& m : moving) {
+          m.others.for_runs(other, 1, [&](Index offset, Index, Index) {
+            m.view->data = m.data + offset * element_size(m.view->dtype);
+          });
+        }
+        runner.reload();
+        runner.run(start, start + size, [&](Index at, Index count) {
+          for (int i = 1; i < problem.num_outputs; ++i) {
+            if (problem.out[i].part_of >= 0) continue;
+            const T* made = runner.output_buffer(i);
+            for (int k = 0; k < problem.out[i].planes; ++k) {
+              double* sum = sums[i].data() + k * size + (at - start);
+              for (Index j = 0; j < count; ++j) sum[j] += made[k * runner.capacity() + j];
+            }
+          }
+        });
+      }
+      for (int i = 1; i < problem.num_outputs; ++i) {
+        const View& view = runner.output(i);
+        if (problem.out[i].part_of >= 0 || !view.data) continue;
+        total.assign(sums[i].begin(), sums[i].end());
+        view.for_runs(start, size, [&](Index offset, Index done, Index length) {
+          kernels<T>().store(total.data() + done, size, length, view.strided(offset));
+        });
+      }
+    }
+  });
+}
+
+// Few parameters, shared by many elements: slabs of elements, each with sums of its own, which are
+// added in their order.
+template <class T>
+void gradient_few_shared(const Problem& problem, const Shared& shared, ParallelFor parallel) {
+  const Order order = visiting_order(problem, 0);
+  const Order own = visiting_order(problem, 0, [&](int d) { return !shared.dim[d]; });
+  Index own_stride[kMaxDims] = {};
+  Index step = 1;
+  for (int i = own.dims - 1; i >= 0; --i) {
+    own_stride[own.dim[i]] = step;
+    step *= own.size[i];
+  }
+  Index planes = 0;
+  for (int i = 1; i < problem.num_outputs; ++i)
+    if (problem.out[i].part_of < 0) planes += problem.out[i].planes;
+  const Index sums_per_slab = planes * own.total;
+  const Index slabs = std::clamp(std::min(order.total / kTaskElements,
+                                          4 * order.total / sums_per_slab),
+                                 Index(1), kMaxSlabs);
+  const Index slab_size = ceil_div(order.total, slabs);
+  std::vector<double> sums(slabs * sums_per_slab, 0.0);
+  parallel_tasks(parallel, slabs, [&](Index begin, Index end) {
+    BlockRunner<T> runner(problem, order, true);
+    View view[kMaxOutputs];
+    for (int i = 1; i < problem.num_outputs; ++i) {
+      if (problem.out[i].part_of >= 0) continue;
+      runner.keep_output(i);
+      view[i] = View(nullptr, DType::float64, problem.out[i].planes, own.total, order,
+                     [&](int d) { return own_stride[order.dim[d]]; });
+    }
+    for (Index slab = begin; slab < end; ++slab) {
+    double* sum = sums.data() + slab * sums_per_slab;
+    for (int i = 1; i < problem.num_outputs; ++i) {
+      view[i].data = reinterpret_cast<char*>(sum);
+      if (problem.out[i].part_of < 0) sum += problem.out[i].planes * own.total;
+    }
+    const Index start = slab * slab_size;
+    runner.run(start, std::min(start + slab_size, order.total), [&](Index at, Index size) {
+      for (int i = 1; i < problem.num_outputs; ++i) {
+        if (problem.out[i].part_of >= 0) continue;
+        const T* made = runner.output_buffer(i);
+        view[i].for_runs(at, size, [&](Index offset, Index done, Index length) {
+          const Index stride = view[i].stride[view[i].dims - 1];
+          for (int k = 0; k < view[i].planes; ++k) {
+            double* to = reinterpret_cast<double*>(view[i].data) + k * own.total + offset;
+            const T* from = made + k * runner.capacity() + done;
+            if (stride == 0) {
+              double total = 0;
+              for (Index j = 0; j < length; ++j) total += from[j];
+              *to += total;
+            } else {
+              for (Index j = 0; j < length; ++j) to[j * stride] += from[j];
+            }
+          }
+        });
+      }
+    });
+    }
+  });
+  std::vector<T> total(sums_per_slab);
+  for (Index j = 0; j < sums_per_slab; ++j) {
+    double sum = 0;
+    for (Index slab = 0; slab < slabs; ++slab) sum += sums[slab * sums_per_slab + j];
+    total[j] = static_cast<T>(sum);
+  }
+  const T* from = total.data();
+  for (int i = 1; i < problem.num_outputs; ++i) {
+    if (problem.out[i].part_of >= 0) continue;
+    if (problem.out[i].data) {
+      const View view(problem.out[i], own);
+      view.for_runs(0, own.total, [&](Index offset, Index done, Index length) {
+        kernels<T>().store(from + done, own.total, length, view.strided(offset));
+      });
+    }
+    from += problem.out[i].planes * own.total;
+  }
+}
+
+template <class T>
+void gradient_typed(const Problem& problem, ParallelFor parallel) {
+  const Shared shared(problem);
+  if (!shared.any) return gradient_each<T>(problem, parallel);
+  const Order order = visiting_order(problem, 0);
+  Index own = 1;
+  for (int d = 0; d < problem.dims; ++d) own *= shared.dim[d] ? 1 : problem.size[d];
+  if (own >= kManyShared && !shared.dim[order.dim[order.dims - 1]]) {
+    gradient_many_shared<T>(problem, shared, parallel);
+  } else {
+    gradient_few_shared<T>(problem, shared, parallel);
+  }
+}
+
+bool is_empty(const Problem& problem) {
+  return std::any_of(problem.size, problem.size + problem.dims, [](Index n) { return n == 0; });
+}
+
+}  // namespace
+
+void run_transform(const Problem& problem, int batch_dims, void* logabsdet, ParallelFor parallel) {
+  if (is_empty(problem) && batch_dims == problem.dims) return;
+  if (problem.wide) {
+    transform_typed(problem, batch_dims, static_cast<double*>(logabsdet), parallel);
+  } else {
+    transform_typed(problem, batch_dims, static_cast<float*>(logabsdet), parallel);
+  }
+}
+
+void run_gradient(const Problem& problem, ParallelFor parallel) {
+  if (is_empty(problem)) return;  // the caller has zeroed gradients of shared parameters
+  if (problem.wide) {
+    gradient_typed<double>(problem, parallel);
+  } else {
+    gradient_typed<float>(problem, parallel);
+  }
+}
+
+}  // namespace robustflow::cpu

@@ -1,0 +1,261 @@
+// The kernels of one instruction set: a loop over a block around the formulas of csrc/math.
+//
+// Compiled once per set with -DROBUSTFLOW_ISA=<name>. Includes nothing but our own headers, so that
+// no function compiled for one set can be shared with the rest of the program.
+#include "kernels.h"
+
+#include "../math/affine.h"
+#include "../math/modified_rq.h"
+#include "../math/rq_spline.h"
+#include "copies.h"
+#include "simd.h"
+
+namespace robustflow {
+inline namespace ROBUSTFLOW_ISA {
+
+using cpu::Block;
+using cpu::Direction;
+using cpu::Planes;
+
+// Registers side by side in a lane.
+#if defined(__AVX512F__)
+inline constexpr int kModifiedRqPack = 4, kAffinePack = 4, kRqPack = 2, kGradientPack = 2;
+#else
+inline constexpr int kModifiedRqPack = 2, kAffinePack = 2, kRqPack = 1, kGradientPack = 1;
+#endif
+
+constexpr bool is_inverse(Direction d) {
+  return d == cpu::kInverse || d == cpu::kInverseGradient;
+}
+
+template <class... T>
+ROBUSTFLOW_FN void prefetch(const T*... streams) {
+  (__builtin_prefetch(reinterpret_cast<const char*>(streams) + kPrefetchBytes), ...);
+}
+
+// The log-determinant of many elements by one logarithm: a product of mantissas beside a sum of
+// exponents. Every kFold factors the product is folded, long before it can leave the range.
+template <class V>
+class LogProduct {
+ public:
+  ROBUSTFLOW_FN void multiply(V factor) {
+    V m, e;
+    split(factor, m, e);
+    mantissa_ = mantissa_ * m + (factor - factor);  // NaN and infinity have no mantissa
+    exponent_ = exponent_ + e;
+    if (++count_ == kFold) fold();
+  }
+  ROBUSTFLOW_FN double sum() {
+    using T = scalar_t<V>;
+    fold();
+    T logs[V::lanes], exponents[V::lanes];
+    log_one_plus_reduced(mantissa_ - V(1)).store(logs);
+    exponent_.store(exponents);
+    double total = 0, whole = 0;
+    for (int i = 0; i < V::lanes; ++i) {
+      total += logs[i];
+      whole += exponents[i];
+    }
+    return total + whole * 0.69314718055994531;
+  }
+
+ private:
+  static constexpr int kFold = 32;
+  ROBUSTFLOW_FN void fold() {
+    V m, e;
+    split(mantissa_, m, e);
+    mantissa_ = m + (mantissa_ - mantissa_);
+    exponent_ = exponent_ + e;
+    count_ = 0;
+  }
+  V mantissa_ = V(1), exponent_ = V(0);
+  int count_ = 0;
+};
+
+// y and the log-determinant of a block. `compute(i)` gives {value, slope} of the elements from i
+// on, `log_slope(i, slope)` the logarithm of the slope.
+template <bool inverse, class V, class T, class Compute, class LogSlope>
+ROBUSTFLOW_FN void transform_block(const Block<T>& block, Compute&& compute,
+                                   LogSlope&& log_slope) {
+  T* y = block.out[0].data;
+  if (T* logabsdet = block.out[1].data) {
+    for (std::int64_t i = 0; i < block.size; i += V::lanes) {
+      const auto out = compute(i);
+      const V log = log_slope(i, out.slope);
+      out.value.store(y + i);
+      (inverse ? V(0) - log : log).store(logabsdet + i);
+    }
+    return;
+  }
+  LogProduct<V> product;
+  std::int64_t i = 0;
+  for (; i + V::lanes <= block.size; i += V::lanes) {
+    const auto out = compute(i);
+    out.value.store(y + i);
+    product.multiply(out.slope);
+  }
+  if (i < block.size) {  // what lies behind the block does not count
+    const auto out = compute(i);
+    out.value.store(y + i);
+    const auto counts = V::count_from(0) < V(double(block.size - i));
+    product.multiply(select(counts, out.slope, V(1)));
+  }
+  *block.logabsdet_sum += inverse ? -product.sum() : product.sum();
+}
+
+template <class T, Direction direction>
+void modified_rq_kernel(const Block<T>& block, const void* config) {
+  namespace op = cpu::modified_rq;
+  constexpr bool inverse = is_inverse(direction);
+  constexpr bool gradient = direction >= cpu::kForwardGradient;
+  using V = Pack<T, gradient ? kGradientPack : kModifiedRqPack>;
+  const ModifiedRq<V> transform(*static_cast<const ModifiedRqConfig*>(config));
+  const T* x = block.in[op::kX].data;
+  const Planes<const T> p = block.in[op::kParams];
+  const T *w = p.data, *h = w + p.stride, *d = h + p.stride, *shift = d + p.stride;
+  if constexpr (gradient) {
+    const T *gy = block.in[op::kGradY].data, *gl = block.in[op::kGradLogabsdet].data;
+    T* gx = block.out[op::kGradX].data;
+    const Planes<T> gp = block.out[op::kGradParams];
+    for (std::int64_t i = 0; i < block.size; i += V::lanes) {
+      prefetch(x + i, w + i, h + i, d + i, shift + i, gy + i);
+      const auto g = transform.template gradient<inverse>(
+          V::load(x + i), V::load(w + i), V::load(h + i), V::load(d + i), V::load(shift + i),
+          V::load(gy + i), V::load(gl + i));
+      g.x.store(gx + i);
+      g.width.store(gp.data + i);
+      g.height.store(gp.data + gp.stride + i);
+      g.derivative.store(gp.data + 2 * gp.stride + i);
+      g.shift.store(gp.data + 3 * gp.stride + i);
+    }
+  } else {
+    transform_block<inverse, V>(
+        block,
+        [&](std::int64_t i) __attribute__((always_inline)) {
+          prefetch(x + i, w + i, h + i, d + i, shift + i);
+          return transform.template transform<inverse>(V::load(x + i), V::load(w + i),
+                                                       V::load(h + i), V::load(d + i),
+                                                       V::load(shift + i));
+        },
+        [](std::int64_t, V slope) __attribute__((always_inline)) { return logarithm(slope); });
+  }
+}
+
+template <class T, Direction direction>
+void affine_kernel(const Block<T>& block, const void* config) {
+  namespace op = cpu::affine;
+  constexpr bool inverse = is_inverse(direction);
+  constexpr bool gradient = direction >= cpu::kForwardGradient;
+  using V = Pack<T, kAffinePack>;
+  const Affine<V> transform(*static_cast<const AffineConfig*>(config));
+  const T* x = block.in[op::kX].data;
+  const T *shift = block.in[op::kShift].data, *logit = block.in[op::kScale].data;
+  if constexpr (gradient) {
+    const T *gy = block.in[op::kGradY].data, *gl = block.in[op::kGradLogabsdet].data;
+    T *gx = block.out[op::kGradX].data, *gs = block.out[op::kGradShift].data;
+    T* ga = block.out[op::kGradScale].data;
+    for (std::int64_t i = 0; i < block.size; i += V::lanes) {
+      prefetch(x + i, shift + i, logit + i, gy + i);
+      const auto g = transform.template gradient<inverse>(V::load(x + i), V::load(shift + i),
+                                                          V::load(logit + i), V::load(gy + i),
+                                                          V::load(gl + i));
+      g.x.store(gx + i);
+      g.shift.store(gs + i);
+      g.logit.store(ga + i);
+    }
+  } else {
+    transform_block<inverse, V>(
+        block,
+        [&](std::int64_t i) __attribute__((always_inline)) {
+          prefetch(x + i, shift + i, logit + i);
+          return transform.template transform<inverse>(V::load(x + i), V::load(shift + i),
+                                                       V::load(logit + i));
+        },
+        [&](std::int64_t i, V slope) __attribute__((always_inline)) {
+          return transform.log_slope(V::load(logit + i), slope);
+        });
+  }
+}
+
+// The parameters of an element of the K-bin spline, in planes.
+template <class V, class T>
+struct RqSource {
+  Planes<const T> w, h, d;
+  std::int64_t i;
+  ROBUSTFLOW_FN V width(int k) const { return V::load(w.data + k * w.stride + i); }
+  ROBUSTFLOW_FN V height(int k) const { return V::load(h.data + k * h.stride + i); }
+  ROBUSTFLOW_FN V derivative(int j) const { return V::load(d.data + j * d.stride + i); }
+};
+template <class V, class T>
+struct RqSink {
+  Planes<T> w, h, d;
+  std::int64_t i;
+  ROBUSTFLOW_FN void width(int k, V v) const { v.store(w.data + k * w.stride + i); }
+  ROBUSTFLOW_FN void height(int k, V v) const { v.store(h.data + k * h.stride + i); }
+  ROBUSTFLOW_FN void derivative(int j, V v) const { v.store(d.data + j * d.stride + i); }
+};
+
+template <class T, Direction direction>
+void rq_kernel(const Block<T>& block, const void* config) {
+  namespace op = cpu::rq;
+  constexpr bool inverse = is_inverse(direction);
+  constexpr bool gradient = direction >= cpu::kForwardGradient;
+  using V = Pack<T, gradient ? kGradientPack : kRqPack>;
+  const RqSpline<V> spline(*static_cast<const RqSplineConfig*>(config));
+  V workspace[2 * cpu::kMaxBins];
+  const T* x = block.in[op::kX].data;
+  const Planes<const T> edges = block.in[op::kBox];
+  const auto box = [&](std::int64_t i) __attribute__((always_inline)) {
+    const T* p = edges.data + i;
+    return Box<V>{V::load(p), V::load(p + edges.stride), V::load(p + 2 * edges.stride),
+                  V::load(p + 3 * edges.stride)};
+  };
+  const auto source = [&](std::int64_t i) __attribute__((always_inline)) {
+    return RqSource<V, T>{block.in[op::kWidths], block.in[op::kHeights],
+                          block.in[op::kDerivatives], i};
+  };
+  if constexpr (gradient) {
+    const T *gy = block.in[op::kGradY].data, *gl = block.in[op::kGradLogabsdet].data;
+    for (std::int64_t i = 0; i < block.size; i += V::lanes) {
+      const RqSink<V, T> sink{block.out[op::kGradWidths], block.out[op::kGradHeights],
+                              block.out[op::kGradDerivatives], i};
+      const V gx = spline.template gradient<inverse>(V::load(x + i), box(i), source(i), workspace,
+                                                     V::load(gy + i), V::load(gl + i), sink);
+      gx.store(block.out[op::kGradX].data + i);
+    }
+  } else {
+    transform_block<inverse, V>(
+        block,
+        [&](std::int64_t i) __attribute__((always_inline)) {
+          return spline.template transform<inverse>(V::load(x + i), box(i), source(i), workspace);
+        },
+        [](std::int64_t, V slope) __attribute__((always_inline)) { return logarithm(slope); });
+  }
+}
+
+template <class T>
+constexpr cpu::Kernels<T> kernels() {
+  return {{modified_rq_kernel<T, cpu::kForward>, modified_rq_kernel<T, cpu::kInverse>,
+           modified_rq_kernel<T, cpu::kForwardGradient>,
+           modified_rq_kernel<T, cpu::kInverseGradient>},
+          {rq_kernel<T, cpu::kForward>, rq_kernel<T, cpu::kInverse>,
+           rq_kernel<T, cpu::kForwardGradient>, rq_kernel<T, cpu::kInverseGradient>},
+          {affine_kernel<T, cpu::kForward>, affine_kernel<T, cpu::kInverse>,
+           affine_kernel<T, cpu::kForwardGradient>, affine_kernel<T, cpu::kInverseGradient>},
+          load<T>,
+          store<T>};
+}
+
+constexpr cpu::KernelTable kTable{kernels<float>(), kernels<double>()};
+
+}  // namespace ROBUSTFLOW_ISA
+
+namespace cpu {
+
+#define ROBUSTFLOW_JOIN(a, b) a##b
+#define ROBUSTFLOW_TABLE(isa) ROBUSTFLOW_JOIN(kernel_table_, isa)
+
+const KernelTable& ROBUSTFLOW_TABLE(ROBUSTFLOW_ISA)() { return ROBUSTFLOW_ISA::kTable; }
+
+}  // namespace cpu
+}  // namespace robustflow

@@ -1,0 +1,84 @@
+// What the loops of a CPU hand to the kernels: blocks of elements in planes, free of strides.
+//
+// The driver (driver.h) cuts a tensor into blocks. A block's operands are planes of contiguous
+// elements in the compute type, either the tensor's own memory or a small buffer that the driver
+// filled. So a kernel is one loop, whatever the layout and the dtype, and an element goes through
+// the same instructions wherever it lies.
+#pragma once
+
+#include <cstdint>
+
+namespace robustflow::cpu {
+
+enum class DType : int { float64, float32, bfloat16, float16 };
+
+// A multiple of every pack: planes can be read and written up to a multiple of it beyond a block's
+// size. The driver's buffers are padded to it; a block in a tensor's own memory has a multiple of it.
+inline constexpr int kBlockAlign = 64;
+
+// The most bins of a spline: what a kernel keeps of them lives on its stack.
+inline constexpr int kMaxBins = 256;
+
+// Operands of a kernel. Input 0 is x, output 0 is y (transforms) or the gradient by x (backward).
+inline constexpr int kMaxInputs = 7;
+inline constexpr int kMaxOutputs = 4;
+
+template <class T>
+struct Planes {
+  T* data;
+  std::int64_t stride;  // from plane to plane, in elements
+};
+
+template <class T>
+struct Block {
+  std::int64_t size;  // elements
+  Planes<const T> in[kMaxInputs];
+  Planes<T> out[kMaxOutputs];
+  double* logabsdet_sum;  // transforms without a plane for it add the block's sum here
+};
+
+// Where the operands of each kernel stand in Block::in and Block::out.
+namespace modified_rq {
+enum Input { kX, kParams, kGradY, kGradLogabsdet, kNumInputs };
+enum Output { kY, kLogabsdet, kGradX = 0, kGradParams };
+}  // namespace modified_rq
+namespace rq {
+enum Input { kX, kWidths, kHeights, kDerivatives, kBox, kGradY, kGradLogabsdet, kNumInputs };
+enum Output { kY, kLogabsdet, kGradX = 0, kGradWidths, kGradHeights, kGradDerivatives };
+}  // namespace rq
+namespace affine {
+enum Input { kX, kShift, kScale, kGradY, kGradLogabsdet, kNumInputs };
+enum Output { kY, kLogabsdet, kGradX = 0, kGradShift, kGradScale };
+}  // namespace affine
+
+// Strided memory of any dtype, as the driver copies it to and from planes.
+struct Strided {
+  void* data;
+  DType dtype;
+  std::int64_t stride;        // from element to element
+  std::int64_t plane_stride;  // from plane to plane
+  int planes;
+};
+
+template <class T>
+using Kernel = void (*)(const Block<T>&, const void* config);
+
+enum Direction { kForward, kInverse, kForwardGradient, kInverseGradient, kNumDirections };
+
+template <class T>
+struct Kernels {
+  Kernel<T> modified_rq[kNumDirections];
+  Kernel<T> rq[kNumDirections];
+  Kernel<T> affine[kNumDirections];
+  // Copy `size` elements of every plane.
+  void (*load)(const Strided& from, std::int64_t size, T* to, std::int64_t to_stride);
+  void (*store)(const T* from, std::int64_t from_stride, std::int64_t size, const Strided& to);
+};
+
+// One for each instruction set.
+struct KernelTable {
+  Kernels<float> single;
+  Kernels<double> wide;
+};
+
+}  // namespace robustflow::cpu

@@ -1,0 +1,222 @@
+// The lanes of a CPU: packs of SIMD registers, by the compilers' vector extensions.
+//
+// One chain of dependent operations leaves a core waiting, so a lane is a pack of several registers
+// that go through a formula side by side; how many is the kernel's choice. A compiler without
+// vector extensions runs the same kernels on packs of one scalar.
+#pragma once
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+#include "../math/lane.h"
+
+namespace robustflow {
+inline namespace ROBUSTFLOW_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kRegisterBytes = 64;
+#elif defined(__AVX__)
+inline constexpr int kRegisterBytes = 32;
+#else
+inline constexpr int kRegisterBytes = 16;
+#endif
+
+template <class T>
+inline constexpr int kRegisterLanes = kRegisterBytes / sizeof(T);
+
+template <class T>
+struct Register {
+  typedef T type __attribute__((vector_size(kRegisterBytes)));
+  typedef typename ieee<T>::integer bits __attribute__((vector_size(kRegisterBytes)));
+};
+template <class T>
+using vec = typename Register<T>::type;
+template <class T>
+using bitvec = typename Register<T>::bits;
+
+ROBUSTFLOW_FN vec<float> register_sqrt(vec<float> v) {
+#if defined(__AVX512F__)
+  return _mm512_sqrt_ps(v);
+#elif defined(__AVX__)
+  return _mm256_sqrt_ps(v);
+#else
+  for (int i = 0; i < kRegisterLanes<float>; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+#endif
+}
+ROBUSTFLOW_FN vec<double> register_sqrt(vec<double> v) {
+#if defined(__AVX512F__)
+  return _mm512_sqrt_pd(v);
+#elif defined(__AVX__)
+  return _mm256_sqrt_pd(v);
+#else
+  for (int i = 0; i < kRegisterLanes<double>; ++i) v[i] = __builtin_sqrt(v[i]);
+  return v;
+#endif
+}
+
+// A pack is a list, not an array: compilers keep its members in registers.
+template <class T, int COUNT>
+struct PackMask {
+  bitvec<T> head;
+  PackMask<T, COUNT - 1> tail;
+};
+template <class T>
+struct PackMask<T, 1> {
+  bitvec<T> head;
+};
+
+template <class T, int COUNT>
+struct Pack;
+
+template <class T, int COUNT>
+struct PackTail {
+  Pack<T, COUNT - 1> tail;
+};
+template <class T>
+struct PackTail<T, 1> {};
+
+template <class T, int COUNT>
+struct Pack : PackTail<T, COUNT> {
+  using scalar = T;
+  using mask = PackMask<T, COUNT>;
+  static constexpr int count = COUNT;
+  static constexpr int lanes = COUNT * kRegisterLanes<T>;
+
+  vec<T> head;
+
+  Pack() = default;
+  ROBUSTFLOW_FN Pack(double value) : head(vec<T>{} + static_cast<T>(value)) {
+    if constexpr (COUNT > 1) this->tail = Pack<T, COUNT - 1>(value);
+  }
+
+  ROBUSTFLOW_FN static Pack load(const T* p) {
+    Pack out;
+    __builtin_memcpy(&out.head, p, kRegisterBytes);
+    if constexpr (COUNT > 1) out.tail = Pack<T, COUNT - 1>::load(p + kRegisterLanes<T>);
+    return out;
+  }
+  ROBUSTFLOW_FN void store(T* p) const {
+    __builtin_memcpy(p, &head, kRegisterBytes);
+    if constexpr (COUNT > 1) this->tail.store(p + kRegisterLanes<T>);
+  }
+  // 0, 1, 2, ... from `first`.
+  ROBUSTFLOW_FN static Pack count_from(int first) {
+    Pack out;
+    for (int i = 0; i < kRegisterLanes<T>; ++i) out.head[i] = static_cast<T>(first + i);
+    if constexpr (COUNT > 1) {
+      out.tail = Pack<T, COUNT - 1>::count_from(first + kRegisterLanes<T>);
+    }
+    return out;
+  }
+
+#define ROBUSTFLOW_PACK_OPERATOR(OP)                                     \
+  ROBUSTFLOW_FN friend Pack operator OP(const Pack& a, const Pack& b) {  \
+    Pack out;                                                            \
+    out.head = a.head OP b.head;                                         \
+    if constexpr (COUNT > 1) out.tail = a.tail OP b.tail;                \
+    return out;                                                          \
+  }
+  ROBUSTFLOW_PACK_OPERATOR(+)
+  ROBUSTFLOW_PACK_OPERATOR(-)
+  ROBUSTFLOW_PACK_OPERATOR(*)
+  ROBUSTFLOW_PACK_OPERATOR(/)
+#undef ROBUSTFLOW_PACK_OPERATOR
+
+#define ROBUSTFLOW_PACK_COMPARISON(OP)                                   \
+  ROBUSTFLOW_FN friend mask operator OP(const Pack& a, const Pack& b) {  \
+    mask out;                                                            \
+    out.head = a.head OP b.head;                                         \
+    if constexpr (COUNT > 1) out.tail = a.tail OP b.tail;                \
+    return out;                                                          \
+  }
+  ROBUSTFLOW_PACK_COMPARISON(<)
+  ROBUSTFLOW_PACK_COMPARISON(<=)
+  ROBUSTFLOW_PACK_COMPARISON(>)
+  ROBUSTFLOW_PACK_COMPARISON(>=)
+  ROBUSTFLOW_PACK_COMPARISON(==)
+#undef ROBUSTFLOW_PACK_COMPARISON
+};
+
+template <class T, int COUNT>
+ROBUSTFLOW_FN PackMask<T, COUNT> operator|(const PackMask<T, COUNT>& a,
+                                           const PackMask<T, COUNT>& b) {
+  PackMask<T, COUNT> out;
+  out.head = a.head | b.head;
+  if constexpr (COUNT > 1) out.tail = a.tail | b.tail;
+  return out;
+}
+template <class T, int COUNT>
+ROBUSTFLOW_FN PackMask<T, COUNT> operator!(const PackMask<T, COUNT>& a) {
+  PackMask<T, COUNT> out;
+  out.head = ~a.head;
+  if constexpr (COUNT > 1) out.tail = !a.tail;
+  return out;
+}
+
+template <class T, int COUNT>
+ROBUSTFLOW_FN Pack<T, COUNT> select(const PackMask<T, COUNT>& mask, const Pack<T, COUNT>& yes,
+                                    const Pack<T, COUNT>& no) {
+  Pack<T, COUNT> out;
+  out.head = mask.head ? yes.head : no.head;
+  if constexpr (COUNT > 1) out.tail = select(mask.tail, yes.tail, no.tail);
+  return out;
+}
+
+// The instructions max(limit, v) and min(limit, v) return v where it is NaN.
+template <class T, int COUNT>
+ROBUSTFLOW_FN Pack<T, COUNT> at_least(const Pack<T, COUNT>& limit, const Pack<T, COUNT>& v) {
+  Pack<T, COUNT> out;
+  out.head = limit.head > v.head ? limit.head : v.head;
+  if constexpr (COUNT > 1) out.tail = at_least(limit.tail, v.tail);
+  return out;
+}
+template <class T, int COUNT>
+ROBUSTFLOW_FN Pack<T, COUNT> at_most(const Pack<T, COUNT>& limit, const Pack<T, COUNT>& v) {
+  Pack<T, COUNT> out;
+  out.head = limit.head < v.head ? limit.head : v.head;
+  if constexpr (COUNT > 1) out.tail = at_most(limit.tail, v.tail);
+  return out;
+}
+
+template <class T, int COUNT>
+ROBUSTFLOW_FN Pack<T, COUNT> absolute(const Pack<T, COUNT>& v) {
+  using integer = typename ieee<T>::integer;
+  constexpr auto all_but_sign = static_cast<integer>(~(integer(1) << (8 * sizeof(T) - 1)));
+  Pack<T, COUNT> out;
+  out.head = (vec<T>)((bitvec<T>)v.head & all_but_sign);
+  if constexpr (COUNT > 1) out.tail = absolute(v.tail);
+  return out;
+}
+template <class T, int COUNT>
+ROBUSTFLOW_FN Pack<T, COUNT> square_root(const Pack<T, COUNT>& v) {
+  Pack<T, COUNT> out;
+  out.head = register_sqrt(v.head);
+  if constexpr (COUNT > 1) out.tail = square_root(v.tail);
+  return out;
+}
+
+template <class T, int COUNT>
+ROBUSTFLOW_FN Pack<T, COUNT> power_of_two(const Pack<T, COUNT>& shifted) {
+  constexpr auto offset = ieee<T>::bias;
+  const bitvec<T> magic = (bitvec<T>)(vec<T>{} + ieee<T>::round_to_integer);
+  Pack<T, COUNT> out;
+  out.head = (vec<T>)(((bitvec<T>)shifted.head - (magic - offset)) << ieee<T>::mantissa_bits);
+  if constexpr (COUNT > 1) out.tail = power_of_two(shifted.tail);
+  return out;
+}
+template <class T, int COUNT>
+ROBUSTFLOW_FN void split(const Pack<T, COUNT>& v, Pack<T, COUNT>& mantissa,
+                         Pack<T, COUNT>& exponent) {
+  // Adding the rounding constant's bits turns a small whole number into a floating one without a
+  // conversion, which AVX2 lacks for 64 bits.
+  const bitvec<T> magic = (bitvec<T>)(vec<T>{} + ieee<T>::round_to_integer);
+  const bitvec<T> e = ((bitvec<T>)v.head - ieee<T>::sqrt_half) >> ieee<T>::mantissa_bits;
+  exponent.head = (vec<T>)(e + magic) - ieee<T>::round_to_integer;
+  mantissa.head = (vec<T>)((bitvec<T>)v.head - (e << ieee<T>::mantissa_bits));
+  if constexpr (COUNT > 1) split(v.tail, mantissa.tail, exponent.tail);
+}
+
+}  // namespace ROBUSTFLOW_ISA
+}  // namespace robustflow

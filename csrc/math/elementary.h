@@ -1,0 +1,213 @@
+// exp, log and what is made of them, for lanes. 1-2 ulp on the ranges that the transforms use.
+//
+// Polynomials are near-minimax fits (Chebyshev nodes at 40 digits) to the named series; the stated
+// errors are relative.
+#pragma once
+
+#include "lane.h"
+
+namespace robustflow {
+inline namespace ROBUSTFLOW_ISA {
+
+// Past this a logit carries nothing in float32: sigmoids and exponentials saturate, and their
+// gradient is zero.
+inline constexpr double kLogitLimit = 40.0;
+// The same for softplus, which grows linearly.
+inline constexpr double kSoftplusLimit = 1152921504606846976.0;  // 2^60
+
+template <class V>
+ROBUSTFLOW_FN V horner(V, V constant) {
+  return constant;
+}
+template <class V, class... C>
+ROBUSTFLOW_FN V horner(V x, V constant, C... higher) {
+  return constant + x * horner(x, V(higher)...);
+}
+
+// (e^r - 1 - r) / r^2 for |r| <= log(2) / 2.
+template <class V>
+ROBUSTFLOW_FN V exp_series(V r) {
+  if constexpr (is_single<V>) {  // 8e-9
+    return horner(r, V(0.5), 0.16666576989698776, 0.041666554617204574, 0.0083631790527225774,
+                  0.0013926183587713495);
+  } else {  // 2e-19
+    return horner(r, V(0.5), 0.16666666666666670991, 0.041666666666666669755,
+                  0.0083333333333261351258, 0.0013888888888883748305, 0.00019841269874820625271,
+                  0.000024801587325547741216, 2.755725540020642443e-6, 2.7557273643110295328e-7,
+                  2.5105217004720745164e-8, 2.0914686968086877233e-9);
+  }
+}
+
+// x = n log 2 + r: returns r and 2^n, for x within +-87 (single) or +-700.
+template <class V>
+ROBUSTFLOW_FN V reduce_exp(V x, V& power) {
+  using T = scalar_t<V>;
+  const V shifted = x * V(1.4426950408889634) + V(ieee<T>::round_to_integer);
+  const V n = shifted - V(ieee<T>::round_to_integer);
+  power = power_of_two(shifted);
+  if constexpr (is_single<V>) {
+    return (x - n * V(0.693359375)) - n * V(-2.1219444005469058e-4);
+  } else {
+    return (x - n * V(0.693147180369123816490)) - n * V(1.90821492927058770002e-10);
+  }
+}
+
+// e^x; the argument is clamped on both sides to what a normal number can hold.
+template <class V>
+ROBUSTFLOW_FN V exponential(V x) {
+  constexpr double limit = is_single<V> ? 87.0 : 700.0;
+  V power;
+  const V r = reduce_exp(at_most(V(limit), at_least(V(-limit), x)), power);
+  return power * (V(1) + (r + r * r * exp_series(r)));
+}
+
+// e^x - 1 for x <= 0, without cancellation.
+template <class V>
+ROBUSTFLOW_FN V exponential_minus_one(V x) {
+  V power;
+  const V r = reduce_exp(at_least(V(is_single<V> ? -87.0 : -700.0), x), power);
+  return power * (r + r * r * exp_series(r)) + (power - V(1));
+}
+
+// log(1 + f) for 1 + f in [sqrt 1/2, sqrt 2]: with s = f / (2 + f) it is 2 atanh s, and 2s = f - s f.
+template <class V>
+ROBUSTFLOW_FN V log_one_plus_reduced(V f) {
+  const V s = f / (V(2) + f);
+  const V z = s * s;
+  V series;  // 2 atanh(s) / s - 2, over z
+  if constexpr (is_single<V>) {  // 3e-9
+    series = horner(z, V(0.66666685095429069), 0.39988757716604847, 0.29580985929974423);
+  } else {  // 3e-20
+    series = horner(z, V(0.66666666666666666463), 0.40000000000000883236, 0.28571428570799785031,
+                    0.22222222392581045097, 0.18181795547521136235, 0.15386244737621666606,
+                    0.13268638369266823879, 0.1308803485092755383);
+  }
+  return f - s * (f - z * series);
+}
+
+// log of mantissa * 2^exponent, as split() gives them.
+template <class V>
+ROBUSTFLOW_FN V log_of_split(V mantissa, V exponent) {
+  const V low = is_single<V> ? V(-2.1219444005469058e-4) : V(1.90821492927058770002e-10);
+  const V high = is_single<V> ? V(0.693359375) : V(0.693147180369123816490);
+  return exponent * high + (exponent * low + log_one_plus_reduced(mantissa - V(1)));
+}
+
+// log v, v positive and normal; NaN and infinity give NaN.
+template <class V>
+ROBUSTFLOW_FN V logarithm(V v) {
+  V mantissa, exponent;
+  split(v, mantissa, exponent);
+  return log_of_split(mantissa, exponent) + (v - v);
+}
+
+// log(1 + u) for u in [0, 1].
+template <class V>
+ROBUSTFLOW_FN V log_one_plus(V u) {
+  const auto big = u > V(0.41421356237309505);
+  const V f = select(big, V(0.5) * (u - V(1)), u);
+  return log_one_plus_reduced(f) + select(big, V(0.69314718055994531), V(0));
+}
+
+// A sigmoid and its complement, each from its own formula; logits beyond the limit saturate.
+template <class V>
+struct Sigmoid {
+  V value, complement;
+
+  // d value / d logit, zero strictly beyond the limit.
+  ROBUSTFLOW_FN V slope(V logit) const {
+    return select(absolute(logit) > V(kLogitLimit), V(0), value * complement);
+  }
+};
+template <class V>
+ROBUSTFLOW_FN Sigmoid<V> sigmoid(V logit) {
+  const V e = exponential(at_least(V(-kLogitLimit), V(0) - absolute(logit)));
+  const V large = V(1) / (V(1) + e), small = e * large;
+  const auto positive = logit > V(0);
+  return {select(positive, large, small), select(positive, small, large)};
+}
+
+// e^logit, saturating.
+template <class V>
+ROBUSTFLOW_FN V saturating_exponential(V logit) {
+  return exponential(at_most(V(kLogitLimit), at_least(V(-kLogitLimit), logit)));
+}
+// The factor of its gradient: 1, or 0 strictly beyond the limit.
+template <class V>
+ROBUSTFLOW_FN V saturation(V logit) {
+  return select(absolute(logit) > V(kLogitLimit), V(0), V(1));
+}
+
+// log(1 + e^logit) and its derivative.
+template <class V>
+struct Softplus {
+  V value, slope;
+};
+template <class V>
+ROBUSTFLOW_FN Softplus<V> softplus(V logit) {
+  const V e = exponential(V(0) - absolute(logit));
+  const V large = V(1) / (V(1) + e);
+  const V slope = select(logit > V(0), large, e * large);
+  return {at_least(V(0), at_most(V(kSoftplusLimit), logit)) + log_one_plus(e),
+          select(logit > V(kSoftplusLimit), V(0), slope)};
+}
+
+// x / (1 + |x| / bound), which stays within +-bound, and its derivative.
+template <class V>
+struct SoftClip {
+  V value, slope;
+};
+template <class V>
+ROBUSTFLOW_FN SoftClip<V> soft_clip(V x, V inverse_bound) {
+  // Past this the bound is reached to the last bit, and near the largest number q would underflow.
+  const V largest = V(is_single<V> ? 1e30 : 1e200);
+  const V clipped = at_most(largest, at_least(V(0) - largest, x));
+  const V q = V(1) / (V(1) + absolute(clipped) * inverse_bound);
+  return {clipped * q, q * q};
+}
+
+// tanh a and its derivative.
+template <class V>
+struct Tanh {
+  V value, slope;
+};
+template <class V>
+ROBUSTFLOW_FN Tanh<V> hyperbolic_tangent(V a) {
+  const V minus_two_a = V(-2) * at_most(V(kLogitLimit), absolute(a));
+  const V m = exponential_minus_one(minus_two_a);  // e^{-2|a|} - 1
+  const V q = V(1) / (V(2) + m);
+  const V magnitude = (V(0) - m) * q;
+  return {select(a < V(0), V(0) - magnitude, magnitude), V(4) * (V(1) + m) * q * q};
+}
+
+// atan a and its derivative.
+template <class V>
+struct Arctangent {
+  V value, slope;
+};
+template <class V>
+ROBUSTFLOW_FN Arctangent<V> arctangent(V a) {
+  const V t = absolute(a);
+  // |a| > 1: pi/2 - atan(1/|a|); then u > tan(pi/8): pi/4 + atan((u - 1) / (u + 1)).
+  const auto steep = t > V(1);
+  const V u = select(steep, V(1) / t, t);
+  const auto middle = u > V(0.41421356237309505);
+  const V v = select(middle, (u - V(1)) / (u + V(1)), u);
+  const V z = v * v;
+  V series;  // (atan(v) / v - 1) / z
+  if constexpr (is_single<V>) {  // 3e-9
+    series = horner(z, V(-0.33333331753816969), 0.19999538794771921, -0.14263897112598675,
+                    0.10743099667674570, -0.064498352245914959);
+  } else {  // 5e-18
+    series = horner(z, V(-0.33333333333333330127), 0.19999999999995479198, -0.1428571428465789355,
+                    0.111111110145610136, -0.090909045498846109542, 0.076921825351166482024,
+                    -0.066645022156714471037, 0.05858068756861510547, -0.050850304928109405433,
+                    0.039219552532551294092, -0.019162068915902573948);
+  }
+  const V first = (v + v * z * series) + select(middle, V(0.78539816339744831), V(0));
+  const V value = select(steep, V(1.5707963267948966) - first, first);
+  return {select(a < V(0), V(0) - value, value), V(1) / (V(1) + a * a)};
+}
+
+}  // namespace ROBUSTFLOW_ISA
+}  // namespace robustflow

@@ -1,0 +1,102 @@
+// The lane: what the formulas in this folder are written on.
+//
+// A lane V is a float, a double, or a pack of SIMD registers of them (csrc/cpu/simd.h). Formulas use
+// + - * / and comparisons as they are; whatever a pack cannot express as an operator is a primitive
+// with the names below. Primitives are branch-free and pass NaN through.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define ROBUSTFLOW_FN __host__ __device__ __forceinline__
+#else
+#define ROBUSTFLOW_FN inline __attribute__((always_inline))
+#endif
+
+// One inline namespace for each instruction set keeps the linker from sharing code between them.
+#ifndef ROBUSTFLOW_ISA
+#define ROBUSTFLOW_ISA scalar
+#endif
+
+namespace robustflow {
+inline namespace ROBUSTFLOW_ISA {
+
+template <class V>
+struct lane_traits {  // a pack says these of itself
+  using scalar = typename V::scalar;
+  using mask = typename V::mask;
+};
+template <>
+struct lane_traits<float> {
+  using scalar = float;
+  using mask = bool;
+};
+template <>
+struct lane_traits<double> {
+  using scalar = double;
+  using mask = bool;
+};
+template <class V>
+using scalar_t = typename lane_traits<V>::scalar;
+template <class V>
+using mask_t = typename lane_traits<V>::mask;
+template <class V>
+inline constexpr bool is_single = sizeof(scalar_t<V>) == 4;
+
+// The layout of IEEE numbers, as the exponent tricks below need it.
+template <class T>
+struct ieee;
+template <>
+struct ieee<float> {
+  using integer = std::int32_t;
+  static constexpr int mantissa_bits = 23;
+  static constexpr integer bias = 127;
+  static constexpr integer sqrt_half = 0x3f3504f3;
+  static constexpr float round_to_integer = 12582912.0f;  // 1.5 * 2^23
+};
+template <>
+struct ieee<double> {
+  using integer = std::int64_t;
+  static constexpr int mantissa_bits = 52;
+  static constexpr integer bias = 1023;
+  static constexpr integer sqrt_half = 0x3fe6a09e667f3bcd;
+  static constexpr double round_to_integer = 6755399441055744.0;  // 1.5 * 2^52
+};
+
+#define ROBUSTFLOW_SCALAR_LANE(T)                                                              \
+  ROBUSTFLOW_FN T select(bool mask, T yes, T no) { return mask ? yes : no; }                   \
+  ROBUSTFLOW_FN T at_least(T limit, T v) { return limit > v ? limit : v; } /* NaN stays */     \
+  ROBUSTFLOW_FN T at_most(T limit, T v) { return limit < v ? limit : v; }  /* NaN stays */     \
+  ROBUSTFLOW_FN ieee<T>::integer to_bits(T v) {                                                \
+    ieee<T>::integer bits;                                                                     \
+    __builtin_memcpy(&bits, &v, sizeof v);                                                     \
+    return bits;                                                                               \
+  }                                                                                            \
+  ROBUSTFLOW_FN T from_bits(ieee<T>::integer bits) {                                           \
+    T v;                                                                                       \
+    __builtin_memcpy(&v, &bits, sizeof v);                                                     \
+    return v;                                                                                  \
+  }                                                                                            \
+  /* 2^n of n + round_to_integer, n a whole number within the normal exponents. */             \
+  ROBUSTFLOW_FN T power_of_two(T shifted) {                                                    \
+    constexpr auto zero = ieee<T>::bias;                                                       \
+    return from_bits((to_bits(shifted) - to_bits(ieee<T>::round_to_integer) + zero)            \
+                     << ieee<T>::mantissa_bits);                                               \
+  }                                                                                            \
+  /* v = mantissa * 2^exponent with mantissa in [sqrt 1/2, sqrt 2); v positive and normal. */  \
+  ROBUSTFLOW_FN void split(T v, T& mantissa, T& exponent) {                                    \
+    const auto e = (to_bits(v) - ieee<T>::sqrt_half) >> ieee<T>::mantissa_bits;                \
+    exponent = static_cast<T>(e);                                                              \
+    mantissa = from_bits(to_bits(v) - (e << ieee<T>::mantissa_bits));                          \
+  }
+ROBUSTFLOW_SCALAR_LANE(float)
+ROBUSTFLOW_SCALAR_LANE(double)
+#undef ROBUSTFLOW_SCALAR_LANE
+
+ROBUSTFLOW_FN float absolute(float v) { return __builtin_fabsf(v); }
+ROBUSTFLOW_FN double absolute(double v) { return __builtin_fabs(v); }
+ROBUSTFLOW_FN float square_root(float v) { return __builtin_sqrtf(v); }
+ROBUSTFLOW_FN double square_root(double v) { return __builtin_sqrt(v); }
+
+}  // namespace ROBUSTFLOW_ISA
+}  // namespace robustflow

@@ -1,0 +1,141 @@
+// One bin of a rational-quadratic spline: forward, inverse, and the gradients of both.
+//
+// Durkan et al. 2019 (arXiv:1906.04032), rewritten in homogeneous coordinates so that every
+// quantity is a sum of non-negative terms. With a and b the distances to the left and right knot:
+//
+//   P = a (a H + D0 b)     R = b (b H + D1 a)     Q = P + R     g = H / Q     D = derivative * W
+//   y = y_k + g P  (or y_{k+1} - g R, from the nearer knot)
+//   T = dy/dx = (g W)(g N),  N = D1 a^2 + 2 a b H + D0 b^2
+//
+// The discriminant of the inverse is r^2 + 4 p q: it cannot be negative.
+#pragma once
+
+#include "lane.h"
+
+namespace robustflow {
+inline namespace ROBUSTFLOW_ISA {
+
+// Knots x0 < x1 and y0 < y1; width, height and the derivatives d0, d1 at the knots come from their
+// own formulas: subtracting knots would cancel.
+template <class V>
+struct RqBin {
+  V x0, x1, y0, y1, width, height, d0, d1;
+};
+
+// A point of the curve: distances to the knots, value, derivative.
+template <class V>
+struct RqPoint {
+  V a, b, value, slope;
+};
+
+template <class V>
+ROBUSTFLOW_FN V rq_slope(const RqBin<V>& bin, V a, V b, V g) {
+  const V D0 = bin.d0 * bin.width, D1 = bin.d1 * bin.width;
+  const V N = D1 * a * a + V(2) * a * b * bin.height + D0 * b * b;
+  return (g * bin.width) * (g * N);  // in this order no factor leaves the range
+}
+
+template <class V>
+ROBUSTFLOW_FN RqPoint<V> rq_forward(const RqBin<V>& bin, V x) {
+  const V a = at_least(V(0), x - bin.x0), b = at_least(V(0), bin.x1 - x);
+  const V D0 = bin.d0 * bin.width, D1 = bin.d1 * bin.width;
+  const V P = a * (a * bin.height + D0 * b), R = b * (b * bin.height + D1 * a);
+  const V g = bin.height / (P + R);
+  const V y = select(P < R, bin.y0 + g * P, bin.y1 - g * R);
+  return {a, b, y, rq_slope(bin, a, b, g)};
+}
+
+template <class V>
+ROBUSTFLOW_FN RqPoint<V> rq_inverse(const RqBin<V>& bin, V y) {
+  const V p = at_least(V(0), y - bin.y0), q = at_least(V(0), bin.y1 - y);
+  const V r = bin.width * (bin.d0 * q - bin.d1 * p) / bin.height;
+  const V size = absolute(r);
+  const V huge = V(is_single<V> ? 1e18 : 1e150);  // past it r^2 overflows and 4 p q is nothing
+  const V S = select(size > huge, size, square_root(r * r + V(4) * p * q));
+  const V g = size + S;
+  const auto rising = r >= V(0);
+  const V twice = V(2) * select(rising, p, q);
+  const V share = V(1) / (twice + g);
+  const V small = twice * share, large = g * share;
+  const V t = select(rising, small, large), c = select(rising, large, small);
+  const V a = t * bin.width, b = c * bin.width;
+  const V x = select(t < c, bin.x0 + a, bin.x1 - b);
+  const V Q = a * (a * bin.height + bin.d0 * bin.width * b) +
+              b * (b * bin.height + bin.d1 * bin.width * a);
+  return {a, b, x, rq_slope(bin, a, b, bin.height / Q)};
+}
+
+// Gradients by x, the knots and the logarithms of the derivatives.
+template <class V>
+struct RqGradient {
+  V x, x0, x1, y0, y1, log_d0, log_d1;
+};
+
+// The partial derivatives of the value y and of l = log T at a point, in shares of Q and N that sum
+// to one; nothing is formed that could overflow.
+template <class V>
+struct RqShares {
+  V a, b, width, height, g, slope, h0, h1, u0, u1, n0, n1, E, A, B, p, r;
+
+  ROBUSTFLOW_FN RqShares(const RqBin<V>& bin, V a_, V b_)
+      : a(a_), b(b_), width(bin.width), height(bin.height) {
+    const V D0 = bin.d0 * width, D1 = bin.d1 * width;
+    const V aH = a * height, bH = b * height, D0b = D0 * b, D1a = D1 * a;
+    const V one_over_Q = V(1) / (a * (aH + D0b) + b * (bH + D1a));
+    g = height * one_over_Q;
+    const V N = D1a * a + V(2) * aH * b + D0b * b;
+    slope = (g * width) * (g * N);
+    const V one_over_N = V(1) / N;
+    const V aQ = a * one_over_Q, bQ = b * one_over_Q;
+    h0 = aQ * aH;
+    h1 = bQ * bH;
+    u0 = aQ * D0b;
+    u1 = bQ * D1a;
+    n0 = (b * one_over_N) * D0b;
+    n1 = (a * one_over_N) * D1a;
+    E = h0 + h1 - (b * one_over_N) * aH;
+    A = V(2) * ((D1a + bH) * one_over_N - (V(2) * aH + (D0 + D1) * b) * one_over_Q);
+    B = V(2) * ((D0b + aH) * one_over_N - (V(2) * bH + (D0 + D1) * a) * one_over_Q);
+    p = h0 + u0;
+    r = h1 + u1;
+  }
+
+  // Gradients of grad_y * y + grad_l * l.
+  ROBUSTFLOW_FN RqGradient<V> apply(V grad_y, V grad_l) const {
+    const V one_over_W = V(1) / width;
+    const V t = a * one_over_W, c = b * one_over_W;
+    const V two_E_W = V(2) * E * one_over_W, two_g_H = V(2) * g * height;
+    const V l_y = grad_l * (V(2) * (V(1) - E) / height);
+    RqGradient<V> out;
+    out.x = grad_y * slope + grad_l * (A - B);
+    out.x0 = V(0) - (grad_y * (c * (slope * c + two_g_H * b * p)) + grad_l * (A + two_E_W));
+    out.x1 = grad_l * (B + two_E_W) - grad_y * (t * (slope * t + two_g_H * a * r));
+    out.y0 = grad_y * (r * r + h0 * h1 + u0 * u1 + V(2) * h1 * u0) - l_y;
+    out.y1 = grad_y * (p * p + h0 * h1 + u0 * u1 + V(2) * h0 * u1) + l_y;
+    out.log_d0 = grad_y * (height * u0 * r) + grad_l * (n0 - V(2) * u0);
+    out.log_d1 = grad_l * (n1 - V(2) * u1) - grad_y * (height * u1 * p);
+    return out;
+  }
+};
+
+// Of the forward transform, from cotangents of y and of logabsdet = l.
+template <class V>
+ROBUSTFLOW_FN RqGradient<V> rq_forward_gradient(const RqBin<V>& bin, V a, V b, V grad_y,
+                                                V grad_logabsdet) {
+  return RqShares<V>(bin, a, b).apply(grad_y, grad_logabsdet);
+}
+
+// Of the inverse, by implicit differentiation, from cotangents of x and of logabsdet = -l; the
+// field x of the result is the gradient by y.
+template <class V>
+ROBUSTFLOW_FN RqGradient<V> rq_inverse_gradient(const RqBin<V>& bin, V a, V b, V grad_x,
+                                                V grad_logabsdet) {
+  const RqShares<V> shares(bin, a, b);
+  const V lambda = (grad_x - grad_logabsdet * (shares.A - shares.B)) / shares.slope;
+  RqGradient<V> out = shares.apply(V(0) - lambda, V(0) - grad_logabsdet);
+  out.x = lambda;
+  return out;
+}
+
+}  // namespace ROBUSTFLOW_ISA
+}  // namespace robustflow

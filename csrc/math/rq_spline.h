@@ -1,0 +1,281 @@
+// The rational-quadratic spline with K bins: Durkan et al. 2019 (arXiv:1906.04032).
+//
+// Parameters are K width logits, K height logits and D derivative logits, read through a source
+// with width(k), height(k) and derivative(j), so that a thread, a pack, memory and registers are
+// all the same to the formulas. Sizes are kept unnormalised in a workspace of 2K lanes.
+#pragma once
+
+#include "elementary.h"
+#include "rq_bin.h"
+
+namespace robustflow {
+inline namespace ROBUSTFLOW_ISA {
+
+// The numbers are those of the operators' schema (robustflow/ops/transforms.py).
+enum class Tails : int { none = 0, linear = 1, circular = 2 };
+enum class Parametrization : int {
+  softmax = 0,   // softmax sizes with a minimum, softplus derivatives: nflows, normflows
+  softclip = 1,  // soft-clipped logits, exp derivatives: zuko
+  knots = 2,     // sizes and derivatives as they are
+};
+
+struct RqSplineConfig {
+  int num_bins;
+  Tails tails;
+  Parametrization parametrization;
+  double min_bin_width, min_bin_height, min_derivative;
+  double logit_scale;
+  double inverse_bound;  // 1 / |log slope| of the soft clipping
+};
+
+ROBUSTFLOW_FN int rq_num_derivatives(int num_bins, Tails tails) {
+  return num_bins + (tails == Tails::linear ? -1 : tails == Tails::none ? 1 : 0);
+}
+
+template <class V>
+struct Box {
+  V left, right, bottom, top;
+};
+
+template <class V>
+struct RqSpline {
+  using Mask = mask_t<V>;
+
+  int num_bins;
+  Tails tails;
+  Parametrization parametrization;
+  bool scaled;
+  V min_bin_width, min_bin_height, min_derivative, logit_scale, inverse_bound;
+
+  struct Output {
+    V value, slope;  // the transformed element and dy/dx of the forward transform
+  };
+
+  ROBUSTFLOW_FN explicit RqSpline(const RqSplineConfig& c)
+      : num_bins(c.num_bins),
+        tails(c.tails),
+        parametrization(c.parametrization),
+        scaled(c.logit_scale != 1),
+        min_bin_width(c.min_bin_width),
+        min_bin_height(c.min_bin_height),
+        min_derivative(c.min_derivative),
+        logit_scale(c.logit_scale),
+        inverse_bound(c.inverse_bound) {}
+
+  // Bin k has the size step + slope * size[k]; knot k lies at start + k step + slope * (the sizes
+  // before it).
+  struct Axis {
+    V start, end, step, slope;
+    const V* size;
+  };
+
+  // Sizes along an axis, from logits.
+  template <class Logit>
+  ROBUSTFLOW_FN Axis axis(V start, V end, V min_bin, V* size, Logit&& logit) const {
+    if (parametrization == Parametrization::knots) {
+      for (int k = 0; k < num_bins; ++k) size[k] = logit(k);
+      return {start, end, V(0), V(1), size};
+    }
+    const V length = end - start;
+    V sum = V(0);
+    if (parametrization == Parametrization::softclip) {
+      for (int k = 0; k < num_bins; ++k) {
+        size[k] = exponential(soft_clip(scale(logit(k)), V(2) * inverse_bound).value);
+        sum = sum + size[k];
+      }
+      return {start, end, V(0), length / sum, size};
+    }
+    V largest = size[0] = scale(logit(0));
+    for (int k = 1; k < num_bins; ++k) {
+      size[k] = scale(logit(k));
+      largest = at_least(largest, size[k]);
+    }
+    for (int k = 0; k < num_bins; ++k) {
+      size[k] = exponential(size[k] - largest);
+      sum = sum + size[k];
+    }
+    const V free = V(1) - V(num_bins) * min_bin;
+    return {start, end, length * min_bin, length * free / sum, size};
+  }
+
+  ROBUSTFLOW_FN V scale(V logit) const {
+    if (!scaled) return logit;
+    const V largest = V(is_single<V> ? 1e30 : 1e200);
+    return logit_scale * at_most(largest, at_least(V(0) - largest, logit));
+  }
+
+  // Whether knot j has a logit of its own, and which.
+  ROBUSTFLOW_FN bool is_boundary(int knot) const {
+    return tails == Tails::linear && (knot == 0 || knot == num_bins);
+  }
+  ROBUSTFLOW_FN int derivative_index(int knot) const {
+    if (tails == Tails::linear) return knot - 1;
+    return tails == Tails::circular && knot == num_bins ? 0 : knot;
+  }
+  template <class Source>
+  ROBUSTFLOW_FN V derivative_logit(const Source& source, int knot) const {
+    return is_boundary(knot) ? V(1) : source.derivative(derivative_index(knot));
+  }
+
+  struct Derivative {
+    V value, log_slope;  // d, and d log d / d logit
+  };
+  ROBUSTFLOW_FN Derivative derivative(V logit, Mask boundary) const {
+    Derivative d;
+    if (parametrization == Parametrization::softmax) {
+      const Softplus<V> s = softplus(logit);
+      d.value = min_derivative + s.value;
+      d.log_slope = s.slope / d.value;
+    } else if (parametrization == Parametrization::softclip) {
+      const SoftClip<V> c = soft_clip(logit, inverse_bound);
+      d.value = exponential(c.value);
+      d.log_slope = c.slope;
+    } else {
+      d.value = logit;
+      d.log_slope = V(1) / logit;
+    }
+    d.value = select(boundary, V(1), d.value);
+    return d;
+  }
+
+  // Where an element is, and its bin.
+  struct Element {
+    RqBin<V> bin;
+    V index;                              // of the bin
+    V size_x, size_y;                     // unnormalised sizes of the bin
+    V before_x, before_y;                 // and of all the bins before it
+    Derivative d0, d1;
+    Mask outside;
+  };
+
+  template <bool inverse, class Source>
+  ROBUSTFLOW_FN Element locate(const Axis& x, const Axis& y, const Source& source, V key) const {
+    Element e;
+    const V lower = inverse ? y.start : x.start, upper = inverse ? y.end : x.end;
+    e.outside = tails == Tails::none ? (key < lower) | (key > upper)
+                                     : (key <= lower) | (key >= upper);
+    e.index = V(0);
+    e.size_x = x.size[0];
+    e.size_y = y.size[0];
+    e.before_x = e.before_y = V(0);
+    V x0 = x.start, y0 = y.start, x1 = x.end, y1 = y.end;
+    V logit0 = derivative_logit(source, 0), logit1 = derivative_logit(source, 1);
+    V before_x = V(0), before_y = V(0);
+    Mask reached = key == key;  // NaN stays in the first bin
+    const Mask everywhere = reached;
+    for (int k = 1; k < num_bins; ++k) {
+      before_x = before_x + x.size[k - 1];
+      before_y = before_y + y.size[k - 1];
+      const V knot_x = x.slope * before_x + (x.start + V(k) * x.step);
+      const V knot_y = y.slope * before_y + (y.start + V(k) * y.step);
+      x1 = select(reached, knot_x, x1);
+      y1 = select(reached, knot_y, y1);
+      reached = key >= (inverse ? knot_y : knot_x);
+      x0 = select(reached, knot_x, x0);
+      y0 = select(reached, knot_y, y0);
+      e.index = select(reached, V(k), e.index);
+      e.size_x = select(reached, x.size[k], e.size_x);
+      e.size_y = select(reached, y.size[k], e.size_y);
+      e.before_x = select(reached, before_x, e.before_x);
+      e.before_y = select(reached, before_y, e.before_y);
+      logit0 = select(reached, derivative_logit(source, k), logit0);
+      logit1 = select(reached, derivative_logit(source, k + 1), logit1);
+    }
+    x1 = select(reached, x.end, x1);
+    y1 = select(reached, y.end, y1);
+    const bool linear = tails == Tails::linear;
+    const Mask nowhere = !everywhere;
+    e.d0 = derivative(logit0, linear ? e.index == V(0) : nowhere);
+    e.d1 = derivative(logit1, linear ? e.index == V(num_bins - 1) : nowhere);
+    e.bin = {x0, x1, y0, y1, x.step + x.slope * e.size_x, y.step + y.slope * e.size_y,
+             e.d0.value, e.d1.value};
+    return e;
+  }
+
+  template <bool inverse, class Source>
+  ROBUSTFLOW_FN Output transform(V key, const Box<V>& box, const Source& source,
+                                 V* workspace) const {
+    const Axis x = axis(box.left, box.right, min_bin_width, workspace,
+                        [&](int k) { return source.width(k); });
+    const Axis y = axis(box.bottom, box.top, min_bin_height, workspace + num_bins,
+                        [&](int k) { return source.height(k); });
+    const Element e = locate<inverse>(x, y, source, key);
+    const RqPoint<V> point = inverse ? rq_inverse(e.bin, key) : rq_forward(e.bin, key);
+    if (tails == Tails::none) {
+      const V nan = V(__builtin_nan(""));
+      return {select(e.outside, nan, point.value), select(e.outside, nan, point.slope)};
+    }
+    return {select(e.outside, key, point.value), select(e.outside, V(1), point.slope)};
+  }
+
+  // Gradients of grad_y * y + grad_logabsdet * logabsdet, where y is the output of either
+  // direction; returns the one by the input and hands the others to
+  // sink.width(k, v), sink.height(k, v) and sink.derivative(j, v).
+  template <bool inverse, class Source, class Sink>
+  ROBUSTFLOW_FN V gradient(V key, const Box<V>& box, const Source& source, V* workspace, V grad_y,
+                           V grad_logabsdet, const Sink& sink) const {
+    const Axis x = axis(box.left, box.right, min_bin_width, workspace,
+                        [&](int k) { return source.width(k); });
+    const Axis y = axis(box.bottom, box.top, min_bin_height, workspace + num_bins,
+                        [&](int k) { return source.height(k); });
+    const Element e = locate<inverse>(x, y, source, key);
+    RqGradient<V> g;
+    if constexpr (inverse) {
+      const RqPoint<V> point = rq_inverse(e.bin, key);
+      g = rq_inverse_gradient(e.bin, point.a, point.b, grad_y, grad_logabsdet);
+    } else {
+      const V a = at_least(V(0), key - e.bin.x0), b = at_least(V(0), e.bin.x1 - key);
+      g = rq_forward_gradient(e.bin, a, b, grad_y, grad_logabsdet);
+    }
+    const V zero = V(0);
+    size_gradients(x, e, e.size_x, e.before_x, g.x0, g.x1,
+                   [&](int k) { return source.width(k); },
+                   [&](int k, V v) { sink.width(k, v); });
+    size_gradients(y, e, e.size_y, e.before_y, g.y0, g.y1,
+                   [&](int k) { return source.height(k); },
+                   [&](int k, V v) { sink.height(k, v); });
+    const V by_d0 = select(e.outside, zero, g.log_d0 * e.d0.log_slope);
+    const V by_d1 = select(e.outside, zero, g.log_d1 * e.d1.log_slope);
+    const int num_derivatives = rq_num_derivatives(num_bins, tails);
+    for (int j = 0; j < num_derivatives; ++j) {
+      const int knot = tails == Tails::linear ? j + 1 : j;
+      V v = select(e.index == V(knot), by_d0, zero) + select(e.index == V(knot - 1), by_d1, zero);
+      if (tails == Tails::circular && j == 0) {
+        v = v + select(e.index == V(num_bins - 1), by_d1, zero);
+      }
+      sink.derivative(j, v);
+    }
+    return select(e.outside, tails == Tails::none ? zero : grad_y, g.x);
+  }
+
+  // The gradient by size logit j: with C_j the gradient by the knots that move with bin j (both of
+  // the element's for j before its bin, the right one for its own), it is
+  // slope size_j (C_j - sum_i share_i C_i).
+  template <class Logit, class Put>
+  ROBUSTFLOW_FN void size_gradients(const Axis& axis, const Element& e, V size, V before, V by_left,
+                                    V by_right, Logit&& logit, Put&& put) const {
+    const V zero = V(0), both = by_left + by_right;
+    if (parametrization == Parametrization::knots) {
+      for (int k = 0; k < num_bins; ++k) {
+        put(k, select(e.outside, zero, moved(e.index, k, both, by_right)));
+      }
+      return;
+    }
+    const bool clipped = parametrization == Parametrization::softclip;
+    V sum = zero;
+    for (int k = 0; k < num_bins; ++k) sum = sum + axis.size[k];
+    const V mean = (both * before + by_right * size) / sum;
+    const V slope = axis.slope * logit_scale;
+    for (int k = 0; k < num_bins; ++k) {
+      V v = slope * axis.size[k] * (moved(e.index, k, both, by_right) - mean);
+      if (clipped) v = v * soft_clip(scale(logit(k)), V(2) * inverse_bound).slope;
+      put(k, select(e.outside, zero, v));
+    }
+  }
+  ROBUSTFLOW_FN V moved(V index, int k, V both, V right) const {
+    return select(index > V(k), both, select(index == V(k), right, V(0)));
+  }
+};
+
+}  // namespace ROBUSTFLOW_ISA
+}  // namespace robustflow

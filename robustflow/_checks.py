@@ -1,0 +1,67 @@
+"""Checks of arguments: each error names the argument, what was given and what is wanted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}.")
+    if value.dtype not in FLOATING:
+        raise TypeError(
+            f"{name} must be float64, float32, bfloat16 or float16, got {value.dtype}: "
+            f"convert it with {name}.float()."
+        )
+
+
+def check_same_device(name: str, value: Tensor, x: Tensor) -> None:
+    if value.device != x.device:
+        raise ValueError(
+            f"{name} is on {value.device} and the input on {x.device}: move one of them."
+        )
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be one of {listed}, got {value!r}.")
+
+
+def check_interval(name: str, interval: Sequence[float]) -> tuple[float, float]:
+    if len(interval) != 2 or not all(isinstance(edge, (int, float)) for edge in interval):
+        raise ValueError(f"{name} must be a pair of numbers, got {interval!r}.")
+    lower, upper = float(interval[0]), float(interval[1])
+    if not (lower < upper and math.isfinite(lower) and math.isfinite(upper)):
+        raise ValueError(f"{name} must be finite and increasing, got {(lower, upper)}.")
+    return lower, upper
+
+
+def check_minimum_bin(name: str, value: float, num_bins: int) -> None:
+    if not 0 < value * num_bins < 1:
+        raise ValueError(
+            f"{name} must lie in (0, 1/{num_bins}) so that {num_bins} bins fit the box, "
+            f"got {value!r}."
+        )
+
+
+def check_positive(name: str, value: float) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be a positive number, got {value!r}.")
+
+
+def check_leading_shape(
+    name: str, shape: Sequence[int], wanted: Sequence[int], meaning: str
+) -> None:
+    if len(shape) != len(wanted) or any(
+        size not in (1, full) for size, full in zip(shape, wanted, strict=True)
+    ):
+        raise ValueError(
+            f"{name} has dimensions {tuple(shape)} where {tuple(wanted)} are wanted: {meaning}."
+        )

@@ -1,0 +1,476 @@
+"""The transforms, as a user calls them with tensors.
+
+Every function returns ``(y, logabsdet)``. They check their arguments, look at packed parameters
+through strides (nothing is copied), and hand over to :mod:`robustflow.ops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from robustflow import ops
+from robustflow._checks import (
+    check_choice,
+    check_interval,
+    check_leading_shape,
+    check_minimum_bin,
+    check_positive,
+    check_same_device,
+    check_tensor,
+)
+
+Reduce = Literal["sum", "none"]
+ParamOrder = Literal["channel", "parameter"]
+Bound = float | Sequence[float] | Tensor
+
+_REDUCE = ("sum", "none")
+_DERIVATIVE = ("exp", "softclip")
+_PARAM_ORDER = ("channel", "parameter")
+
+
+def modified_rq_spline(
+    x: Tensor,
+    params: Tensor,
+    *,
+    inverse: bool = False,
+    interval: tuple[float, float] = (-0.5, 0.5),
+    min_bin: float = 1e-3,
+    min_derivative: float = 1e-3,
+    derivative: Literal["exp", "softclip"] = "exp",
+    reduce: Reduce = "sum",
+    param_order: ParamOrder = "channel",
+) -> tuple[Tensor, Tensor]:
+    """The modified rational-quadratic spline: two bins, identity outside, and a shift.
+
+    Whatever the parameters, ``|T(x) - x - shift|`` is less than the length of the interval, so
+    neither direction can explode. All-zero parameters give the identity.
+
+    Args:
+        x: (N, C, \\*S), any number of dimensions; float64, float32, bfloat16 or float16.
+        params: (N, C*4, \\*S), as a convolution or a linear layer makes them, in the order width,
+            height, derivative, shift logits; or (N, C, \\*S, 4) with the parameters last. Any
+            dimension but the packed one may be 1 and is then shared (and its gradient summed).
+        inverse: solve for the input instead.
+        interval: the box, on both axes; outside it the transform is ``x + shift``.
+        min_bin: smallest bin, as a fraction of the interval, in (0, 0.5).
+        min_derivative: smallest derivative at the inner knot, in (0, 1).
+        derivative: ``"exp"``, the paper's, or ``"softclip"``, bounded to
+            ``[min_derivative, 1 / min_derivative]``.
+        reduce: ``"sum"`` adds the log-determinant over all but the first dimension.
+        param_order: where packed, ``"channel"`` is index ``c * 4 + p``, ``"parameter"`` is
+            ``p * C + c``.
+
+    Returns:
+        ``y`` like ``x``; ``logabsdet`` (N,), or like ``x`` with ``reduce="none"``; float32, or
+        float64 if an input is.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, shape or range.
+
+    Source: Hong, Park, Chun, ICCV 2023 (arXiv:2212.04319), from the spline of Durkan et al. 2019
+    (arXiv:1906.04032).
+
+    Example:
+        >>> x, params = torch.randn(2, 3, 8, 8), torch.randn(2, 12, 8, 8)
+        >>> y, logabsdet = modified_rq_spline(x, params)
+        >>> z, _ = modified_rq_spline(y, params, inverse=True)
+        >>> logabsdet.shape, bool((z - x).abs().max() < 1e-3)
+        (torch.Size([2]), True)
+    """
+    check_tensor("x", x)
+    check_choice("reduce", reduce, _REDUCE)
+    check_choice("derivative", derivative, _DERIVATIVE)
+    left, right = check_interval("interval", interval)
+    check_minimum_bin("min_bin", min_bin, 2)
+    if not 0 < min_derivative < 1:
+        raise ValueError(f"min_derivative must lie in (0, 1), got {min_derivative!r}.")
+    return ops.modified_rq(
+        x,
+        _unpack("params", params, x, 4, param_order),
+        inverse,
+        left,
+        right,
+        min_bin,
+        min_derivative,
+        derivative == "softclip",
+        _batch_dims(x, reduce),
+    )
+
+
+def rq_spline(
+    inputs: Tensor,
+    unnormalized_widths: Tensor,
+    unnormalized_heights: Tensor,
+    unnormalized_derivatives: Tensor,
+    inverse: bool = False,
+    *,
+    tails: Literal["linear", "circular"] | None = "linear",
+    tail_bound: Bound = 1.0,
+    left: Bound | None = None,
+    right: Bound | None = None,
+    bottom: Bound | None = None,
+    top: Bound | None = None,
+    min_bin_width: float = 1e-3,
+    min_bin_height: float = 1e-3,
+    min_derivative: float = 1e-3,
+    parametrization: Literal["softmax", "softclip", "knots"] = "softmax",
+    logit_scale: float = 1.0,
+    reduce: Reduce = "none",
+) -> tuple[Tensor, Tensor]:
+    """The monotone rational-quadratic spline with K bins, element by element.
+
+    Args:
+        inputs: (\\*,), any shape; float64, float32, bfloat16 or float16.
+        unnormalized_widths: (\\*, K). Leading dimensions broadcast against ``inputs``.
+        unnormalized_heights: (\\*, K).
+        unnormalized_derivatives: (\\*, K-1) with linear tails (the boundary's derivative is 1),
+            (\\*, K) circular (the last knot's is the first's), (\\*, K+1) without tails.
+        inverse: solve for the input instead.
+        tails: outside the box ``"linear"`` and ``"circular"`` are the identity; None gives NaN.
+        tail_bound: the box is [-tail_bound, tail_bound] on both axes: a number, or a sequence or
+            tensor that broadcasts to ``inputs`` (one bound per dimension).
+        left, right, bottom, top: the box edge by edge, instead of ``tail_bound``.
+        min_bin_width, min_bin_height: smallest bin, as a fraction of the box, in (0, 1/K).
+        min_derivative: smallest derivative; for ``"softclip"`` the slope, so that derivatives lie
+            in ``[min_derivative, 1 / min_derivative]``.
+        parametrization: ``"softmax"`` (softmax sizes with a minimum, softplus derivatives:
+            Durkan et al., nflows, normflows), ``"softclip"`` (soft-clipped logits, exp
+            derivatives: zuko), or ``"knots"``: bin sizes in the units of the box, positive and
+            summing to it, and positive derivatives, used as they are.
+        logit_scale: multiplies the width and height logits (1/sqrt(hidden units) in nflows).
+        reduce: ``"none"``, or ``"sum"`` over all but the first dimension.
+
+    Returns:
+        ``y`` like ``inputs``; ``logabsdet`` like ``inputs``, or (N,); float32, or float64 if an
+        input is.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, shape or range.
+
+    Source: Durkan et al., Neural Spline Flows, 2019 (arXiv:1906.04032); circular tails: Rezende
+    et al. 2020 (arXiv:2002.02428).
+
+    Example:
+        >>> x = torch.linspace(-2, 2, 5)
+        >>> w, h, d = torch.zeros(5, 8), torch.zeros(5, 8), torch.full((5, 7), 0.5413)
+        >>> y, logabsdet = rq_spline(x, w, h, d, tail_bound=3.0)
+        >>> bool((y - x).abs().max() < 1e-3)
+        True
+    """
+    check_tensor("inputs", inputs)
+    names = ("unnormalized_widths", "unnormalized_heights", "unnormalized_derivatives")
+    groups = (unnormalized_widths, unnormalized_heights, unnormalized_derivatives)
+    for name, group in zip(names, groups, strict=True):
+        check_tensor(name, group)
+        check_same_device(name, group, inputs)
+        if group.dim() == 0:
+            raise ValueError(f"{name} must have the bins as its last dimension, got a 0-d tensor.")
+    num_bins = unnormalized_widths.shape[-1]
+    _check_group(names[1], unnormalized_heights, num_bins, f"{num_bins} bins, as the widths have")
+    _check_group(
+        names[2],
+        unnormalized_derivatives,
+        _num_derivatives(num_bins, tails),
+        f"{_num_derivatives(num_bins, tails)} derivatives for {num_bins} bins with tails={tails!r}",
+    )
+    shape = torch.broadcast_shapes(inputs.shape, *(group.shape[:-1] for group in groups))
+    if inputs.shape != shape:
+        inputs = inputs.expand(shape)
+    return _rq(
+        inputs,
+        groups,
+        num_bins,
+        inverse,
+        tails,
+        _box(inputs, tails, tail_bound, left, right, bottom, top),
+        min_bin_width,
+        min_bin_height,
+        min_derivative,
+        parametrization,
+        logit_scale,
+        reduce,
+    )
+
+
+def rq_spline_packed(
+    x: Tensor,
+    params: Tensor,
+    num_bins: int,
+    *,
+    inverse: bool = False,
+    tails: Literal["linear", "circular"] | None = "linear",
+    tail_bound: Bound = 1.0,
+    left: Bound | None = None,
+    right: Bound | None = None,
+    bottom: Bound | None = None,
+    top: Bound | None = None,
+    min_bin_width: float = 1e-3,
+    min_bin_height: float = 1e-3,
+    min_derivative: float = 1e-3,
+    parametrization: Literal["softmax", "softclip", "knots"] = "softmax",
+    logit_scale: float = 1.0,
+    reduce: Reduce = "none",
+    param_order: ParamOrder = "channel",
+) -> tuple[Tensor, Tensor]:
+    """:func:`rq_spline` on one packed parameter tensor, as the conditioner made it.
+
+    Args:
+        x: (N, C, \\*S), any number of dimensions.
+        params: (N, C*P, \\*S) or (N, C, \\*S, P), with P = 3K-1 parameters under linear tails, 3K
+            circular, 3K+1 without tails: K width logits, K height logits, then derivatives. Any
+            dimension but the packed one may be 1 and is then shared.
+        num_bins: K.
+        param_order: where packed, ``"channel"`` is index ``c * P + p``, ``"parameter"`` is
+            ``p * C + c``.
+
+    The other arguments, the result and the errors are :func:`rq_spline`'s.
+
+    Example:
+        >>> x, params = torch.randn(4, 6), torch.randn(4, 6 * 23)
+        >>> y, logabsdet = rq_spline_packed(x, params, 8, tail_bound=3.0, reduce="sum")
+        >>> y.shape, logabsdet.shape
+        (torch.Size([4, 6]), torch.Size([4]))
+    """
+    check_tensor("x", x)
+    if not isinstance(num_bins, int) or num_bins < 1:
+        raise ValueError(f"num_bins must be a whole number of at least 1, got {num_bins!r}.")
+    num_params = 2 * num_bins + _num_derivatives(num_bins, tails)
+    return _rq(
+        x,
+        (_unpack("params", params, x, num_params, param_order), None, None),
+        num_bins,
+        inverse,
+        tails,
+        _box(x, tails, tail_bound, left, right, bottom, top),
+        min_bin_width,
+        min_bin_height,
+        min_derivative,
+        parametrization,
+        logit_scale,
+        reduce,
+    )
+
+
+def conditional_affine(
+    x: Tensor,
+    params: Tensor,
+    log_scale: Tensor | None = None,
+    *,
+    inverse: bool = False,
+    scale: Literal[
+        "sigmoid", "exp", "softplus", "atan_exp", "tanh_exp", "softclip_exp"
+    ] = "sigmoid",
+    eps: float = 1e-4,
+    clamp: float | None = None,
+    shift_first: bool = True,
+    reciprocal: bool = False,
+    reduce: Reduce = "sum",
+    param_order: ParamOrder = "channel",
+) -> tuple[Tensor, Tensor]:
+    """The conditional affine transform ``(x + shift) * s`` or ``x * s + shift``.
+
+    With a the scale logit, the scale s is
+
+    - ``"sigmoid"``: sigmoid(a + 2) + eps (SRFlow, LLFlow, Glow),
+    - ``"exp"``: exp(a), ``"softplus"``: softplus(a) + eps,
+    - ``"atan_exp"``: exp(clamp * 0.636 * atan(a)), clamp 2 (FrEIA's default),
+    - ``"tanh_exp"``: exp(clamp * tanh(a)), clamp 2 (FrEIA's AllInOneBlock, RealNVP),
+    - ``"softclip_exp"``: exp(a / (1 + \\|a\\| / clamp)), clamp log 1000 (zuko).
+
+    Log-scales saturate at +-40.
+
+    Args:
+        x: (N, C, \\*S), any number of dimensions.
+        params: (N, C*2, \\*S) or (N, C, \\*S, 2), in the order shift, scale logit; any dimension
+            but the packed one may be 1 and is then shared. With ``log_scale`` given, the shift
+            alone, (N, C, \\*S).
+        log_scale: the scale logits as a tensor of their own, (N, C, \\*S).
+        inverse: apply the inverse.
+        scale: the scale function.
+        eps: added to the scale of ``"sigmoid"`` and ``"softplus"``, at least 0.
+        clamp: the bound on the log-scale of the last three; None takes their default.
+        shift_first: ``(x + shift) * s`` (SRFlow) rather than ``x * s + shift`` (nflows, FrEIA).
+        reciprocal: use 1/s for s (the reparametrised affine of arXiv:2212.04319's code).
+        reduce: ``"sum"`` over all but the first dimension, or ``"none"``.
+        param_order: where packed, ``"channel"`` is index ``c * 2 + p``, ``"parameter"`` is
+            ``p * C + c``.
+
+    Returns:
+        ``y`` like ``x``; ``logabsdet`` (N,) or like ``x``; float32, or float64 if an input is.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, shape or range.
+
+    Source: Lugmayr et al., SRFlow, 2020 (arXiv:2006.14200); Dinh et al. 2017 (arXiv:1605.08803).
+
+    Example:
+        >>> x, params = torch.randn(2, 3), torch.randn(2, 6)
+        >>> y, logabsdet = conditional_affine(x, params)
+        >>> z, _ = conditional_affine(y, params, inverse=True)
+        >>> bool((z - x).abs().max() < 1e-4)
+        True
+    """
+    check_tensor("x", x)
+    check_choice("reduce", reduce, _REDUCE)
+    check_choice("scale", scale, tuple(ops.SCALES))
+    if not eps >= 0:
+        raise ValueError(f"eps must be at least 0, got {eps!r}.")
+    kind, default_clamp = ops.SCALES[scale]
+    if clamp is None:
+        clamp = default_clamp
+    check_positive("clamp", clamp)
+    if log_scale is None:
+        shift = _unpack("params", params, x, 2, param_order)
+    else:
+        for name, tensor in (("params", params), ("log_scale", log_scale)):
+            check_tensor(name, tensor)
+            check_same_device(name, tensor, x)
+            check_leading_shape(name, tensor.shape, x.shape, "x's shape (or 1 where shared)")
+        shift, log_scale = params.unsqueeze(-1), log_scale.unsqueeze(-1)
+    return ops.affine(
+        x,
+        shift,
+        log_scale,
+        inverse,
+        kind,
+        eps,
+        clamp,
+        shift_first,
+        reciprocal,
+        _batch_dims(x, reduce),
+    )
+
+
+def _batch_dims(x: Tensor, reduce: str) -> int:
+    """How many leading dimensions the log-determinant keeps."""
+    return min(1, x.dim()) if reduce == "sum" else x.dim()
+
+
+def _unpack(name: str, params: Tensor, x: Tensor, num_params: int, order: str) -> Tensor:
+    """View packed parameters as (*x.shape, P): strides only, no copy."""
+    check_tensor(name, params)
+    check_same_device(name, params, x)
+    check_choice("param_order", order, _PARAM_ORDER)
+    shape, packed = x.shape, params.shape
+    if len(packed) == len(shape) + 1 and packed[-1] == num_params:
+        check_leading_shape(name, packed[:-1], shape, "x's shape (or 1 where shared)")
+        return params
+    if len(packed) != len(shape) or len(shape) < 2 or packed[1] != shape[1] * num_params:
+        if len(shape) >= 2:
+            wanted = f"{(shape[0], shape[1] * num_params, *shape[2:])} (packed) or "
+        else:
+            wanted = ""
+        raise ValueError(
+            f"{name} must have shape {wanted}{(*shape, num_params)} for x of shape "
+            f"{tuple(shape)} with {num_params} parameters an element, got {tuple(packed)}."
+        )
+    rest = (packed[0], *packed[2:])
+    check_leading_shape(name, rest, (shape[0], *shape[2:]), "x's (or 1 where shared)")
+    if order == "channel":
+        params = params.unflatten(1, (shape[1], num_params))
+        return params if params.dim() == 3 else params.movedim(2, -1)
+    return params.unflatten(1, (num_params, shape[1])).movedim(1, -1)
+
+
+def _num_derivatives(num_bins: int, tails: str | None) -> int:
+    check_choice("tails", tails, tuple(ops.TAILS))
+    return num_bins + {"linear": -1, "circular": 0, None: 1}[tails]
+
+
+def _check_group(name: str, group: Tensor, wanted: int, meaning: str) -> None:
+    if group.shape[-1] != wanted:
+        raise ValueError(
+            f"{name} must have {meaning}, as its last dimension; got shape {tuple(group.shape)}."
+        )
+
+
+def _box(
+    x: Tensor,
+    tails: str | None,
+    tail_bound: Bound,
+    left: Bound | None,
+    right: Bound | None,
+    bottom: Bound | None,
+    top: Bound | None,
+) -> tuple[Tensor | None, tuple[float, float, float, float]]:
+    """The box as four numbers, or as a constant tensor (..., 4) where it varies by element."""
+    edges = [
+        -_negatable(tail_bound) if left is None else left,
+        tail_bound if right is None else right,
+        -_negatable(tail_bound) if bottom is None else bottom,
+        tail_bound if top is None else top,
+    ]
+    names = ("left", "right", "bottom", "top")
+    if all(isinstance(edge, (int, float)) for edge in edges):
+        numbers = tuple(float(edge) for edge in edges)  # type: ignore[arg-type]
+        check_interval("(left, right)", numbers[:2])
+        check_interval("(bottom, top)", numbers[2:])
+        if tails is not None and numbers[:2] != numbers[2:]:
+            raise ValueError(
+                f"With tails={tails!r} the outside is the identity, so left and right must equal "
+                f"bottom and top, got {numbers}; use tails=None for another box."
+            )
+        return None, numbers  # type: ignore[return-value]
+    tensors = []
+    for name, edge in zip(names, edges, strict=True):
+        tensor = torch.as_tensor(edge, device=x.device)
+        if tensor.requires_grad:
+            raise ValueError(
+                f"{name} (or tail_bound) must not require grad: the box is a constant of the "
+                "transform; detach it, or rescale the inputs instead."
+            )
+        tensors.append(tensor.to(torch.promote_types(x.dtype, torch.float32)))
+    box = torch.stack(torch.broadcast_tensors(*tensors), dim=-1)
+    check_leading_shape(
+        "tail_bound", (1,) * (x.dim() + 1 - box.dim()) + box.shape[:-1], x.shape, "the inputs'"
+    )
+    return box, (0.0, 1.0, 0.0, 1.0)
+
+
+def _negatable(bound: Bound) -> float | Tensor:
+    return bound if isinstance(bound, (int, float, Tensor)) else torch.as_tensor(bound)
+
+
+def _rq(
+    x: Tensor,
+    groups: tuple[Tensor, Tensor | None, Tensor | None],
+    num_bins: int,
+    inverse: bool,
+    tails: str | None,
+    box: tuple[Tensor | None, tuple[float, float, float, float]],
+    min_bin_width: float,
+    min_bin_height: float,
+    min_derivative: float,
+    parametrization: str,
+    logit_scale: float,
+    reduce: str,
+) -> tuple[Tensor, Tensor]:
+    check_choice("reduce", reduce, _REDUCE)
+    check_choice("parametrization", parametrization, tuple(ops.PARAMETRIZATIONS))
+    check_minimum_bin("min_bin_width", min_bin_width, num_bins)
+    check_minimum_bin("min_bin_height", min_bin_height, num_bins)
+    check_positive("min_derivative", min_derivative)
+    if parametrization == "softclip" and min_derivative >= 1:
+        raise ValueError(
+            f"min_derivative must be below 1 with 'softclip', got {min_derivative!r}."
+        )
+    box_tensor, edges = box
+    return ops.rq(
+        x,
+        *groups,
+        box_tensor,
+        num_bins,
+        inverse,
+        ops.TAILS[tails],
+        ops.PARAMETRIZATIONS[parametrization],
+        *edges,
+        min_bin_width,
+        min_bin_height,
+        min_derivative,
+        logit_scale,
+        _batch_dims(x, reduce),
+    )

@@ -1,0 +1,17 @@
+"""The registered operators: schemas, fake kernels, autograd, vmap, and the choice of backend.
+
+Operators take tensors in canonical form: ``x`` of any shape S, and parameters whose last
+dimension is the parameter axis and whose other dimensions equal S or are 1. A packed tensor is
+brought to that form by a view.
+"""
+
+from robustflow.ops.transforms import (
+    PARAMETRIZATIONS,
+    SCALES,
+    TAILS,
+    affine,
+    modified_rq,
+    rq,
+)
+
+__all__ = ["PARAMETRIZATIONS", "SCALES", "TAILS", "affine", "modified_rq", "rq"]

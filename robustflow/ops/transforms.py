@@ -1,0 +1,145 @@
+"""The three transforms as operators, and the way a call takes to its backend."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustflow import reference
+from robustflow._backend import uses_kernels
+from robustflow.ops.registry import register_transform
+
+# Names of the public interface and their numbers in the schemas (and in csrc/math/config.h).
+TAILS: dict[str | None, int] = {None: 0, "linear": 1, "circular": 2}
+PARAMETRIZATIONS = {"softmax": 0, "softclip": 1, "knots": 2}
+# Scale functions, with the default bound of those that have one.
+SCALES = {
+    "sigmoid": (0, 1.0),
+    "exp": (1, 1.0),
+    "softplus": (2, 1.0),
+    "atan_exp": (3, 2.0),
+    "tanh_exp": (4, 2.0),
+    "softclip_exp": (5, math.log(1000.0)),
+}
+
+register_transform(
+    "modified_rq",
+    reference.modified_rq,
+    parameters=["Tensor params"],
+    constants=[],
+    config=[
+        "bool inverse",
+        "float left",
+        "float right",
+        "float min_bin",
+        "float min_derivative",
+        "bool softclip",
+        "int batch_dims",
+    ],
+)
+register_transform(
+    "rq",
+    reference.rq,
+    parameters=["Tensor widths", "Tensor? heights", "Tensor? derivatives"],
+    constants=["Tensor? box"],
+    config=[
+        "int num_bins",
+        "bool inverse",
+        "int tails",
+        "int parametrization",
+        "float left",
+        "float right",
+        "float bottom",
+        "float top",
+        "float min_bin_width",
+        "float min_bin_height",
+        "float min_derivative",
+        "float logit_scale",
+        "int batch_dims",
+    ],
+)
+register_transform(
+    "affine",
+    reference.affine,
+    parameters=["Tensor params", "Tensor? log_scale"],
+    constants=[],
+    config=[
+        "bool inverse",
+        "int scale",
+        "float eps",
+        "float clamp",
+        "bool shift_first",
+        "bool reciprocal",
+        "int batch_dims",
+    ],
+)
+
+
+def modified_rq(x: Tensor, params: Tensor, *config: Any) -> tuple[Tensor, Tensor]:
+    """``robustflow::modified_rq``, or the reference where no kernel serves the call."""
+    if _takes_operator(x):
+        return torch.ops.robustflow.modified_rq.default(x, params, *config)
+    return reference.modified_rq(x, params, *config)
+
+
+def rq(
+    x: Tensor,
+    widths: Tensor,
+    heights: Tensor | None,
+    derivatives: Tensor | None,
+    box: Tensor | None,
+    *config: Any,
+) -> tuple[Tensor, Tensor]:
+    """``robustflow::rq``, or the reference where no kernel serves the call."""
+    if not _takes_operator(x):
+        return reference.rq(x, widths, heights, derivatives, box, *config)
+    if heights is not None and derivatives is not None:
+        widths, heights, derivatives = _same_leading_shape(x, widths, heights, derivatives)
+    if box is not None:
+        box = _with_dims(box, x.dim() + 1)
+    return torch.ops.robustflow.rq.default(x, widths, heights, derivatives, box, *config)
+
+
+def affine(
+    x: Tensor, params: Tensor, log_scale: Tensor | None, *config: Any
+) -> tuple[Tensor, Tensor]:
+    """``robustflow::affine``, or the reference where no kernel serves the call."""
+    if not _takes_operator(x):
+        return reference.affine(x, params, log_scale, *config)
+    if log_scale is not None:
+        params, log_scale = _same_leading_shape(x, params, log_scale)
+    return torch.ops.robustflow.affine.default(x, params, log_scale, *config)
+
+
+def _takes_operator(x: Tensor) -> bool:
+    """Whether the operator serves this call.
+
+    Its autograd formula knows reverse mode only: inside a torch.func transform other than vmap,
+    and in forward mode, the reference answers (PyTorch would return silent zeros).
+    """
+    if not uses_kernels(x):
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    if torch.autograd.forward_ad._current_level >= 0:
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return True
+    vmap = torch._C._functorch.TransformType.Vmap
+    return all(level.key() == vmap for level in torch._C._functorch.get_interpreter_stack())
+
+
+def _with_dims(tensor: Tensor, dims: int) -> Tensor:
+    return tensor[(None,) * (dims - tensor.dim())] if tensor.dim() < dims else tensor
+
+
+def _same_leading_shape(x: Tensor, *groups: Tensor) -> list[Tensor]:
+    """Groups of parameters that broadcast alike (the kernels sum one pattern of gradients)."""
+    views = [_with_dims(group, x.dim() + 1) for group in groups]
+    if all(view.shape[:-1] == views[0].shape[:-1] for view in views):
+        return views
+    shape = torch.broadcast_shapes(*(view.shape[:-1] for view in views))
+    return [view.expand(*shape, view.shape[-1]) for view in views]

@@ -1,0 +1,161 @@
+"""Builds the native library `robustflow._C` by CMake and Ninja.
+
+CMakeLists.txt describes the build; this file finds torch, a compiler and the job count for it.
+
+Environment variables:
+    ROBUSTFLOW_NATIVE   0: install pure Python; 1: fail rather than fall back to pure Python
+    CXX, CXXFLAGS       the C++ compiler and further flags for it
+    CMAKE_BUILD_TYPE    Release (the default), Debug or RelWithDebInfo
+    MAX_JOBS            compile jobs; by default min(cores, free memory / GIB_PER_JOB)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.dist_info import dist_info
+
+MINIMUM_TORCH = (2, 10)
+GIB_PER_JOB = 1.0  # GCC 12 takes 0.4 for the largest file; other compilers, and growth
+ROOT = Path(__file__).resolve().parent
+
+
+def obstacle() -> str | None:
+    """Why this machine cannot compile the native library, or None where it can."""
+    if os.environ.get("ROBUSTFLOW_NATIVE") == "0":
+        return "ROBUSTFLOW_NATIVE=0"
+    named = os.environ.get("CXX") or os.environ.get("CC")
+    candidates = [named.split()[0]] if named else ["c++", "g++", "clang++"]
+    if not any(shutil.which(candidate) for candidate in candidates):
+        return f"no C++ compiler ({', '.join(candidates)}) was found"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python.h was not found (Debian and Ubuntu: apt install python3-dev)"
+    return None
+
+
+def torch_directory() -> Path:
+    """The installed torch, also from inside pip's isolated build, which hides site-packages."""
+    spec = importlib.util.find_spec("torch")
+    places = [Path(spec.origin).parent] if spec and spec.origin else []
+    places += [Path(sysconfig.get_path(name), "torch") for name in ("platlib", "purelib")]
+    for place in places:
+        if (place / "version.py").exists():
+            return place
+    raise SystemExit(
+        "robustflow compiles against the torch that you use, and this build sees none: install "
+        "torch first, then run `pip install --no-build-isolation .`."
+    )
+
+
+def torch_version(directory: Path) -> str:
+    version = str(runpy.run_path(str(directory / "version.py"))["__version__"])
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < MINIMUM_TORCH:
+        raise SystemExit(
+            f"robustflow needs torch {'.'.join(map(str, MINIMUM_TORCH))} or later and found "
+            f"{version} in {directory}: upgrade torch, then install robustflow again."
+        )
+    return version
+
+
+def tool(name: str) -> str:
+    """The path of `cmake` or `ninja`, looked for beside this interpreter, then on PATH."""
+    beside = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    path = shutil.which(name) or shutil.which(name, path=beside)
+    if path is None:
+        raise SystemExit(f"robustflow builds with {name}: `pip install cmake ninja` first.")
+    return path
+
+
+def job_count() -> int:
+    """Compile jobs that neither idle a core nor run out of memory."""
+    if "MAX_JOBS" in os.environ:
+        return max(1, int(os.environ["MAX_JOBS"]))
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    free = free_memory_gib()
+    jobs = cores if free is None else max(1, min(cores, int(free / GIB_PER_JOB)))
+    memory = "unknown" if free is None else f"{free:.1f} GiB"
+    print(f"robustflow: {jobs} compile jobs ({cores} cores, free memory {memory}; set MAX_JOBS)")
+    return jobs
+
+
+def free_memory_gib() -> float | None:
+    """Available memory, a container's own limit included; None where the system does not tell."""
+    try:
+        found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        return None
+    if found is None:
+        return None
+    free = int(found[1]) / 2**20
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (group / name for name in ("memory.max", "memory.current"))
+        free = min(free, (int(limit.read_text()) - int(used.read_text())) / 2**30)
+    except (OSError, ValueError):  # no such file, or "max": no limit
+        pass
+    return free
+
+
+class NativeBuild(build_ext):
+    """`build_ext` by CMake; leaves the extension out where there is nothing to compile it with."""
+
+    def run(self) -> None:
+        if reason := obstacle():
+            if os.environ.get("ROBUSTFLOW_NATIVE") == "1":
+                raise SystemExit(f"robustflow: ROBUSTFLOW_NATIVE=1, but {reason}.")
+            print(
+                f"robustflow: installing without the native kernels, because {reason}; "
+                "the slower PyTorch reference takes their place."
+            )
+            self.extensions = []
+            return
+        super().run()
+
+    def build_extension(self, ext: Extension) -> None:
+        library = Path(self.get_ext_fullpath(ext.name)).resolve()
+        torch = torch_directory()
+        cmake, ninja = tool("cmake"), tool("ninja")
+        # Kept between builds, where setuptools' own build_temp is not for an editable install.
+        build = ROOT / "build" / f"native-{self.plat_name}-{sys.implementation.cache_tag}"
+        configure = [
+            *(cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={library.parent}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DTORCH_DIR={torch}",
+            f"-DTORCH_VERSION={torch_version(torch)}",
+        ]
+        try:
+            subprocess.check_call(configure)
+            subprocess.check_call([cmake, "--build", str(build), "--parallel", str(job_count())])
+        except subprocess.CalledProcessError:
+            raise SystemExit(
+                "robustflow: the native build failed, the compiler says why above; "
+                "ROBUSTFLOW_NATIVE=0 installs without it."
+            ) from None
+
+
+class EarlyDistInfo(dist_info):
+    """Asks for torch before pip resolves, and so downloads, the dependencies."""
+
+    def run(self) -> None:
+        if obstacle() is None:
+            torch_version(torch_directory())
+        super().run()
+
+
+setup(
+    ext_modules=[Extension("robustflow._C", sources=[])],
+    cmdclass={"build_ext": NativeBuild, "dist_info": EarlyDistInfo},
+)
