@@ -30,6 +30,7 @@ Bound = float | Sequence[float] | Tensor
 _REDUCE = ("sum", "none")
 _DERIVATIVE = ("exp", "softclip")
 _PARAM_ORDER = ("channel", "parameter")
+_EXTRA_DERIVATIVES = {"linear": -1, "circular": 0, None: 1}  # beyond one a bin
 
 
 def modified_rq_spline(
@@ -162,23 +163,11 @@ def rq_spline(
         True
     """
     check_tensor("inputs", inputs)
-    names = ("unnormalized_widths", "unnormalized_heights", "unnormalized_derivatives")
     groups = (unnormalized_widths, unnormalized_heights, unnormalized_derivatives)
-    for name, group in zip(names, groups, strict=True):
-        check_tensor(name, group)
-        check_same_device(name, group, inputs)
-        if group.dim() == 0:
-            raise ValueError(f"{name} must have the bins as its last dimension, got a 0-d tensor.")
-    num_bins = unnormalized_widths.shape[-1]
-    _check_group(names[1], unnormalized_heights, num_bins, f"{num_bins} bins, as the widths have")
-    _check_group(
-        names[2],
-        unnormalized_derivatives,
-        _num_derivatives(num_bins, tails),
-        f"{_num_derivatives(num_bins, tails)} derivatives for {num_bins} bins with tails={tails!r}",
-    )
-    shape = torch.broadcast_shapes(inputs.shape, *(group.shape[:-1] for group in groups))
-    if inputs.shape != shape:
+    num_bins = _check_groups(groups, inputs, tails)
+    shape = inputs.shape
+    if any(group.shape[:-1] != shape for group in groups):
+        shape = torch.broadcast_shapes(shape, *(group.shape[:-1] for group in groups))
         inputs = inputs.expand(shape)
     return _rq(
         inputs,
@@ -316,7 +305,7 @@ def conditional_affine(
     """
     check_tensor("x", x)
     check_choice("reduce", reduce, _REDUCE)
-    check_choice("scale", scale, tuple(ops.SCALES))
+    check_choice("scale", scale, ops.SCALES)
     if not eps >= 0:
         raise ValueError(f"eps must be at least 0, got {eps!r}.")
     kind, default_clamp = ops.SCALES[scale]
@@ -377,15 +366,29 @@ def _unpack(name: str, params: Tensor, x: Tensor, num_params: int, order: str) -
 
 
 def _num_derivatives(num_bins: int, tails: str | None) -> int:
-    check_choice("tails", tails, tuple(ops.TAILS))
-    return num_bins + {"linear": -1, "circular": 0, None: 1}[tails]
+    check_choice("tails", tails, ops.TAILS)
+    return num_bins + _EXTRA_DERIVATIVES[tails]
 
 
-def _check_group(name: str, group: Tensor, wanted: int, meaning: str) -> None:
-    if group.shape[-1] != wanted:
-        raise ValueError(
-            f"{name} must have {meaning}, as its last dimension; got shape {tuple(group.shape)}."
-        )
+def _check_groups(groups: tuple[Tensor, Tensor, Tensor], x: Tensor, tails: str | None) -> int:
+    """Check separate parameters; returns the number of bins."""
+    names = ("unnormalized_widths", "unnormalized_heights", "unnormalized_derivatives")
+    for name, group in zip(names, groups, strict=True):
+        check_tensor(name, group)
+        check_same_device(name, group, x)
+        if group.dim() == 0:
+            raise ValueError(f"{name} must have the bins as its last dimension, got a 0-d tensor.")
+    num_bins = groups[0].shape[-1]
+    num_derivatives = _num_derivatives(num_bins, tails)
+    for name, group, wanted in zip(
+        names, groups, (num_bins, num_bins, num_derivatives), strict=True
+    ):
+        if group.shape[-1] != wanted:
+            raise ValueError(
+                f"{name} must have a last dimension of {wanted} for {num_bins} bins with "
+                f"tails={tails!r}, got shape {tuple(group.shape)}."
+            )
+    return num_bins
 
 
 def _box(
@@ -398,6 +401,9 @@ def _box(
     top: Bound | None,
 ) -> tuple[Tensor | None, tuple[float, float, float, float]]:
     """The box as four numbers, or as a constant tensor (..., 4) where it varies by element."""
+    if left is right is bottom is top is None and isinstance(tail_bound, (int, float)):
+        check_positive("tail_bound", tail_bound)
+        return None, (-tail_bound, tail_bound, -tail_bound, tail_bound)
     edges = [
         -_negatable(tail_bound) if left is None else left,
         tail_bound if right is None else right,
@@ -450,7 +456,7 @@ def _rq(
     reduce: str,
 ) -> tuple[Tensor, Tensor]:
     check_choice("reduce", reduce, _REDUCE)
-    check_choice("parametrization", parametrization, tuple(ops.PARAMETRIZATIONS))
+    check_choice("parametrization", parametrization, ops.PARAMETRIZATIONS)
     check_minimum_bin("min_bin_width", min_bin_width, num_bins)
     check_minimum_bin("min_bin_height", min_bin_height, num_bins)
     check_positive("min_derivative", min_derivative)

@@ -21,7 +21,7 @@ using cpu::Planes;
 #if defined(__AVX512F__)
 inline constexpr int kModifiedRqPack = 4, kAffinePack = 4, kRqPack = 2, kGradientPack = 2;
 #else
-inline constexpr int kModifiedRqPack = 2, kAffinePack = 2, kRqPack = 1, kGradientPack = 1;
+inline constexpr int kModifiedRqPack = 1, kAffinePack = 2, kRqPack = 1, kGradientPack = 1;
 #endif
 
 constexpr bool is_inverse(Direction d) {
@@ -131,13 +131,13 @@ void modified_rq_kernel(const Block<T>& block, const void* config) {
   } else {
     transform_block<inverse, V>(
         block,
-        [&](std::int64_t i) __attribute__((always_inline)) {
+        [&](std::int64_t i) ROBUSTFLOW_INLINE {
           prefetch(x + i, w + i, h + i, d + i, shift + i);
           return transform.template transform<inverse>(V::load(x + i), V::load(w + i),
                                                        V::load(h + i), V::load(d + i),
                                                        V::load(shift + i));
         },
-        [](std::int64_t, V slope) __attribute__((always_inline)) { return logarithm(slope); });
+        [](std::int64_t, V slope) ROBUSTFLOW_INLINE { return logarithm(slope); });
   }
 }
 
@@ -166,12 +166,12 @@ void affine_kernel(const Block<T>& block, const void* config) {
   } else {
     transform_block<inverse, V>(
         block,
-        [&](std::int64_t i) __attribute__((always_inline)) {
+        [&](std::int64_t i) ROBUSTFLOW_INLINE {
           prefetch(x + i, shift + i, logit + i);
           return transform.template transform<inverse>(V::load(x + i), V::load(shift + i),
                                                        V::load(logit + i));
         },
-        [&](std::int64_t i, V slope) __attribute__((always_inline)) {
+        [&](std::int64_t i, V slope) ROBUSTFLOW_INLINE {
           return transform.log_slope(V::load(logit + i), slope);
         });
   }
@@ -195,22 +195,22 @@ struct RqSink {
   ROBUSTFLOW_FN void derivative(int j, V v) const { v.store(d.data + j * d.stride + i); }
 };
 
-template <class T, Direction direction>
-void rq_kernel(const Block<T>& block, const void* config) {
+template <class T, Direction direction, int BINS>
+void rq_block(const Block<T>& block, const void* config) {
   namespace op = cpu::rq;
   constexpr bool inverse = is_inverse(direction);
   constexpr bool gradient = direction >= cpu::kForwardGradient;
   using V = Pack<T, gradient ? kGradientPack : kRqPack>;
-  const RqSpline<V> spline(*static_cast<const RqSplineConfig*>(config));
-  V workspace[2 * cpu::kMaxBins];
+  const RqSpline<V, BINS> spline(*static_cast<const RqSplineConfig*>(config));
+  V workspace[2 * (BINS > 0 ? BINS : cpu::kMaxBins)];
   const T* x = block.in[op::kX].data;
   const Planes<const T> edges = block.in[op::kBox];
-  const auto box = [&](std::int64_t i) __attribute__((always_inline)) {
+  const auto box = [&](std::int64_t i) ROBUSTFLOW_INLINE {
     const T* p = edges.data + i;
     return Box<V>{V::load(p), V::load(p + edges.stride), V::load(p + 2 * edges.stride),
                   V::load(p + 3 * edges.stride)};
   };
-  const auto source = [&](std::int64_t i) __attribute__((always_inline)) {
+  const auto source = [&](std::int64_t i) ROBUSTFLOW_INLINE {
     return RqSource<V, T>{block.in[op::kWidths], block.in[op::kHeights],
                           block.in[op::kDerivatives], i};
   };
@@ -226,11 +226,27 @@ void rq_kernel(const Block<T>& block, const void* config) {
   } else {
     transform_block<inverse, V>(
         block,
-        [&](std::int64_t i) __attribute__((always_inline)) {
+        [&](std::int64_t i) ROBUSTFLOW_INLINE {
           return spline.template transform<inverse>(V::load(x + i), box(i), source(i), workspace);
         },
-        [](std::int64_t, V slope) __attribute__((always_inline)) { return logarithm(slope); });
+        [](std::int64_t, V slope) ROBUSTFLOW_INLINE { return logarithm(slope); });
   }
+}
+
+// The usual numbers of bins, in single precision, are known to the compiler.
+template <class T, Direction direction>
+void rq_kernel(const Block<T>& block, const void* config) {
+  if constexpr (sizeof(T) == 4) {
+    switch (static_cast<const RqSplineConfig*>(config)->num_bins) {
+      case 8:
+        return rq_block<T, direction, 8>(block, config);
+      case 10:
+        return rq_block<T, direction, 10>(block, config);
+      case 16:
+        return rq_block<T, direction, 16>(block, config);
+    }
+  }
+  rq_block<T, direction, 0>(block, config);
 }
 
 template <class T>

@@ -5,7 +5,7 @@
 // vector extensions runs the same kernels on packs of one scalar.
 #pragma once
 
-#if defined(__AVX__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -35,26 +35,51 @@ using vec = typename Register<T>::type;
 template <class T>
 using bitvec = typename Register<T>::bits;
 
-ROBUSTFLOW_FN vec<float> register_sqrt(vec<float> v) {
+// Instructions that the extensions have no operator for. max and min return their second argument
+// where one is NaN; written as a comparison they would become two instructions.
 #if defined(__AVX512F__)
-  return _mm512_sqrt_ps(v);
+#define ROBUSTFLOW_INTRINSIC(NAME, TYPE) _mm512_##NAME##_##TYPE
 #elif defined(__AVX__)
-  return _mm256_sqrt_ps(v);
+#define ROBUSTFLOW_INTRINSIC(NAME, TYPE) _mm256_##NAME##_##TYPE
+#elif defined(__SSE2__)
+#define ROBUSTFLOW_INTRINSIC(NAME, TYPE) _mm_##NAME##_##TYPE
+#endif
+#if defined(ROBUSTFLOW_INTRINSIC)
+ROBUSTFLOW_FN vec<float> register_sqrt(vec<float> v) { return ROBUSTFLOW_INTRINSIC(sqrt, ps)(v); }
+ROBUSTFLOW_FN vec<double> register_sqrt(vec<double> v) {
+  return ROBUSTFLOW_INTRINSIC(sqrt, pd)(v);
+}
+ROBUSTFLOW_FN vec<float> register_max(vec<float> a, vec<float> b) {
+  return ROBUSTFLOW_INTRINSIC(max, ps)(a, b);
+}
+ROBUSTFLOW_FN vec<double> register_max(vec<double> a, vec<double> b) {
+  return ROBUSTFLOW_INTRINSIC(max, pd)(a, b);
+}
+ROBUSTFLOW_FN vec<float> register_min(vec<float> a, vec<float> b) {
+  return ROBUSTFLOW_INTRINSIC(min, ps)(a, b);
+}
+ROBUSTFLOW_FN vec<double> register_min(vec<double> a, vec<double> b) {
+  return ROBUSTFLOW_INTRINSIC(min, pd)(a, b);
+}
+#undef ROBUSTFLOW_INTRINSIC
 #else
+ROBUSTFLOW_FN vec<float> register_sqrt(vec<float> v) {
   for (int i = 0; i < kRegisterLanes<float>; ++i) v[i] = __builtin_sqrtf(v[i]);
   return v;
-#endif
 }
 ROBUSTFLOW_FN vec<double> register_sqrt(vec<double> v) {
-#if defined(__AVX512F__)
-  return _mm512_sqrt_pd(v);
-#elif defined(__AVX__)
-  return _mm256_sqrt_pd(v);
-#else
   for (int i = 0; i < kRegisterLanes<double>; ++i) v[i] = __builtin_sqrt(v[i]);
   return v;
-#endif
 }
+template <class R>
+ROBUSTFLOW_FN R register_max(R a, R b) {
+  return a > b ? a : b;
+}
+template <class R>
+ROBUSTFLOW_FN R register_min(R a, R b) {
+  return a < b ? a : b;
+}
+#endif
 
 // A pack is a list, not an array: compilers keep its members in registers.
 template <class T, int COUNT>
@@ -164,18 +189,17 @@ ROBUSTFLOW_FN Pack<T, COUNT> select(const PackMask<T, COUNT>& mask, const Pack<T
   return out;
 }
 
-// The instructions max(limit, v) and min(limit, v) return v where it is NaN.
 template <class T, int COUNT>
 ROBUSTFLOW_FN Pack<T, COUNT> at_least(const Pack<T, COUNT>& limit, const Pack<T, COUNT>& v) {
   Pack<T, COUNT> out;
-  out.head = limit.head > v.head ? limit.head : v.head;
+  out.head = register_max(limit.head, v.head);
   if constexpr (COUNT > 1) out.tail = at_least(limit.tail, v.tail);
   return out;
 }
 template <class T, int COUNT>
 ROBUSTFLOW_FN Pack<T, COUNT> at_most(const Pack<T, COUNT>& limit, const Pack<T, COUNT>& v) {
   Pack<T, COUNT> out;
-  out.head = limit.head < v.head ? limit.head : v.head;
+  out.head = register_min(limit.head, v.head);
   if constexpr (COUNT > 1) out.tail = at_most(limit.tail, v.tail);
   return out;
 }
@@ -199,10 +223,8 @@ ROBUSTFLOW_FN Pack<T, COUNT> square_root(const Pack<T, COUNT>& v) {
 
 template <class T, int COUNT>
 ROBUSTFLOW_FN Pack<T, COUNT> power_of_two(const Pack<T, COUNT>& shifted) {
-  constexpr auto offset = ieee<T>::bias;
-  const bitvec<T> magic = (bitvec<T>)(vec<T>{} + ieee<T>::round_to_integer);
   Pack<T, COUNT> out;
-  out.head = (vec<T>)(((bitvec<T>)shifted.head - (magic - offset)) << ieee<T>::mantissa_bits);
+  out.head = (vec<T>)((bitvec<T>)shifted.head << ieee<T>::mantissa_bits);
   if constexpr (COUNT > 1) out.tail = power_of_two(shifted.tail);
   return out;
 }

@@ -52,20 +52,28 @@ ROBUSTFLOW_FN V reduce_exp(V x, V& power) {
   }
 }
 
-// e^x; the argument is clamped on both sides to what a normal number can hold.
+// The largest exponent that a normal number can hold.
+template <class V>
+inline constexpr double kExponentLimit = is_single<V> ? 87.0 : 700.0;
+
+// e^x for x within +-kExponentLimit.
 template <class V>
 ROBUSTFLOW_FN V exponential(V x) {
-  constexpr double limit = is_single<V> ? 87.0 : 700.0;
   V power;
-  const V r = reduce_exp(at_most(V(limit), at_least(V(-limit), x)), power);
-  return power * (V(1) + (r + r * r * exp_series(r)));
+  const V r = reduce_exp(x, power);
+  return power + power * (r + r * r * exp_series(r));
+}
+// e^x for x <= 0.
+template <class V>
+ROBUSTFLOW_FN V exponential_of_negative(V x) {
+  return exponential(at_least(V(-kExponentLimit<V>), x));
 }
 
 // e^x - 1 for x <= 0, without cancellation.
 template <class V>
 ROBUSTFLOW_FN V exponential_minus_one(V x) {
   V power;
-  const V r = reduce_exp(at_least(V(is_single<V> ? -87.0 : -700.0), x), power);
+  const V r = reduce_exp(at_least(V(-kExponentLimit<V>), x), power);
   return power * (r + r * r * exp_series(r)) + (power - V(1));
 }
 
@@ -145,7 +153,7 @@ struct Softplus {
 };
 template <class V>
 ROBUSTFLOW_FN Softplus<V> softplus(V logit) {
-  const V e = exponential(V(0) - absolute(logit));
+  const V e = exponential_of_negative(V(0) - absolute(logit));
   const V large = V(1) / (V(1) + e);
   const V slope = select(logit > V(0), large, e * large);
   return {at_least(V(0), at_most(V(kSoftplusLimit), logit)) + log_one_plus(e),

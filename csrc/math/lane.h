@@ -9,8 +9,10 @@
 
 #if defined(__CUDACC__)
 #define ROBUSTFLOW_FN __host__ __device__ __forceinline__
+#define ROBUSTFLOW_INLINE
 #else
 #define ROBUSTFLOW_FN inline __attribute__((always_inline))
+#define ROBUSTFLOW_INLINE __attribute__((always_inline))  // a lambda's
 #endif
 
 // One inline namespace for each instruction set keeps the linker from sharing code between them.
@@ -43,24 +45,27 @@ using mask_t = typename lane_traits<V>::mask;
 template <class V>
 inline constexpr bool is_single = sizeof(scalar_t<V>) == 4;
 
-// The layout of IEEE numbers, as the exponent tricks below need it.
+// The layout of IEEE numbers, as the exponent tricks below need it. Adding and subtracting
+// round_to_integer rounds; after the addition alone, the last bits are a biased exponent.
 template <class T>
 struct ieee;
 template <>
 struct ieee<float> {
   using integer = std::int32_t;
+  using bits = std::uint32_t;
   static constexpr int mantissa_bits = 23;
   static constexpr integer bias = 127;
   static constexpr integer sqrt_half = 0x3f3504f3;
-  static constexpr float round_to_integer = 12582912.0f;  // 1.5 * 2^23
+  static constexpr float round_to_integer = 12582912.0f + bias;  // 1.5 * 2^23
 };
 template <>
 struct ieee<double> {
   using integer = std::int64_t;
+  using bits = std::uint64_t;
   static constexpr int mantissa_bits = 52;
   static constexpr integer bias = 1023;
   static constexpr integer sqrt_half = 0x3fe6a09e667f3bcd;
-  static constexpr double round_to_integer = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double round_to_integer = 6755399441055744.0 + bias;  // 1.5 * 2^52
 };
 
 #define ROBUSTFLOW_SCALAR_LANE(T)                                                              \
@@ -79,9 +84,8 @@ struct ieee<double> {
   }                                                                                            \
   /* 2^n of n + round_to_integer, n a whole number within the normal exponents. */             \
   ROBUSTFLOW_FN T power_of_two(T shifted) {                                                    \
-    constexpr auto zero = ieee<T>::bias;                                                       \
-    return from_bits((to_bits(shifted) - to_bits(ieee<T>::round_to_integer) + zero)            \
-                     << ieee<T>::mantissa_bits);                                               \
+    using U = ieee<T>::bits;                                                                   \
+    return from_bits(ieee<T>::integer(U(to_bits(shifted)) << ieee<T>::mantissa_bits));         \
   }                                                                                            \
   /* v = mantissa * 2^exponent with mantissa in [sqrt 1/2, sqrt 2); v positive and normal. */  \
   ROBUSTFLOW_FN void split(T v, T& mantissa, T& exponent) {                                    \
@@ -97,6 +101,17 @@ ROBUSTFLOW_FN float absolute(float v) { return __builtin_fabsf(v); }
 ROBUSTFLOW_FN double absolute(double v) { return __builtin_fabs(v); }
 ROBUSTFLOW_FN float square_root(float v) { return __builtin_sqrtf(v); }
 ROBUSTFLOW_FN double square_root(double v) { return __builtin_sqrt(v); }
+
+// f(0), f(1), ... f(n - 1); unrolled where COUNT is known (and then n), a loop where it is 0.
+template <int COUNT, int FIRST = 0, class F>
+ROBUSTFLOW_FN void repeat(int n, F&& f) {
+  if constexpr (COUNT == 0) {
+    for (int i = FIRST; i < n; ++i) f(i);
+  } else if constexpr (FIRST < COUNT) {
+    f(FIRST);
+    repeat<COUNT, FIRST + 1>(n, f);
+  }
+}
 
 }  // namespace ROBUSTFLOW_ISA
 }  // namespace robustflow

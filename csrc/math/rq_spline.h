@@ -37,7 +37,8 @@ struct Box {
   V left, right, bottom, top;
 };
 
-template <class V>
+// BINS is the number of bins where the compiler may know it, else 0.
+template <class V, int BINS = 0>
 struct RqSpline {
   using Mask = mask_t<V>;
 
@@ -52,7 +53,7 @@ struct RqSpline {
   };
 
   ROBUSTFLOW_FN explicit RqSpline(const RqSplineConfig& c)
-      : num_bins(c.num_bins),
+      : num_bins(BINS > 0 ? BINS : c.num_bins),
         tails(c.tails),
         parametrization(c.parametrization),
         scaled(c.logit_scale != 1),
@@ -73,27 +74,24 @@ struct RqSpline {
   template <class Logit>
   ROBUSTFLOW_FN Axis axis(V start, V end, V min_bin, V* size, Logit&& logit) const {
     if (parametrization == Parametrization::knots) {
-      for (int k = 0; k < num_bins; ++k) size[k] = logit(k);
+      repeat<BINS>(num_bins, [&](int k) ROBUSTFLOW_INLINE { size[k] = logit(k); });
       return {start, end, V(0), V(1), size};
     }
     const V length = end - start;
     V sum = V(0);
     if (parametrization == Parametrization::softclip) {
-      for (int k = 0; k < num_bins; ++k) {
+      repeat<BINS>(num_bins, [&](int k) ROBUSTFLOW_INLINE {
         size[k] = exponential(soft_clip(scale(logit(k)), V(2) * inverse_bound).value);
         sum = sum + size[k];
-      }
+      });
       return {start, end, V(0), length / sum, size};
     }
-    V largest = size[0] = scale(logit(0));
-    for (int k = 1; k < num_bins; ++k) {
-      size[k] = scale(logit(k));
-      largest = at_least(largest, size[k]);
-    }
-    for (int k = 0; k < num_bins; ++k) {
-      size[k] = exponential(size[k] - largest);
+    V largest = scale(logit(0));
+    repeat<BINS, 1>(num_bins, [&](int k) ROBUSTFLOW_INLINE { largest = at_least(largest, scale(logit(k))); });
+    repeat<BINS>(num_bins, [&](int k) ROBUSTFLOW_INLINE {
+      size[k] = exponential_of_negative(scale(logit(k)) - largest);
       sum = sum + size[k];
-    }
+    });
     const V free = V(1) - V(num_bins) * min_bin;
     return {start, end, length * min_bin, length * free / sum, size};
   }
@@ -104,23 +102,25 @@ struct RqSpline {
     return logit_scale * at_most(largest, at_least(V(0) - largest, logit));
   }
 
-  // Whether knot j has a logit of its own, and which.
-  ROBUSTFLOW_FN bool is_boundary(int knot) const {
-    return tails == Tails::linear && (knot == 0 || knot == num_bins);
-  }
-  ROBUSTFLOW_FN int derivative_index(int knot) const {
-    if (tails == Tails::linear) return knot - 1;
-    return tails == Tails::circular && knot == num_bins ? 0 : knot;
+  // Of knot j, an inner one or the first or last; linear tails have none at the box's edges.
+  template <class Source>
+  ROBUSTFLOW_FN V inner_logit(const Source& source, int knot) const {
+    return source.derivative(tails == Tails::linear ? knot - 1 : knot);
   }
   template <class Source>
-  ROBUSTFLOW_FN V derivative_logit(const Source& source, int knot) const {
-    return is_boundary(knot) ? V(1) : source.derivative(derivative_index(knot));
+  ROBUSTFLOW_FN V first_logit(const Source& source) const {
+    return tails == Tails::linear ? V(1) : source.derivative(0);
+  }
+  template <class Source>
+  ROBUSTFLOW_FN V last_logit(const Source& source) const {
+    if (tails == Tails::linear) return V(1);
+    return source.derivative(tails == Tails::circular ? 0 : num_bins);
   }
 
   struct Derivative {
     V value, log_slope;  // d, and d log d / d logit
   };
-  ROBUSTFLOW_FN Derivative derivative(V logit, Mask boundary) const {
+  ROBUSTFLOW_FN Derivative derivative(V logit) const {
     Derivative d;
     if (parametrization == Parametrization::softmax) {
       const Softplus<V> s = softplus(logit);
@@ -134,16 +134,15 @@ struct RqSpline {
       d.value = logit;
       d.log_slope = V(1) / logit;
     }
-    d.value = select(boundary, V(1), d.value);
     return d;
   }
 
   // Where an element is, and its bin.
   struct Element {
     RqBin<V> bin;
-    V index;                              // of the bin
-    V size_x, size_y;                     // unnormalised sizes of the bin
-    V before_x, before_y;                 // and of all the bins before it
+    V index;               // of the bin
+    V size_x, size_y;      // unnormalised sizes of the bin
+    V before_x, before_y;  // and of all the bins before it
     Derivative d0, d1;
     Mask outside;
   };
@@ -159,34 +158,40 @@ struct RqSpline {
     e.size_y = y.size[0];
     e.before_x = e.before_y = V(0);
     V x0 = x.start, y0 = y.start, x1 = x.end, y1 = y.end;
-    V logit0 = derivative_logit(source, 0), logit1 = derivative_logit(source, 1);
+    V logit0 = first_logit(source), logit1 = last_logit(source);
     V before_x = V(0), before_y = V(0);
-    Mask reached = key == key;  // NaN stays in the first bin
-    const Mask everywhere = reached;
-    for (int k = 1; k < num_bins; ++k) {
+    // From knot to knot: who has come as far as the last one has its right end in this one; who has
+    // come as far as this one (NaN never does) has its left end in it.
+    Mask first = lower <= lower, reached = first;
+    repeat<BINS, 1>(num_bins, [&](int k) ROBUSTFLOW_INLINE {
       before_x = before_x + x.size[k - 1];
       before_y = before_y + y.size[k - 1];
       const V knot_x = x.slope * before_x + (x.start + V(k) * x.step);
       const V knot_y = y.slope * before_y + (y.start + V(k) * y.step);
+      const V logit = inner_logit(source, k);
       x1 = select(reached, knot_x, x1);
       y1 = select(reached, knot_y, y1);
+      logit1 = select(reached, logit, logit1);
       reached = key >= (inverse ? knot_y : knot_x);
       x0 = select(reached, knot_x, x0);
       y0 = select(reached, knot_y, y0);
-      e.index = select(reached, V(k), e.index);
+      logit0 = select(reached, logit, logit0);
       e.size_x = select(reached, x.size[k], e.size_x);
       e.size_y = select(reached, y.size[k], e.size_y);
+      e.index = select(reached, V(k), e.index);
       e.before_x = select(reached, before_x, e.before_x);
       e.before_y = select(reached, before_y, e.before_y);
-      logit0 = select(reached, derivative_logit(source, k), logit0);
-      logit1 = select(reached, derivative_logit(source, k + 1), logit1);
-    }
+      if (k == 1) first = !reached;
+    });
     x1 = select(reached, x.end, x1);
     y1 = select(reached, y.end, y1);
-    const bool linear = tails == Tails::linear;
-    const Mask nowhere = !everywhere;
-    e.d0 = derivative(logit0, linear ? e.index == V(0) : nowhere);
-    e.d1 = derivative(logit1, linear ? e.index == V(num_bins - 1) : nowhere);
+    logit1 = select(reached, last_logit(source), logit1);
+    e.d0 = derivative(logit0);
+    e.d1 = derivative(logit1);
+    if (tails == Tails::linear) {
+      e.d0.value = select(first, V(1), e.d0.value);
+      e.d1.value = select(reached, V(1), e.d1.value);
+    }
     e.bin = {x0, x1, y0, y1, x.step + x.slope * e.size_x, y.step + y.slope * e.size_y,
              e.d0.value, e.d1.value};
     return e;
@@ -196,9 +201,9 @@ struct RqSpline {
   ROBUSTFLOW_FN Output transform(V key, const Box<V>& box, const Source& source,
                                  V* workspace) const {
     const Axis x = axis(box.left, box.right, min_bin_width, workspace,
-                        [&](int k) { return source.width(k); });
+                        [&](int k) ROBUSTFLOW_INLINE { return source.width(k); });
     const Axis y = axis(box.bottom, box.top, min_bin_height, workspace + num_bins,
-                        [&](int k) { return source.height(k); });
+                        [&](int k) ROBUSTFLOW_INLINE { return source.height(k); });
     const Element e = locate<inverse>(x, y, source, key);
     const RqPoint<V> point = inverse ? rq_inverse(e.bin, key) : rq_forward(e.bin, key);
     if (tails == Tails::none) {
@@ -215,9 +220,9 @@ struct RqSpline {
   ROBUSTFLOW_FN V gradient(V key, const Box<V>& box, const Source& source, V* workspace, V grad_y,
                            V grad_logabsdet, const Sink& sink) const {
     const Axis x = axis(box.left, box.right, min_bin_width, workspace,
-                        [&](int k) { return source.width(k); });
+                        [&](int k) ROBUSTFLOW_INLINE { return source.width(k); });
     const Axis y = axis(box.bottom, box.top, min_bin_height, workspace + num_bins,
-                        [&](int k) { return source.height(k); });
+                        [&](int k) ROBUSTFLOW_INLINE { return source.height(k); });
     const Element e = locate<inverse>(x, y, source, key);
     RqGradient<V> g;
     if constexpr (inverse) {
@@ -229,22 +234,22 @@ struct RqSpline {
     }
     const V zero = V(0);
     size_gradients(x, e, e.size_x, e.before_x, g.x0, g.x1,
-                   [&](int k) { return source.width(k); },
-                   [&](int k, V v) { sink.width(k, v); });
+                   [&](int k) ROBUSTFLOW_INLINE { return source.width(k); },
+                   [&](int k, V v) ROBUSTFLOW_INLINE { sink.width(k, v); });
     size_gradients(y, e, e.size_y, e.before_y, g.y0, g.y1,
-                   [&](int k) { return source.height(k); },
-                   [&](int k, V v) { sink.height(k, v); });
+                   [&](int k) ROBUSTFLOW_INLINE { return source.height(k); },
+                   [&](int k, V v) ROBUSTFLOW_INLINE { sink.height(k, v); });
     const V by_d0 = select(e.outside, zero, g.log_d0 * e.d0.log_slope);
     const V by_d1 = select(e.outside, zero, g.log_d1 * e.d1.log_slope);
     const int num_derivatives = rq_num_derivatives(num_bins, tails);
-    for (int j = 0; j < num_derivatives; ++j) {
+    repeat<0>(num_derivatives, [&](int j) ROBUSTFLOW_INLINE {
       const int knot = tails == Tails::linear ? j + 1 : j;
       V v = select(e.index == V(knot), by_d0, zero) + select(e.index == V(knot - 1), by_d1, zero);
       if (tails == Tails::circular && j == 0) {
         v = v + select(e.index == V(num_bins - 1), by_d1, zero);
       }
       sink.derivative(j, v);
-    }
+    });
     return select(e.outside, tails == Tails::none ? zero : grad_y, g.x);
   }
 
@@ -256,21 +261,21 @@ struct RqSpline {
                                     V by_right, Logit&& logit, Put&& put) const {
     const V zero = V(0), both = by_left + by_right;
     if (parametrization == Parametrization::knots) {
-      for (int k = 0; k < num_bins; ++k) {
+      repeat<BINS>(num_bins, [&](int k) ROBUSTFLOW_INLINE {
         put(k, select(e.outside, zero, moved(e.index, k, both, by_right)));
-      }
+      });
       return;
     }
     const bool clipped = parametrization == Parametrization::softclip;
     V sum = zero;
-    for (int k = 0; k < num_bins; ++k) sum = sum + axis.size[k];
+    repeat<BINS>(num_bins, [&](int k) ROBUSTFLOW_INLINE { sum = sum + axis.size[k]; });
     const V mean = (both * before + by_right * size) / sum;
     const V slope = axis.slope * logit_scale;
-    for (int k = 0; k < num_bins; ++k) {
+    repeat<BINS>(num_bins, [&](int k) ROBUSTFLOW_INLINE {
       V v = slope * axis.size[k] * (moved(e.index, k, both, by_right) - mean);
       if (clipped) v = v * soft_clip(scale(logit(k)), V(2) * inverse_bound).slope;
       put(k, select(e.outside, zero, v));
-    }
+    });
   }
   ROBUSTFLOW_FN V moved(V index, int k, V both, V right) const {
     return select(index > V(k), both, select(index == V(k), right, V(0)));

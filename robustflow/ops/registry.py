@@ -2,6 +2,10 @@
 
 A transform ``name`` is two operators, ``name`` and ``name_backward``. Kernels for a device
 register themselves under these schemas; nothing here knows which there are.
+
+The operators' own autograd (``torch.library.register_autograd``) is what torch.compile traces, but
+costs 100 us a call, as long as a small batch takes. An eager call therefore goes through a plain
+``torch.autograd.Function`` around the operator, with the same formula.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from torch import Tensor
 LIBRARY = torch.library.Library("robustflow", "DEF")
 
 Reference = Callable[..., tuple[Tensor, Tensor]]
+Transform = Callable[..., tuple[Tensor, Tensor]]
 
 
 def register_transform(
@@ -23,7 +28,7 @@ def register_transform(
     parameters: Sequence[str],
     constants: Sequence[str],
     config: Sequence[str],
-) -> None:
+) -> Transform:
     """Define ``robustflow::name`` and ``robustflow::name_backward``.
 
     Args:
@@ -34,6 +39,9 @@ def register_transform(
 
     The backward operator returns a gradient for ``x`` and for each parameter; bit i of ``needed``
     says that gradient i is wanted, and one that is not is an empty tensor.
+
+    Returns:
+        The transform for eager calls: positional arguments as in the schema.
     """
     tensors = ("Tensor x", *parameters, *constants)
     num_gradients = 1 + len(parameters)
@@ -67,7 +75,8 @@ def register_transform(
     torch.library.register_fake(transform, fake, lib=LIBRARY)
     torch.library.register_fake(backward, fake_backward, lib=LIBRARY)
 
-    packet = getattr(torch.ops.robustflow, f"{name}_backward")
+    call = getattr(torch.ops.robustflow, name).default
+    call_backward = getattr(torch.ops.robustflow, f"{name}_backward").default
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.set_materialize_grads(False)
@@ -85,7 +94,8 @@ def register_transform(
             )
         else:
             mask = sum(need << i for i, need in enumerate(needed))
-            made = packet.default(grad_y, grad_logabsdet, *tensors, *ctx.config, mask)
+            with torch._C._AutoDispatchBelowAutograd():
+                made = call_backward(grad_y, grad_logabsdet, *tensors, *ctx.config, mask)
             found = [grad if need else None for grad, need in zip(made, needed, strict=True)]
         return *found, *(None,) * (num_tensors - num_gradients + len(ctx.config))
 
@@ -96,7 +106,7 @@ def register_transform(
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         batched = _batch_first(info.batch_size, in_dims, args[:num_tensors], expand=False)
         x = batched[0].expand(info.batch_size, *batched[0].shape[1:])  # type: ignore[union-attr]
-        out = getattr(torch.ops.robustflow, name).default(
+        out = call(
             x, *batched[1:], *args[num_tensors:-1], args[-1] + 1
         )
         return out, (0, 0)
@@ -105,7 +115,7 @@ def register_transform(
         # Every example wants a gradient of its own, so shared tensors are expanded, not broadcast.
         batched = _batch_first(info.batch_size, in_dims, args[: num_tensors + 2], expand=True)
         *config, batch_dims, needed = args[num_tensors + 2 :]
-        made = packet.default(*batched, *config, batch_dims + 1, needed)
+        made = call_backward(*batched, *config, batch_dims + 1, needed)
         made = tuple(
             grad if needed >> i & 1 and tensor is not None else grad.new_empty(info.batch_size, 0)
             for i, (grad, tensor) in enumerate(zip(made, batched[2:], strict=False))
@@ -114,6 +124,26 @@ def register_transform(
 
     torch.library.register_vmap(transform, vmap, lib=LIBRARY)
     torch.library.register_vmap(backward, vmap_backward, lib=LIBRARY)
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = call(*args)
+            setup_context(ctx, args, output)
+            return output
+
+        backward = staticmethod(backward_formula)
+
+    def eager(*args: Any) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled() and any(
+            tensor is not None and tensor.requires_grad for tensor in args[:num_gradients]
+        ):
+            return Eager.apply(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return call(*args)
+
+    return eager
 
 
 def compute_dtype(x: Tensor, others: Sequence[Tensor | None]) -> torch.dtype:

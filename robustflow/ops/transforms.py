@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from typing import Any
 
@@ -25,7 +26,7 @@ SCALES = {
     "softclip_exp": (5, math.log(1000.0)),
 }
 
-register_transform(
+_modified_rq = register_transform(
     "modified_rq",
     reference.modified_rq,
     parameters=["Tensor params"],
@@ -40,7 +41,7 @@ register_transform(
         "int batch_dims",
     ],
 )
-register_transform(
+_rq = register_transform(
     "rq",
     reference.rq,
     parameters=["Tensor widths", "Tensor? heights", "Tensor? derivatives"],
@@ -61,7 +62,7 @@ register_transform(
         "int batch_dims",
     ],
 )
-register_transform(
+_affine = register_transform(
     "affine",
     reference.affine,
     parameters=["Tensor params", "Tensor? log_scale"],
@@ -78,9 +79,20 @@ register_transform(
 )
 
 
+class _Path(enum.Enum):
+    """How a call is served."""
+
+    EAGER = enum.auto()  # the operator, by its short way through autograd
+    OPERATOR = enum.auto()  # the operator as it is registered
+    REFERENCE = enum.auto()  # plain PyTorch
+
+
 def modified_rq(x: Tensor, params: Tensor, *config: Any) -> tuple[Tensor, Tensor]:
     """``robustflow::modified_rq``, or the reference where no kernel serves the call."""
-    if _takes_operator(x):
+    path = _path(x)
+    if path is _Path.EAGER:
+        return _modified_rq(x, params, *config)
+    if path is _Path.OPERATOR:
         return torch.ops.robustflow.modified_rq.default(x, params, *config)
     return reference.modified_rq(x, params, *config)
 
@@ -94,42 +106,48 @@ def rq(
     *config: Any,
 ) -> tuple[Tensor, Tensor]:
     """``robustflow::rq``, or the reference where no kernel serves the call."""
-    if not _takes_operator(x):
+    path = _path(x)
+    if path is _Path.REFERENCE:
         return reference.rq(x, widths, heights, derivatives, box, *config)
     if heights is not None and derivatives is not None:
         widths, heights, derivatives = _same_leading_shape(x, widths, heights, derivatives)
     if box is not None:
         box = _with_dims(box, x.dim() + 1)
-    return torch.ops.robustflow.rq.default(x, widths, heights, derivatives, box, *config)
+    call = _rq if path is _Path.EAGER else torch.ops.robustflow.rq.default
+    return call(x, widths, heights, derivatives, box, *config)
 
 
 def affine(
     x: Tensor, params: Tensor, log_scale: Tensor | None, *config: Any
 ) -> tuple[Tensor, Tensor]:
     """``robustflow::affine``, or the reference where no kernel serves the call."""
-    if not _takes_operator(x):
+    path = _path(x)
+    if path is _Path.REFERENCE:
         return reference.affine(x, params, log_scale, *config)
     if log_scale is not None:
         params, log_scale = _same_leading_shape(x, params, log_scale)
-    return torch.ops.robustflow.affine.default(x, params, log_scale, *config)
+    call = _affine if path is _Path.EAGER else torch.ops.robustflow.affine.default
+    return call(x, params, log_scale, *config)
 
 
-def _takes_operator(x: Tensor) -> bool:
-    """Whether the operator serves this call.
+def _path(x: Tensor) -> _Path:
+    """The way a call takes.
 
-    Its autograd formula knows reverse mode only: inside a torch.func transform other than vmap,
-    and in forward mode, the reference answers (PyTorch would return silent zeros).
+    The operators know reverse mode and vmap. In forward mode, and inside a torch.func transform
+    that differentiates, the reference answers: PyTorch would return a silent zero.
     """
     if not uses_kernels(x):
-        return False
+        return _Path.REFERENCE
     if torch.compiler.is_compiling():
-        return True
+        return _Path.OPERATOR
     if torch.autograd.forward_ad._current_level >= 0:
-        return False
+        return _Path.REFERENCE
     if torch._C._functorch.peek_interpreter_stack() is None:
-        return True
+        return _Path.EAGER
     vmap = torch._C._functorch.TransformType.Vmap
-    return all(level.key() == vmap for level in torch._C._functorch.get_interpreter_stack())
+    if all(level.key() == vmap for level in torch._C._functorch.get_interpreter_stack()):
+        return _Path.OPERATOR
+    return _Path.REFERENCE
 
 
 def _with_dims(tensor: Tensor, dims: int) -> Tensor:
@@ -138,7 +156,8 @@ def _with_dims(tensor: Tensor, dims: int) -> Tensor:
 
 def _same_leading_shape(x: Tensor, *groups: Tensor) -> list[Tensor]:
     """Groups of parameters that broadcast alike (the kernels sum one pattern of gradients)."""
-    views = [_with_dims(group, x.dim() + 1) for group in groups]
+    dims = x.dim() + 1
+    views = [group if group.dim() == dims else _with_dims(group, dims) for group in groups]
     if all(view.shape[:-1] == views[0].shape[:-1] for view in views):
         return views
     shape = torch.broadcast_shapes(*(view.shape[:-1] for view in views))
