@@ -460,6 +460,7 @@ def _rq(
     check_minimum_bin("min_bin_width", min_bin_width, num_bins)
     check_minimum_bin("min_bin_height", min_bin_height, num_bins)
     check_positive("min_derivative", min_derivative)
+    check_positive("logit_scale", logit_scale)
     if parametrization == "softclip" and min_derivative >= 1:
         raise ValueError(
             f"min_derivative must be below 1 with 'softclip', got {min_derivative!r}."

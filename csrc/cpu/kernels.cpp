@@ -77,30 +77,23 @@ class LogProduct {
 template <bool inverse, class V, class T, class Compute, class LogSlope>
 ROBUSTFLOW_FN void transform_block(const Block<T>& block, Compute&& compute,
                                    LogSlope&& log_slope) {
-  T* y = block.out[0].data;
-  if (T* logabsdet = block.out[1].data) {
-    for (std::int64_t i = 0; i < block.size; i += V::lanes) {
-      const auto out = compute(i);
-      const V log = log_slope(i, out.slope);
-      out.value.store(y + i);
-      (inverse ? V(0) - log : log).store(logabsdet + i);
-    }
-    return;
-  }
+  T *y = block.out[0].data, *logabsdet = block.out[1].data;
   LogProduct<V> product;
-  std::int64_t i = 0;
-  for (; i + V::lanes <= block.size; i += V::lanes) {
-    const auto out = compute(i);
+  for (std::int64_t i = 0; i < block.size; i += V::lanes) {
+    auto out = compute(i);
     out.value.store(y + i);
+    if (logabsdet) {
+      const V log = log_slope(i, out.slope);
+      (inverse ? V(0) - log : log).store(logabsdet + i);
+      continue;
+    }
+    if (i + V::lanes > block.size) {  // what lies behind the block does not count
+      const auto counts = V::count_from(0) < V(double(block.size - i));
+      out.slope = select(counts, out.slope, V(1));
+    }
     product.multiply(out.slope);
   }
-  if (i < block.size) {  // what lies behind the block does not count
-    const auto out = compute(i);
-    out.value.store(y + i);
-    const auto counts = V::count_from(0) < V(double(block.size - i));
-    product.multiply(select(counts, out.slope, V(1)));
-  }
-  *block.logabsdet_sum += inverse ? -product.sum() : product.sum();
+  if (!logabsdet) *block.logabsdet_sum += inverse ? -product.sum() : product.sum();
 }
 
 template <class T, Direction direction>

@@ -45,7 +45,6 @@ struct RqSpline {
   int num_bins;
   Tails tails;
   Parametrization parametrization;
-  bool scaled;
   V min_bin_width, min_bin_height, min_derivative, logit_scale, inverse_bound;
 
   struct Output {
@@ -56,7 +55,6 @@ struct RqSpline {
       : num_bins(BINS > 0 ? BINS : c.num_bins),
         tails(c.tails),
         parametrization(c.parametrization),
-        scaled(c.logit_scale != 1),
         min_bin_width(c.min_bin_width),
         min_bin_height(c.min_bin_height),
         min_derivative(c.min_derivative),
@@ -81,25 +79,25 @@ struct RqSpline {
     V sum = V(0);
     if (parametrization == Parametrization::softclip) {
       repeat<BINS>(num_bins, [&](int k) ROBUSTFLOW_INLINE {
-        size[k] = exponential(soft_clip(scale(logit(k)), V(2) * inverse_bound).value);
+        size[k] = exponential(clipped(logit(k)).value);
         sum = sum + size[k];
       });
       return {start, end, V(0), length / sum, size};
     }
-    V largest = scale(logit(0));
-    repeat<BINS, 1>(num_bins, [&](int k) ROBUSTFLOW_INLINE { largest = at_least(largest, scale(logit(k))); });
+    V largest = logit(0);
+    repeat<BINS, 1>(num_bins,
+                    [&](int k) ROBUSTFLOW_INLINE { largest = at_least(largest, logit(k)); });
     repeat<BINS>(num_bins, [&](int k) ROBUSTFLOW_INLINE {
-      size[k] = exponential_of_negative(scale(logit(k)) - largest);
+      size[k] = exponential_of_negative(logit_scale * (logit(k) - largest));
       sum = sum + size[k];
     });
     const V free = V(1) - V(num_bins) * min_bin;
     return {start, end, length * min_bin, length * free / sum, size};
   }
 
-  ROBUSTFLOW_FN V scale(V logit) const {
-    if (!scaled) return logit;
-    const V largest = V(is_single<V> ? 1e30 : 1e200);
-    return logit_scale * at_most(largest, at_least(V(0) - largest, logit));
+  // A size logit within +-half the bound; the slope is by logit_scale * logit.
+  ROBUSTFLOW_FN SoftClip<V> clipped(V logit) const {
+    return soft_clip(logit_scale * logit, V(2) * inverse_bound);
   }
 
   // Of knot j, an inner one or the first or last; linear tails have none at the box's edges.
@@ -266,14 +264,14 @@ struct RqSpline {
       });
       return;
     }
-    const bool clipped = parametrization == Parametrization::softclip;
+    const bool clip = parametrization == Parametrization::softclip;
     V sum = zero;
     repeat<BINS>(num_bins, [&](int k) ROBUSTFLOW_INLINE { sum = sum + axis.size[k]; });
     const V mean = (both * before + by_right * size) / sum;
     const V slope = axis.slope * logit_scale;
     repeat<BINS>(num_bins, [&](int k) ROBUSTFLOW_INLINE {
       V v = slope * axis.size[k] * (moved(e.index, k, both, by_right) - mean);
-      if (clipped) v = v * soft_clip(scale(logit(k)), V(2) * inverse_bound).slope;
+      if (clip) v = v * clipped(logit(k)).slope;
       put(k, select(e.outside, zero, v));
     });
   }
