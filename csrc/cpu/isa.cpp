@@ -82,9 +82,7 @@ std::string joined(const std::vector<std::string>& names) {
 
 }  // namespace
 
-const KernelTable& active_kernels() {
-  return active().load(std::memory_order_relaxed)->kernels();
-}
+const KernelTable& active_kernels() { return active().load(std::memory_order_relaxed)->kernels(); }
 
 const char* isa_name() { return active().load(std::memory_order_relaxed)->name; }
 
@@ -93,8 +91,8 @@ void set_isa(const char* name) {
   for (const Isa& isa : kIsas) {
     if (wanted != isa.name) continue;
     if (!isa.supported())
-      throw std::invalid_argument("this processor does not support the instruction set '" +
-                                  wanted + "': choose one of " + joined(isa_supported()) + ".");
+      throw std::invalid_argument("this processor does not support the instruction set '" + wanted +
+                                  "': choose one of " + joined(isa_supported()) + ".");
     active().store(&isa, std::memory_order_relaxed);
     return;
   }

@@ -64,7 +64,9 @@ struct ModifiedRq {
     const V W1 = length * (min_bin + free_bins * e.width.complement);
     const V H0 = length * (min_bin + free_bins * e.height.value);
     const V H1 = length * (min_bin + free_bins * e.height.complement);
-    const V x_mid = left + W0, y_mid = left + H0;
+    // From the nearer end, whose rounding is the smaller.
+    const V x_mid = select(W0 < W1, left + W0, right - W1);
+    const V y_mid = select(H0 < H1, left + H0, right - H1);
     e.upper = key >= (inverse ? y_mid : x_mid);
     e.outside = (key <= left) | (key >= right);
     e.bin = {select(e.upper, x_mid, left),      select(e.upper, right, x_mid),
@@ -88,14 +90,8 @@ struct ModifiedRq {
   ROBUSTFLOW_FN Gradient gradient(V x, V w, V h, V d, V shift, V grad_y, V grad_logabsdet) const {
     const V key = inverse ? x - shift : x;
     const Element e = locate<inverse>(key, w, h, d);
-    RqGradient<V> g;
-    if constexpr (inverse) {
-      const RqPoint<V> point = rq_inverse(e.bin, key);
-      g = rq_inverse_gradient(e.bin, point.a, point.b, grad_y, grad_logabsdet);
-    } else {
-      const V a = at_least(V(0), key - e.bin.x0), b = at_least(V(0), e.bin.x1 - key);
-      g = rq_forward_gradient(e.bin, a, b, grad_y, grad_logabsdet);
-    }
+    const RqGradient<V> g = inverse ? rq_inverse_gradient(e.bin, key, grad_y, grad_logabsdet)
+                                    : rq_forward_gradient(e.bin, key, grad_y, grad_logabsdet);
     // The inner knot is the right one of the first bin and the left one of the second.
     const V size = length * free_bins;
     const V by_width = select(e.upper, g.x0, g.x1) * (size * e.width.slope(w));

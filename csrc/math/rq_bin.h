@@ -22,6 +22,19 @@ struct RqBin {
   V x0, x1, y0, y1, width, height, d0, d1;
 };
 
+// Distances of v from the ends of [v0, v1] that sum to its size: the smaller one from its own end,
+// the other as what is left. (The ends are rounded, so both differences would sum to another size.)
+template <class V>
+struct Distances {
+  V left, right;
+};
+template <class V>
+ROBUSTFLOW_FN Distances<V> distances(V v, V v0, V v1, V size) {
+  const V left = at_least(V(0), v - v0), right = at_least(V(0), v1 - v);
+  const auto near_left = left < right;
+  return {select(near_left, left, size - right), select(near_left, size - left, right)};
+}
+
 // A point of the curve: distances to the knots, value, derivative.
 template <class V>
 struct RqPoint {
@@ -37,7 +50,7 @@ ROBUSTFLOW_FN V rq_slope(const RqBin<V>& bin, V a, V b, V g) {
 
 template <class V>
 ROBUSTFLOW_FN RqPoint<V> rq_forward(const RqBin<V>& bin, V x) {
-  const V a = at_least(V(0), x - bin.x0), b = at_least(V(0), bin.x1 - x);
+  const auto [a, b] = distances(x, bin.x0, bin.x1, bin.width);
   const V D0 = bin.d0 * bin.width, D1 = bin.d1 * bin.width;
   const V P = a * (a * bin.height + D0 * b), R = b * (b * bin.height + D1 * a);
   const V g = bin.height / (P + R);
@@ -47,7 +60,7 @@ ROBUSTFLOW_FN RqPoint<V> rq_forward(const RqBin<V>& bin, V x) {
 
 template <class V>
 ROBUSTFLOW_FN RqPoint<V> rq_inverse(const RqBin<V>& bin, V y) {
-  const V p = at_least(V(0), y - bin.y0), q = at_least(V(0), bin.y1 - y);
+  const auto [p, q] = distances(y, bin.y0, bin.y1, bin.height);
   const V r = bin.width * (bin.d0 * q - bin.d1 * p) / bin.height;
   const V size = absolute(r);
   const V huge = V(is_single<V> ? 1e18 : 1e150);  // past it r^2 overflows and 4 p q is nothing
@@ -65,10 +78,12 @@ ROBUSTFLOW_FN RqPoint<V> rq_inverse(const RqBin<V>& bin, V y) {
   return {a, b, x, rq_slope(bin, a, b, bin.height / Q)};
 }
 
-// Gradients by x, the knots and the logarithms of the derivatives.
+// Gradients by x, the knots and the logarithms of the derivatives. x_knots is x0 + x1, the gradient
+// by a shift of both knots, and y_knots is y0 + y1: each from its own formula, since the two terms
+// of the sum may cancel.
 template <class V>
 struct RqGradient {
-  V x, x0, x1, y0, y1, log_d0, log_d1;
+  V x, x0, x1, y0, y1, log_d0, log_d1, x_knots, y_knots;
 };
 
 // The partial derivatives of the value y and of l = log T at a point, in shares of Q and N that sum
@@ -114,26 +129,41 @@ struct RqShares {
     out.y1 = grad_y * (p * p + h0 * h1 + u0 * u1 + V(2) * h0 * u1) + l_y;
     out.log_d0 = grad_y * (height * u0 * r) + grad_l * (n0 - V(2) * u0);
     out.log_d1 = grad_l * (n1 - V(2) * u1) - grad_y * (height * u1 * p);
+    out.x_knots = V(0) - out.x;  // the curve moves with its knots
+    out.y_knots = grad_y;
     return out;
   }
 };
 
-// Of the forward transform, from cotangents of y and of logabsdet = l.
+// Of the forward transform at x, from cotangents of y and of logabsdet = l.
 template <class V>
-ROBUSTFLOW_FN RqGradient<V> rq_forward_gradient(const RqBin<V>& bin, V a, V b, V grad_y,
+ROBUSTFLOW_FN RqGradient<V> rq_forward_gradient(const RqBin<V>& bin, V x, V grad_y,
                                                 V grad_logabsdet) {
+  const auto [a, b] = distances(x, bin.x0, bin.x1, bin.width);
   return RqShares<V>(bin, a, b).apply(grad_y, grad_logabsdet);
 }
 
-// Of the inverse, by implicit differentiation, from cotangents of x and of logabsdet = -l; the
-// field x of the result is the gradient by y.
+// Of the inverse at y, by implicit differentiation, from cotangents of x and of logabsdet = -l; the
+// field x of the result is the gradient by y. The gradients by the knots of x are written out: in
+// the sum of the two ways that they take, through y and through l, large terms cancel.
 template <class V>
-ROBUSTFLOW_FN RqGradient<V> rq_inverse_gradient(const RqBin<V>& bin, V a, V b, V grad_x,
+ROBUSTFLOW_FN RqGradient<V> rq_inverse_gradient(const RqBin<V>& bin, V y, V grad_x,
                                                 V grad_logabsdet) {
-  const RqShares<V> shares(bin, a, b);
-  const V lambda = (grad_x - grad_logabsdet * (shares.A - shares.B)) / shares.slope;
-  RqGradient<V> out = shares.apply(V(0) - lambda, V(0) - grad_logabsdet);
+  const RqPoint<V> point = rq_inverse(bin, y);
+  const V a = point.a, b = point.b;
+  const RqShares<V> s(bin, a, b);
+  const V one_over_T = V(1) / s.slope;
+  const V lambda = (grad_x - grad_logabsdet * (s.A - s.B)) * one_over_T;
+  RqGradient<V> out = s.apply(V(0) - lambda, V(0) - grad_logabsdet);
+  // dx/dx0 and dx/dx1 at fixed y; they sum to one.
+  const V one_over_W = V(1) / bin.width;
+  const V t = a * one_over_W, c = b * one_over_W, two_g_H = V(2) * s.g * bin.height * one_over_T;
+  const V by_x0 = c * (c + two_g_H * b * s.p), by_x1 = t * (t + two_g_H * a * s.r);
+  const V by_l = grad_logabsdet * (s.A * by_x1 + s.B * by_x0 + V(2) * s.E * one_over_W);
   out.x = lambda;
+  out.x0 = grad_x * by_x0 + by_l;
+  out.x1 = grad_x * by_x1 - by_l;
+  out.x_knots = grad_x;
   return out;
 }
 

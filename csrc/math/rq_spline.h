@@ -139,8 +139,9 @@ struct RqSpline {
   struct Element {
     RqBin<V> bin;
     V index;               // of the bin
-    V size_x, size_y;      // unnormalised sizes of the bin
-    V before_x, before_y;  // and of all the bins before it
+    V size_x, size_y;      // unnormalised sizes of the bin,
+    V before_x, before_y;  // of all the bins before it,
+    V after_x, after_y;    // and of all behind it
     Derivative d0, d1;
     Mask outside;
   };
@@ -154,7 +155,7 @@ struct RqSpline {
     e.index = V(0);
     e.size_x = x.size[0];
     e.size_y = y.size[0];
-    e.before_x = e.before_y = V(0);
+    e.before_x = e.before_y = e.after_x = e.after_y = V(0);
     V x0 = x.start, y0 = y.start, x1 = x.end, y1 = y.end;
     V logit0 = first_logit(source), logit1 = last_logit(source);
     V before_x = V(0), before_y = V(0);
@@ -179,6 +180,8 @@ struct RqSpline {
       e.index = select(reached, V(k), e.index);
       e.before_x = select(reached, before_x, e.before_x);
       e.before_y = select(reached, before_y, e.before_y);
+      e.after_x = e.after_x + select(reached, V(0), x.size[k]);
+      e.after_y = e.after_y + select(reached, V(0), y.size[k]);
       if (k == 1) first = !reached;
     });
     x1 = select(reached, x.end, x1);
@@ -222,19 +225,13 @@ struct RqSpline {
     const Axis y = axis(box.bottom, box.top, min_bin_height, workspace + num_bins,
                         [&](int k) ROBUSTFLOW_INLINE { return source.height(k); });
     const Element e = locate<inverse>(x, y, source, key);
-    RqGradient<V> g;
-    if constexpr (inverse) {
-      const RqPoint<V> point = rq_inverse(e.bin, key);
-      g = rq_inverse_gradient(e.bin, point.a, point.b, grad_y, grad_logabsdet);
-    } else {
-      const V a = at_least(V(0), key - e.bin.x0), b = at_least(V(0), e.bin.x1 - key);
-      g = rq_forward_gradient(e.bin, a, b, grad_y, grad_logabsdet);
-    }
+    const RqGradient<V> g = inverse ? rq_inverse_gradient(e.bin, key, grad_y, grad_logabsdet)
+                                    : rq_forward_gradient(e.bin, key, grad_y, grad_logabsdet);
     const V zero = V(0);
-    size_gradients(x, e, e.size_x, e.before_x, g.x0, g.x1,
+    size_gradients(x, e, {e.before_x, e.size_x, e.after_x}, {g.x0, g.x1, g.x_knots},
                    [&](int k) ROBUSTFLOW_INLINE { return source.width(k); },
                    [&](int k, V v) ROBUSTFLOW_INLINE { sink.width(k, v); });
-    size_gradients(y, e, e.size_y, e.before_y, g.y0, g.y1,
+    size_gradients(y, e, {e.before_y, e.size_y, e.after_y}, {g.y0, g.y1, g.y_knots},
                    [&](int k) ROBUSTFLOW_INLINE { return source.height(k); },
                    [&](int k, V v) ROBUSTFLOW_INLINE { sink.height(k, v); });
     const V by_d0 = select(e.outside, zero, g.log_d0 * e.d0.log_slope);
@@ -251,32 +248,47 @@ struct RqSpline {
     return select(e.outside, tails == Tails::none ? zero : grad_y, g.x);
   }
 
-  // The gradient by size logit j: with C_j the gradient by the knots that move with bin j (both of
-  // the element's for j before its bin, the right one for its own), it is
-  // slope size_j (C_j - sum_i share_i C_i).
+  // Unnormalised sizes of the bins before an element's, of its own, and of those behind it; and
+  // the gradients by the left knot of its bin, by the right one, and by a shift of both.
+  struct Sizes {
+    V before, own, after;
+  };
+  struct KnotGradients {
+    V left, right, both;
+  };
+
+  // The gradient by size logit j is slope size_j (C_j - mean), where C_j is the gradient by the
+  // knots that move with bin j (both of the element's for a bin before its own, the right one for
+  // its own, none for one behind), and the mean is over the bins by size. The differences are
+  // written out, since they cancel.
   template <class Logit, class Put>
-  ROBUSTFLOW_FN void size_gradients(const Axis& axis, const Element& e, V size, V before, V by_left,
-                                    V by_right, Logit&& logit, Put&& put) const {
-    const V zero = V(0), both = by_left + by_right;
+  ROBUSTFLOW_FN void size_gradients(const Axis& axis, const Element& e, const Sizes& sizes,
+                                    const KnotGradients& by, Logit&& logit, Put&& put) const {
+    const V zero = V(0);
+    const auto pick = [&](int k, V before, V own, V after) ROBUSTFLOW_INLINE {
+      return select(e.index > V(k), before, select(e.index == V(k), own, after));
+    };
     if (parametrization == Parametrization::knots) {
+      // The last knot is the end of the box, whatever the sizes.
+      const auto last = e.index == V(num_bins - 1);
+      const V own = select(last, zero, by.right), before = select(last, by.left, by.both);
       repeat<BINS>(num_bins, [&](int k) ROBUSTFLOW_INLINE {
-        put(k, select(e.outside, zero, moved(e.index, k, both, by_right)));
+        put(k, select(e.outside, zero, pick(k, before, own, zero)));
       });
       return;
     }
     const bool clip = parametrization == Parametrization::softclip;
     V sum = zero;
     repeat<BINS>(num_bins, [&](int k) ROBUSTFLOW_INLINE { sum = sum + axis.size[k]; });
-    const V mean = (both * before + by_right * size) / sum;
-    const V slope = axis.slope * logit_scale;
+    const V slope = axis.slope * logit_scale / sum;
+    const V before = slope * (by.both * sizes.after + by.left * sizes.own);
+    const V own = slope * (by.right * sizes.after - by.left * sizes.before);
+    const V after = V(0) - slope * (by.both * sizes.before + by.right * sizes.own);
     repeat<BINS>(num_bins, [&](int k) ROBUSTFLOW_INLINE {
-      V v = slope * axis.size[k] * (moved(e.index, k, both, by_right) - mean);
+      V v = axis.size[k] * pick(k, before, own, after);
       if (clip) v = v * clipped(logit(k)).slope;
       put(k, select(e.outside, zero, v));
     });
-  }
-  ROBUSTFLOW_FN V moved(V index, int k, V both, V right) const {
-    return select(index > V(k), both, select(index == V(k), right, V(0)));
   }
 };
 
