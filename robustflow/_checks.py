@@ -38,7 +38,7 @@ def check_interval(name: str, interval: Sequence[float]) -> tuple[float, float]:
     if len(interval) != 2 or not all(isinstance(edge, (int, float)) for edge in interval):
         raise ValueError(f"{name} must be a pair of numbers, got {interval!r}.")
     lower, upper = float(interval[0]), float(interval[1])
-    if not (lower < upper and math.isfinite(lower) and math.isfinite(upper)):
+    if not -math.inf < lower < upper < math.inf:
         raise ValueError(f"{name} must be finite and increasing, got {(lower, upper)}.")
     return lower, upper
 
@@ -52,7 +52,7 @@ def check_minimum_bin(name: str, value: float, num_bins: int) -> None:
 
 
 def check_positive(name: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
+    if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a positive number, got {value!r}.")
 
 

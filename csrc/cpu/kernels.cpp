@@ -139,7 +139,7 @@ void affine_kernel(const Block<T>& block, const void* config) {
   namespace op = cpu::affine;
   constexpr bool inverse = is_inverse(direction);
   constexpr bool gradient = direction >= cpu::kForwardGradient;
-  using V = Pack<T, kAffinePack>;
+  using V = Pack<T, gradient ? kGradientPack : kAffinePack>;
   const Affine<V> transform(*static_cast<const AffineConfig*>(config));
   const T* x = block.in[op::kX].data;
   const T *shift = block.in[op::kShift].data, *logit = block.in[op::kScale].data;

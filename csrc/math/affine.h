@@ -96,7 +96,7 @@ struct Affine {
   ROBUSTFLOW_FN V log_slope(V a, V slope) const {
     if (scale == Scale::sigmoid || scale == Scale::softplus) return logarithm(slope);
     const V e = at_most(V(kLogitLimit), at_least(V(-kLogitLimit), exponent(a).value));
-    return reciprocal ? V(0) - e : e;
+    return select(slope == slope, reciprocal ? V(0) - e : e, slope);
   }
 
   template <bool inverse>
@@ -105,7 +105,8 @@ struct Affine {
     const V key = shift_first != inverse ? x + (inverse ? V(0) - shift : shift) : x;
     const V moved = reciprocal != inverse ? key / s : key * s;
     const V value = shift_first == inverse ? moved + (inverse ? V(0) - shift : shift) : moved;
-    return {value, reciprocal ? V(1) / s : s};
+    // NaN in an element is NaN in its log-determinant too, which depends on the logit alone.
+    return {value, select(x == x, reciprocal ? V(1) / s : s, x)};
   }
 
   template <bool inverse>

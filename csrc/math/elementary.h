@@ -184,7 +184,7 @@ ROBUSTFLOW_FN Tanh<V> hyperbolic_tangent(V a) {
   const V minus_two_a = V(-2) * at_most(V(kLogitLimit), absolute(a));
   const V m = exponential_minus_one(minus_two_a);  // e^{-2|a|} - 1
   const V q = V(1) / (V(2) + m);
-  const V magnitude = (V(0) - m) * q;
+  const V magnitude = (V(0) - m) / (V(2) + m);
   return {select(a < V(0), V(0) - magnitude, magnitude), V(4) * (V(1) + m) * q * q};
 }
 

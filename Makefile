@@ -1,0 +1,45 @@
+# make demo | test | bench | lint | clean. Each prepares its own environment, .venv, and builds what
+# has changed in csrc/. PYTHON= chooses the interpreter, TORCH= the torch for a fresh environment.
+
+# The first Python in this list that is 3.10 or later and can make an environment.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 python3; do \
+    $$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
+    && echo $$python && break; done)
+TORCH ?= torch==2.13.0
+
+BIN := .venv/bin
+NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
+.SECONDARY:  # stamps are kept
+
+.PHONY: demo test bench lint clean
+
+demo: .venv/demo.stamp
+	$(BIN)/robustflow demo $(ARGS)
+
+test: .venv/test.stamp
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: .venv/bench.stamp
+	$(BIN)/python -m benchmarks.foundation $(ARGS)
+
+lint: .venv/lint.stamp .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+
+clean:
+	rm -rf .venv build dist *.egg-info robustflow/_C.*.so .*_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# robustflow with one extra, and its native library. Torch is there before: see setup.py.
+.venv/%.stamp: .venv/torch $(NATIVE)
+	$(BIN)/python -m pip install --no-build-isolation -e '.[$*]'
+	touch $@
+
+.venv/torch:
+	@test -n "$(PYTHON)" || { echo "No Python 3.10 or later with venv found: set PYTHON=."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install '$(TORCH)'
+	$(BIN)/python -m pip install 'setuptools>=77.0.3' cmake ninja
+	touch $@

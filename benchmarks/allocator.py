@@ -1,0 +1,108 @@
+"""Run a benchmark in a process of its own, under a chosen allocator.
+
+glibc hands a large tensor back to the kernel when it is freed and maps the next one afresh, and
+touching fresh pages can cost more than the operation that fills them. So each case is measured
+twice: with the ``default`` allocator, which is what users get, and with one that is ``keeping``
+its memory (glibc told so through its environment variables), which judges the kernels. Peak
+memory is measured under one that is ``returning`` every large block at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_HUGE = str(1 << 40)
+
+POLICIES: dict[str, dict[str, str]] = {
+    "default": {},
+    # MMAP_MAX_ and MMAP_THRESHOLD_ say the same; glibc before 2.35 caps the threshold at 32 MB.
+    "keeping": {
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_MMAP_THRESHOLD_": _HUGE,
+        "MALLOC_TRIM_THRESHOLD_": _HUGE,
+    },
+    "returning": {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
+}
+
+
+def environment(policy: str) -> dict[str, str]:
+    """The environment of a process under ``policy``.
+
+    Raises:
+        ValueError: an unknown policy, or one that needs glibc elsewhere.
+
+    Example:
+        >>> "MALLOC_TRIM_THRESHOLD_" in environment("default")
+        False
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}.")
+    if POLICIES[policy] and platform.libc_ver()[0] != "glibc":
+        raise ValueError(
+            f"The allocator policy {policy!r} is set through glibc's environment variables, and "
+            "this Python does not run on glibc: use 'default', with jemalloc or tcmalloc "
+            "preloaded if you want one that keeps its memory."
+        )
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    inherited.pop("GLIBC_TUNABLES", None)
+    return {**inherited, **POLICIES[policy]}
+
+
+def run(policy: str, module: str, arguments: Sequence[str]) -> Any:
+    """Run ``python -m module *arguments FILE`` under ``policy``; return the JSON it leaves in FILE.
+
+    Raises:
+        RuntimeError: the process failed; the message ends with what it wrote to stderr.
+    """
+    root = Path(__file__).resolve().parents[1]
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        process = subprocess.run(
+            [sys.executable, "-m", module, *arguments, str(result)],
+            env=environment(policy),
+            cwd=root,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        if process.returncode != 0:
+            raise RuntimeError(
+                f"{module} {' '.join(arguments)} failed under the {policy} allocator:\n"
+                f"{process.stderr[-3000:]}"
+            )
+        return json.loads(result.read_text())
+
+
+def prime(num_bytes: int) -> None:
+    """Grow and touch the heap once, so that a keeping allocator serves warm memory from then on.
+
+    glibc's aligned allocation often cannot reuse the block just freed and takes from the top of
+    the heap instead, so without this the first dozens of large tensors still meet fresh pages.
+    """
+    torch.empty(max(1, num_bytes), dtype=torch.uint8).fill_(0)
+
+
+def faults_of_a_fill(num_bytes: int = 1 << 26, repeats: int = 16) -> float:
+    """Page faults, as a fraction of the pages, when a new tensor of ``num_bytes`` is filled.
+
+    About 1 under an allocator that returns its memory (less with large pages), about 0 under one
+    that keeps it: the check that a policy does what it says.
+    """
+    prime(8 * num_bytes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(repeats):
+        torch.empty(num_bytes, dtype=torch.uint8).fill_(1)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return faults / (repeats * num_bytes / resource.getpagesize())

@@ -1,0 +1,58 @@
+"""What a measurement was made on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import robustflow
+from benchmarks import peers
+
+
+def describe() -> dict[str, Any]:
+    """Processor, instruction sets, libraries and threads; nothing that names the machine or user.
+
+    ``robustflow`` holds :func:`robustflow.build_info` (the instruction set in use among it) and
+    ``backends`` what can serve a call, or why not.
+    """
+    return {
+        "cpu": _cpu_model(),
+        "cpu_flags": [flag for flag in ("avx2", "fma", "avx512f") if flag in _cpu_flags()],
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "libc": " ".join(platform.libc_ver()),
+        "preloaded": os.environ.get("LD_PRELOAD", ""),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "peers": {peer: peers.version(peer) for peer in peers.VERSIONS},
+        "robustflow": robustflow.build_info(),
+        "backends": robustflow.backends(),
+    }
+
+
+def has_avx512() -> bool:
+    return "avx512f" in _cpu_flags()
+
+
+def _cpu_model() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> list[str]:
+    return _cpuinfo("flags").split()
+
+
+def _cpuinfo(key: str) -> str:
+    """The first value of ``key`` in Linux's description of the processors, or an empty string."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    values = (line.partition(":")[2] for line in lines if line.partition(":")[0].strip() == key)
+    return next(values, "").strip()

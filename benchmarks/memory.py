@@ -1,0 +1,46 @@
+"""Peak memory of a call, from the kernel's own count of resident pages.
+
+A profiler sees only what goes through torch's allocator; the high-water mark of the resident set
+(VmHWM) sees every page that was touched, a kernel's own work space included. For it to be exact
+the process must hand memory back as soon as it is freed (the ``returning`` policy of
+:mod:`benchmarks.allocator`) and must have loaded its libraries and started its threads: run a tiny
+case first. What remains uncertain is about a megabyte, so measure tensors of tens of megabytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """The most bytes that one call of ``function`` adds to what the process holds already.
+
+    What the call returns is alive at its end and is counted.
+
+    Raises:
+        RuntimeError: not on Linux, or the high-water mark cannot be reset here.
+    """
+    try:
+        _CLEAR.write_text("5")  # Linux: set the high-water mark to the present size
+        before = _status("VmRSS")
+    except OSError as error:
+        raise RuntimeError(
+            f"Peak memory is read from Linux's /proc, which failed here ({error}): "
+            "run this benchmark on Linux, or leave peak memory out."
+        ) from error
+    result = function()
+    after = _status("VmHWM")
+    del result
+    return max(0, after - before)
+
+
+def _status(key: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0]) * 1024
+    raise OSError(f"{_STATUS} has no {key}")

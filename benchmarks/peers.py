@@ -1,0 +1,104 @@
+"""The installed peers, called as their users call them.
+
+Both are optional: ``pip install nflows==0.14 zuko==1.6.0``. A benchmark that wants one that is
+missing leaves it out and says so.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+VERSIONS = {"nflows": "0.14", "zuko": "1.6.0"}
+
+Transform = Callable[..., Any]
+
+
+class PeerMissing(RuntimeError):
+    """A peer cannot be imported; the message says what to install."""
+
+
+def check(peer: str) -> None:
+    """Raise :class:`PeerMissing` unless ``peer`` can be imported."""
+    _load(peer, peer)
+
+
+def version(peer: str) -> str | None:
+    """The installed version of ``peer``, or None."""
+    try:
+        return importlib.metadata.version(peer)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def nflows_rq_spline(
+    inputs: Tensor,
+    widths: Tensor,
+    heights: Tensor,
+    derivatives: Tensor,
+    *,
+    inverse: bool,
+    tail_bound: float,
+) -> tuple[Tensor, Tensor]:
+    """nflows' spline with linear tails: inputs (*,), widths and heights (*, K), derivatives
+    (*, K-1); returns ``(y, logabsdet)`` per element.
+
+    It is not compiled: its boolean masks give shapes that depend on the data.
+    """
+    splines = _load("nflows", "nflows.transforms.splines")
+    result: tuple[Tensor, Tensor] = splines.unconstrained_rational_quadratic_spline(
+        inputs,
+        widths,
+        heights,
+        derivatives,
+        inverse=inverse,
+        tails="linear",
+        tail_bound=tail_bound,
+    )
+    return result
+
+
+def zuko_rq_spline(*, inverse: bool, tail_bound: float, trains: bool) -> Transform:
+    """zuko's MonotonicRQSTransform as a function of (inputs, widths, heights, derivatives), under
+    ``torch.compile`` in one graph of fixed shapes; it returns ``(y, logabsdet)`` per element."""
+    transforms = _load("zuko", "zuko.transforms")
+
+    def call(
+        inputs: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        transform = transforms.MonotonicRQSTransform(widths, heights, derivatives, bound=tail_bound)
+        if inverse:
+            transform = transform.inv
+        result: tuple[Tensor, Tensor] = transform.call_and_ladj(inputs)
+        return result
+
+    return compiled(call, accumulates=trains)
+
+
+def compiled(function: Transform, *, accumulates: bool = False) -> Transform:
+    """``torch.compile`` at its best for one shape: a single graph, nothing dynamic.
+
+    ``accumulates``: the function is differentiated through a softmax and a cumulative sum. The C++
+    that Inductor of torch 2.13 makes of that backward pass gives wrong gradients by the bin sizes
+    (three quarters of them). With every intermediate stored they are right, at 9 % more time in
+    the one comparison made; without, what is timed would be fast and wrong.
+    """
+    options: dict[str, str | int | bool | Callable[..., Any]] | None = None
+    if accumulates:
+        options = {"realize_opcount_threshold": 1}
+    return torch.compile(function, fullgraph=True, dynamic=False, options=options)
+
+
+def _load(peer: str, module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise PeerMissing(
+            f"{peer} cannot be imported ({error}): install it with "
+            f"'pip install {peer}=={VERSIONS[peer]}' to compare against it."
+        ) from error

@@ -1,0 +1,157 @@
+"""Timing by alternation: A B A B …, medians, and the spread beside them.
+
+Ratios from two separate runs compare two states of the machine. Here every round calls each
+function once (a fast one several times), so that drift, other load and clock changes meet them
+all alike; the median over the rounds is reported with its interquartile range.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+Function = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call of one function, one sample a round."""
+
+    samples: tuple[float, ...]
+    calls_per_sample: int = 1
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def spread(self) -> float:
+        return spread(self.samples)
+
+
+def spread(samples: Sequence[float]) -> float:
+    """The interquartile range over the median: 0.1 means half the samples lie within 10 %.
+
+    Example:
+        >>> spread([1.0, 1.0, 1.0, 1.0])
+        0.0
+    """
+    if len(samples) < 2:
+        return 0.0
+    first, _, third = statistics.quantiles(samples, n=4, method="inclusive")
+    return (third - first) / statistics.median(samples)
+
+
+def alternate(
+    functions: Mapping[str, Function],
+    *,
+    seconds: float = 5.0,
+    min_rounds: int = 5,
+    max_rounds: int = 400,
+    warmup: int = 3,
+    min_sample: float = 2e-3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Time the functions in alternation.
+
+    Args:
+        functions: name to function; the order is the order within a round.
+        seconds: how long to go on, warm-up apart.
+        min_rounds, max_rounds: bounds on the number of rounds, whatever ``seconds`` says.
+        warmup: rounds before the clock starts. The first call of a function, which may compile,
+            lies in them.
+        min_sample: a function faster than this many seconds is called in a loop, and a sample is
+            the loop's time over its length.
+        clock: the clock, in seconds.
+
+    Returns:
+        A :class:`Timing` for each function.
+
+    Raises:
+        ValueError: no functions, or fewer than one round.
+        RuntimeError: torch.compile compiled something inside the timed rounds.
+
+    Example:
+        >>> times = alternate({"sleep": lambda: time.sleep(1e-3)}, seconds=0.02)
+        >>> times["sleep"].median >= 1e-3
+        True
+    """
+    if not functions:
+        raise ValueError("Nothing to time: pass at least one function.")
+    if min_rounds < 1 or max_rounds < min_rounds:
+        raise ValueError(
+            f"min_rounds must be from 1 to max_rounds, got {min_rounds} and {max_rounds}."
+        )
+    for _ in range(max(1, warmup)):
+        for function in functions.values():
+            function()
+    calls = {name: _calls_for(function, min_sample, clock) for name, function in functions.items()}
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+    compiled_before = _compiled_graphs()
+    with _no_garbage_collection():
+        begin = clock()
+        while len(samples[next(iter(functions))]) < max_rounds:
+            for name, function in functions.items():
+                samples[name].append(_sample(function, calls[name], clock))
+            rounds = len(samples[name])
+            if rounds >= min_rounds and clock() - begin >= seconds:
+                break
+    if _compiled_graphs() != compiled_before:
+        raise RuntimeError(
+            "torch.compile compiled inside the timed rounds, so the times are worthless: "
+            "raise warmup, or give the function inputs of one shape."
+        )
+    return {name: Timing(tuple(samples[name]), calls[name]) for name in functions}
+
+
+def copy_of(num_bytes: int) -> Function:
+    """A copy that moves ``num_bytes``: half of them read, half of them written.
+
+    Both tensors are written first, so that every page is there before the clock starts. This is
+    the floor of an operation that reads and writes ``num_bytes`` in all.
+    """
+    source = torch.ones(max(1, num_bytes // 8), dtype=torch.float32)
+    target = torch.zeros_like(source)
+    return lambda: target.copy_(source)
+
+
+def _sample(function: Function, calls: int, clock: Callable[[], float]) -> float:
+    begin = clock()
+    for _ in range(calls):
+        function()
+    return (clock() - begin) / calls
+
+
+def _calls_for(function: Function, min_sample: float, clock: Callable[[], float]) -> int:
+    calls = 1
+    while calls < 1 << 20:
+        elapsed = _sample(function, calls, clock) * calls
+        if elapsed >= min_sample:
+            break
+        calls *= 2
+    return calls
+
+
+def _compiled_graphs() -> int:
+    """Graphs that torch.compile has compiled so far in this process."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo else 0
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

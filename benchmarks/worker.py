@@ -1,0 +1,84 @@
+"""Measure one workload in this process; :mod:`benchmarks.allocator` starts it.
+
+    python -m benchmarks.worker time NAME ALLOCATOR SECONDS SHAPE FILE
+    python -m benchmarks.worker memory NAME WHO SHAPE FILE
+    python -m benchmarks.worker faults FILE
+
+SHAPE is ``full`` or ``quick``; FILE receives the result as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks import allocator, memory, timing, workloads
+from benchmarks.rows import Row
+
+# Heap to touch beforehand, in units of a workload's inputs: eager training holds about as many.
+_PRIMED_INPUTS = 12
+
+
+def time_workload(workload: workloads.Workload, policy: str, seconds: float) -> dict[str, Any]:
+    """A row (without peak memory) and the competitors that were left out, with the reason."""
+    if policy == "keeping":
+        allocator.prime(_PRIMED_INPUTS * workload.input_bytes)
+    case = workloads.prepare(workload)
+    workloads.check_agreement(case)
+    times = timing.alternate(
+        {"robustflow": case.ours, "copy": timing.copy_of(workload.bytes), **case.competitors},
+        seconds=seconds,
+        min_rounds=5 if policy == "keeping" else 3,
+        warmup=2,  # each has been called once already, for the comparison
+    )
+    ours = times["robustflow"]
+    row = Row(
+        name=workload.name,
+        operation=workload.operation,
+        direction=workload.direction,
+        shape=workload.shape,
+        dtype="float32",
+        allocator=policy,
+        median_s=ours.median,
+        spread=ours.spread,
+        elements_per_s=workload.elements / ours.median,
+        bytes=workload.bytes,
+        floor_fraction=times["copy"].median / ours.median,
+        ratio={name: times[name].median / ours.median for name in case.competitors},
+    )
+    return {"row": asdict(row), "left_out": case.left_out}
+
+
+def peak_of(workload: workloads.Workload, who: str) -> int:
+    """Peak bytes of one call of ``who`` (``robustflow`` or a competitor) beyond its inputs."""
+    only = [] if who == "robustflow" else [who]
+
+    def function(of: workloads.Workload) -> timing.Function:
+        case = workloads.prepare(of, only=only)
+        return case.competitors[who] if only else case.ours
+
+    function(workload.tiny())()
+    return memory.peak_bytes(function(workload))
+
+
+def main(arguments: list[str]) -> None:
+    *task, file = arguments
+    result: object
+    if task[0] == "faults":
+        result = allocator.faults_of_a_fill()
+    else:
+        workload = workloads.find(task[1])
+        if task[-1] == "quick":
+            workload = workload.quick()
+        if task[0] == "time":
+            result = time_workload(workload, policy=task[2], seconds=float(task[3]))
+        else:
+            result = peak_of(workload, who=task[2])
+    Path(file).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

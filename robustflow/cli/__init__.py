@@ -1,0 +1,59 @@
+"""The command line: `robustflow <command>`.
+
+Every module of this package whose name has no leading underscore is a command. It defines
+
+    add_parser(subparsers) -> None      its argparse parser, under its own name
+    run(args) -> int                    what it does; the exit code
+
+and imports what only its extra installs (the extra is named like the command) inside `run`.
+Only the command that was asked for is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+
+def commands() -> list[str]:
+    """The names of the commands."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments; by default those of the process.
+
+    Returns:
+        The command's exit code; 2 where its extra is not installed.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(
+        prog="robustflow",
+        description="Fused, robust coupling transforms for conditional normalizing flows.",
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
+    named = [name for name in commands() if name in argv[:1]]
+    modules: dict[str, ModuleType] = {}
+    for name in named or commands():  # all of them for --help and for a name that is none
+        modules[name] = importlib.import_module(f"{__name__}.{name}")
+        modules[name].add_parser(subparsers)
+    args = parser.parse_args(argv)
+    try:
+        code: int = modules[args.command].run(args)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "robustflow":
+            raise
+        print(
+            f"robustflow {args.command} needs the package {error.name}: "
+            f"pip install 'robustflow[{args.command}]'",
+            file=sys.stderr,
+        )
+        return 2
+    return code

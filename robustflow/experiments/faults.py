@@ -1,0 +1,50 @@
+"""The published rule for a faulty sample, and the numbers printed for each picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+# Source: the test script of Hong, Park and Chun, ICCV 2023: before clamping to [0, 1].
+LOWEST, HIGHEST = -0.5, 1.5
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What is wrong with the samples of one picture.
+
+    Attributes:
+        samples: number of samples.
+        faulty: how many have a pixel above 1.5 or below -0.5, or one that is not finite.
+        pixels: the fraction of such values among all.
+        largest: largest absolute value; infinity where a value is not finite.
+    """
+
+    samples: int
+    faulty: int
+    pixels: float
+    largest: float
+
+
+def faulty_pixels(samples: Tensor) -> Tensor:
+    """Where samples with values in [0, 1], not yet clamped, break the rule; same shape, bool."""
+    return ~((samples >= LOWEST) & (samples <= HIGHEST))  # NaN fails both comparisons
+
+
+def count_faults(samples: Tensor) -> Faults:
+    """Count over samples (n, C, H, W).
+
+    Example:
+        >>> import torch
+        >>> count_faults(torch.tensor([0.2, 1.6]).view(2, 1, 1, 1))
+        Faults(samples=2, faulty=1, pixels=0.5, largest=1.600000023841858)
+    """
+    faults = faulty_pixels(samples)
+    largest = samples.abs().nan_to_num(nan=float("inf"), posinf=float("inf")).max()
+    return Faults(
+        samples=len(samples),
+        faulty=int(faults.flatten(1).any(dim=1).sum()),
+        pixels=float(faults.float().mean()),
+        largest=float(largest),
+    )

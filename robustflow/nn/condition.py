@@ -1,0 +1,49 @@
+"""A condition: all that a flow needs to know of a context, projected once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What :meth:`robustflow.nn.ConditionalFlow.condition` returns, for use in many calls.
+
+    Attributes:
+        states: level by level and layer by layer, what the layer's ``project`` returned; None
+            for an unconditional layer.
+        sizes: the spatial size of z in each level.
+        batch_size: number of contexts.
+
+    ``condition[i]`` is the i-th context alone, as views with a batch size of 1.
+    """
+
+    states: tuple[tuple[Any, ...], ...]
+    sizes: tuple[torch.Size, ...]
+    batch_size: int
+
+    def __len__(self) -> int:
+        return self.batch_size
+
+    def __getitem__(self, index: int) -> Condition:
+        if not 0 <= index < self.batch_size:
+            raise IndexError(f"index {index} is out of range for {self.batch_size} contexts.")
+        states = tuple(tuple(_select(state, index) for state in level) for level in self.states)
+        return Condition(states, self.sizes, 1)
+
+
+def _select(state: Any, index: int) -> Any:
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        return state[index : index + 1]
+    if isinstance(state, tuple | list):
+        return type(state)(_select(part, index) for part in state)
+    raise TypeError(
+        "A conditioner's project() must return a tensor, or a tuple or list of tensors, "
+        f"to be sampled from; got {type(state).__name__}."
+    )

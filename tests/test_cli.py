@@ -1,0 +1,87 @@
+"""The command line: commands are found, `doctor` tells what is wrong, missing extras are named."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import types
+
+import pytest
+import torch
+
+import robustflow
+from robustflow import cli
+from robustflow.cli import doctor
+
+
+def test_commands_are_the_modules_of_the_package() -> None:
+    assert {"demo", "doctor"} <= set(cli.commands())
+    assert not any(name.startswith("_") for name in cli.commands())
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["--help"])
+    assert exit_.value.code == 0
+    output = capsys.readouterr().out
+    assert all(f"    {name} " in output for name in cli.commands())
+
+
+def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["cure"])
+    assert exit_.value.code == 2
+    assert "doctor" in capsys.readouterr().err
+
+
+def test_doctor_reports_versions_and_backends(capsys: pytest.CaptureFixture[str]) -> None:
+    code = cli.main(["doctor", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["versions"]["Python"] == platform.python_version()
+    assert report["backends"] == robustflow.backends()
+    assert report["native"] == robustflow.build_info()
+    assert report["healthy"] is (code == 0) is (report["problems"] == [])
+    assert report["healthy"] is report["native"]["loaded"]
+
+
+def test_doctor_finds_kernels_that_are_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not robustflow.build_info()["loaded"]:
+        pytest.skip("the native library is not built")
+    results = iter([(torch.zeros(3), torch.zeros(3)), (torch.ones(3), torch.zeros(3))])
+    monkeypatch.setattr(
+        "robustflow.functional.modified_rq_spline", lambda *args, **kwargs: next(results)
+    )
+    assert cli.main(["doctor"]) == 1
+    output = capsys.readouterr().out
+    assert "disagree with the reference" in output and output.endswith("not healthy\n")
+
+
+def test_doctor_quotes_a_native_library_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = {"loaded": False, "reason": "It fell over."}
+    monkeypatch.setattr(robustflow, "build_info", lambda: failed)
+    diagnosis = doctor.diagnose()
+    assert diagnosis["problems"] == ["It fell over."] and not diagnosis["healthy"]
+    assert doctor.render(diagnosis).count("It fell over.") == 1
+
+
+def test_a_missing_package_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: argparse.Namespace) -> int:
+        import a_package_that_is_not_there  # type: ignore[import-not-found]  # noqa: F401
+
+        return 0
+
+    command = types.ModuleType("robustflow.cli.paint")
+    command.add_parser = lambda subparsers: subparsers.add_parser("paint")  # type: ignore[attr-defined]
+    command.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "robustflow.cli.paint", command)
+    monkeypatch.setattr(cli, "commands", lambda: ["paint"])
+    assert cli.main(["paint"]) == 2
+    message = capsys.readouterr().err
+    assert "a_package_that_is_not_there" in message and "'robustflow[paint]'" in message

@@ -1,0 +1,127 @@
+"""The native library's face: build facts, the choice of an instruction set, and failing well."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import robustflow
+from robustflow import _native
+
+PACKAGE = Path(robustflow.__file__).parent
+
+needs_native = pytest.mark.skipif(
+    importlib.util.find_spec("robustflow._C") is None, reason="the native library is not built"
+)
+
+
+def python(code: str, *, directory: Path | None = None, **variables: str) -> tuple[int, str]:
+    """Run code in a fresh interpreter in a directory; its exit code and all of its output."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=directory,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A directory with a copy of the package, which `python(..., directory=)` then imports."""
+    shutil.copytree(PACKAGE, tmp_path / "robustflow")
+    return tmp_path
+
+
+@needs_native
+def test_build_info_tells_how_the_library_was_built_and_what_is_in_use() -> None:
+    info = robustflow.build_info()
+    assert info["loaded"] is True
+    assert "-O3" in info["flags"] and "-ffast-math" not in info["flags"]
+    assert info["isa"] in info["isa_supported"]
+    assert set(info["isa_supported"]) <= set(info["instruction_sets"])
+    assert info["torch"].startswith("2.")
+
+
+@needs_native
+def test_every_supported_instruction_set_can_be_chosen() -> None:
+    before = robustflow.build_info()["isa"]
+    x, params = torch.linspace(-0.6, 0.6, 50).reshape(1, 50), torch.randn(1, 200)
+    with robustflow.use_backend("reference"):
+        wanted = robustflow.functional.modified_rq_spline(x, params)[0]
+    try:
+        for isa in robustflow.build_info()["isa_supported"]:
+            _native.set_isa(isa)
+            assert robustflow.build_info()["isa"] == isa
+            with robustflow.use_backend("cpu"):
+                y = robustflow.functional.modified_rq_spline(x, params)[0]
+            torch.testing.assert_close(y, wanted)
+    finally:
+        _native.set_isa(before)
+
+
+@needs_native
+def test_an_unknown_instruction_set_is_refused_and_changes_nothing() -> None:
+    before = robustflow.build_info()["isa"]
+    with pytest.raises(ValueError, match=f"'sse9'.*{before}"):
+        _native.set_isa("sse9")
+    assert robustflow.build_info()["isa"] == before
+
+
+@needs_native
+def test_the_environment_chooses_the_instruction_set() -> None:
+    last = robustflow.build_info()["isa_supported"][-1]
+    code = "import robustflow; print('isa', robustflow.build_info()['isa'])"
+    assert f"isa {last}" in python(code, ROBUSTFLOW_ISA=last)[1]
+    status, output = python(code, ROBUSTFLOW_ISA="sse9")
+    assert status == 1
+    assert "ValueError: ROBUSTFLOW_ISA=sse9:" in output and last in output
+
+
+WITHOUT = """
+import sys
+# The finder of an editable install would look for a missing library in the source.
+sys.meta_path = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")]
+import robustflow, torch
+x, params = torch.zeros(2, 3), torch.randn(2, 12)
+y, _ = robustflow.functional.modified_rq_spline(x, params)
+y, _ = robustflow.functional.modified_rq_spline(x, params)
+print("finite", bool(y.isfinite().all()), robustflow.backends()["cpu"])
+"""
+
+
+def test_without_the_library_the_reference_serves_and_one_warning_says_so(copy: Path) -> None:
+    for library in copy.glob("robustflow/_C.*"):
+        library.unlink()
+    status, output = python(WITHOUT, directory=copy)
+    assert status == 0 and "finite True robustflow was installed without" in output
+    assert output.count("UserWarning: robustflow was installed without its native library") == 1
+
+
+@needs_native
+def test_a_library_that_does_not_load_quotes_the_torch_it_was_built_for(copy: Path) -> None:
+    (library,) = copy.glob("robustflow/_C.*")
+    symbol = b"aoti_torch_library_init_impl"
+    library.write_bytes(library.read_bytes().replace(symbol, symbol[:-1] + b"_"))
+    status, output = python(WITHOUT, directory=copy)
+    built = robustflow.build_info()["torch"]
+    assert status == 0 and "finite True" in output
+    assert f"It was built for torch {built}, you have {torch.__version__}" in output
+
+
+@needs_native
+def test_a_library_for_another_python_is_named(copy: Path) -> None:
+    (library,) = copy.glob("robustflow/_C.*")
+    library.rename(library.with_name("_C.cpython-27-elsewhere.so"))
+    status, output = python(WITHOUT, directory=copy)
+    assert status == 0
+    assert "_C.cpython-27-elsewhere.so is for another Python" in output
