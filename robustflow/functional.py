@@ -30,6 +30,9 @@ Bound = float | Sequence[float] | Tensor
 _REDUCE = ("sum", "none")
 _DERIVATIVE = ("exp", "softclip")
 _PARAM_ORDER = ("channel", "parameter")
+_TAILS = tuple(ops.TAILS)
+_SCALES = tuple(ops.SCALES)
+_PARAMETRIZATIONS = tuple(ops.PARAMETRIZATIONS)
 _EXTRA_DERIVATIVES = {"linear": -1, "circular": 0, None: 1}  # beyond one a bin
 
 
@@ -167,8 +170,7 @@ def rq_spline(
     num_bins = _check_groups(groups, inputs, tails)
     shape = inputs.shape
     if any(group.shape[:-1] != shape for group in groups):
-        shape = torch.broadcast_shapes(shape, *(group.shape[:-1] for group in groups))
-        inputs = inputs.expand(shape)
+        inputs = inputs.expand(_broadcast(inputs, groups))
     return _rq(
         inputs,
         groups,
@@ -305,7 +307,7 @@ def conditional_affine(
     """
     check_tensor("x", x)
     check_choice("reduce", reduce, _REDUCE)
-    check_choice("scale", scale, ops.SCALES)
+    check_choice("scale", scale, _SCALES)
     if not eps >= 0:
         raise ValueError(f"eps must be at least 0, got {eps!r}.")
     kind, default_clamp = ops.SCALES[scale]
@@ -366,7 +368,7 @@ def _unpack(name: str, params: Tensor, x: Tensor, num_params: int, order: str) -
 
 
 def _num_derivatives(num_bins: int, tails: str | None) -> int:
-    check_choice("tails", tails, ops.TAILS)
+    check_choice("tails", tails, _TAILS)
     return num_bins + _EXTRA_DERIVATIVES[tails]
 
 
@@ -389,6 +391,18 @@ def _check_groups(groups: tuple[Tensor, Tensor, Tensor], x: Tensor, tails: str |
                 f"tails={tails!r}, got shape {tuple(group.shape)}."
             )
     return num_bins
+
+
+def _broadcast(x: Tensor, groups: tuple[Tensor, Tensor, Tensor]) -> torch.Size:
+    shapes = [x.shape, *(group.shape[:-1] for group in groups)]
+    try:
+        return torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        raise ValueError(
+            "inputs and the leading dimensions of unnormalized_widths, unnormalized_heights and "
+            "unnormalized_derivatives must broadcast, got "
+            f"{', '.join(str(tuple(shape)) for shape in shapes)}."
+        ) from None
 
 
 def _box(
@@ -456,7 +470,7 @@ def _rq(
     reduce: str,
 ) -> tuple[Tensor, Tensor]:
     check_choice("reduce", reduce, _REDUCE)
-    check_choice("parametrization", parametrization, ops.PARAMETRIZATIONS)
+    check_choice("parametrization", parametrization, _PARAMETRIZATIONS)
     check_minimum_bin("min_bin_width", min_bin_width, num_bins)
     check_minimum_bin("min_bin_height", min_bin_height, num_bins)
     check_positive("min_derivative", min_derivative)

@@ -3,9 +3,9 @@
 // Durkan et al. 2019 (arXiv:1906.04032), rewritten in homogeneous coordinates so that every
 // quantity is a sum of non-negative terms. With a and b the distances to the left and right knot:
 //
-//   P = a (a H + D0 b)     R = b (b H + D1 a)     Q = P + R     g = H / Q     D = derivative * W
-//   y = y_k + g P  (or y_{k+1} - g R, from the nearer knot)
-//   T = dy/dx = (g W)(g N),  N = D1 a^2 + 2 a b H + D0 b^2
+//   v = a H + D0 b     u = b H + D1 a     P = a v     R = b u     D = derivative * W
+//   y = y_k + g P  (or y_{k+1} - g R, from the nearer knot),  g = H / (P + R)
+//   T = dy/dx = (g W)(g N),  N = a u + b v
 //
 // The discriminant of the inverse is r^2 + 4 p q: it cannot be negative.
 #pragma once
@@ -41,21 +41,23 @@ struct RqPoint {
   V a, b, value, slope;
 };
 
+// The two factors that P, R and N share.
 template <class V>
-ROBUSTFLOW_FN V rq_slope(const RqBin<V>& bin, V a, V b, V g) {
-  const V D0 = bin.d0 * bin.width, D1 = bin.d1 * bin.width;
-  const V N = D1 * a * a + V(2) * a * b * bin.height + D0 * b * b;
-  return (g * bin.width) * (g * N);  // in this order no factor leaves the range
-}
+struct RqFactors {
+  V v, u;
+
+  ROBUSTFLOW_FN RqFactors(const RqBin<V>& bin, V a, V b)
+      : v(a * bin.height + bin.d0 * bin.width * b), u(b * bin.height + bin.d1 * bin.width * a) {}
+};
 
 template <class V>
 ROBUSTFLOW_FN RqPoint<V> rq_forward(const RqBin<V>& bin, V x) {
   const auto [a, b] = distances(x, bin.x0, bin.x1, bin.width);
-  const V D0 = bin.d0 * bin.width, D1 = bin.d1 * bin.width;
-  const V P = a * (a * bin.height + D0 * b), R = b * (b * bin.height + D1 * a);
+  const RqFactors<V> f(bin, a, b);
+  const V P = a * f.v, R = b * f.u, N = a * f.u + b * f.v;
   const V g = bin.height / (P + R);
   const V y = select(P < R, bin.y0 + g * P, bin.y1 - g * R);
-  return {a, b, y, rq_slope(bin, a, b, g)};
+  return {a, b, y, (g * bin.width) * (g * N)};  // in this order no factor leaves the range
 }
 
 template <class V>
@@ -73,9 +75,9 @@ ROBUSTFLOW_FN RqPoint<V> rq_inverse(const RqBin<V>& bin, V y) {
   const V t = select(rising, small, large), c = select(rising, large, small);
   const V a = t * bin.width, b = c * bin.width;
   const V x = select(t < c, bin.x0 + a, bin.x1 - b);
-  const V Q = a * (a * bin.height + bin.d0 * bin.width * b) +
-              b * (b * bin.height + bin.d1 * bin.width * a);
-  return {a, b, x, rq_slope(bin, a, b, bin.height / Q)};
+  const RqFactors<V> f(bin, a, b);
+  const V slope_g = bin.height / (a * f.v + b * f.u), N = a * f.u + b * f.v;
+  return {a, b, x, (slope_g * bin.width) * (slope_g * N)};
 }
 
 // Gradients by x, the knots and the logarithms of the derivatives. x_knots is x0 + x1, the gradient
@@ -96,11 +98,10 @@ struct RqShares {
       : a(a_), b(b_), width(bin.width), height(bin.height) {
     const V D0 = bin.d0 * width, D1 = bin.d1 * width;
     const V aH = a * height, bH = b * height, D0b = D0 * b, D1a = D1 * a;
-    const V one_over_Q = V(1) / (a * (aH + D0b) + b * (bH + D1a));
+    const V v = aH + D0b, u = bH + D1a, N = a * u + b * v;
+    const V one_over_Q = V(1) / (a * v + b * u), one_over_N = V(1) / N;
     g = height * one_over_Q;
-    const V N = D1a * a + V(2) * aH * b + D0b * b;
     slope = (g * width) * (g * N);
-    const V one_over_N = V(1) / N;
     const V aQ = a * one_over_Q, bQ = b * one_over_Q;
     h0 = aQ * aH;
     h1 = bQ * bH;
@@ -109,8 +110,8 @@ struct RqShares {
     n0 = (b * one_over_N) * D0b;
     n1 = (a * one_over_N) * D1a;
     E = h0 + h1 - (b * one_over_N) * aH;
-    A = V(2) * ((D1a + bH) * one_over_N - (V(2) * aH + (D0 + D1) * b) * one_over_Q);
-    B = V(2) * ((D0b + aH) * one_over_N - (V(2) * bH + (D0 + D1) * a) * one_over_Q);
+    A = V(2) * (u * one_over_N - (V(2) * aH + (D0 + D1) * b) * one_over_Q);
+    B = V(2) * (v * one_over_N - (V(2) * bH + (D0 + D1) * a) * one_over_Q);
     p = h0 + u0;
     r = h1 + u1;
   }

@@ -193,8 +193,12 @@ struct RqSpline {
       e.d0.value = select(first, V(1), e.d0.value);
       e.d1.value = select(reached, V(1), e.d1.value);
     }
-    e.bin = {x0, x1, y0, y1, x.step + x.slope * e.size_x, y.step + y.slope * e.size_y,
-             e.d0.value, e.d1.value};
+    V width = x.step + x.slope * e.size_x, height = y.step + y.slope * e.size_y;
+    if (parametrization == Parametrization::knots) {  // the last knot is the end of the box
+      width = select(reached, x.end - x0, width);
+      height = select(reached, y.end - y0, height);
+    }
+    e.bin = {x0, x1, y0, y1, width, height, e.d0.value, e.d1.value};
     return e;
   }
 
