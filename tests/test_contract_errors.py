@@ -1,4 +1,4 @@
-"""Contract: a bad call raises a typed error that names the argument, what it was and what to give."""
+"""Contract: a bad call raises a typed error that names the argument, the value and the remedy."""
 
 from __future__ import annotations
 

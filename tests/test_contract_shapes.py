@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import robustflow
 import robustflow.functional as F
 from conformance import layouts, operations
 from conformance.layouts import Layout
@@ -287,6 +288,18 @@ def test_large_tensor_offsets(native_target: Target, operation: Operation) -> No
 
 def _line(operation: Operation, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     return operation.call(x, (params,), False, "none")
+
+
+@pytest.mark.parametrize("num_bins", [256, 257, 400])
+def test_many_bins(target: Target, num_bins: int) -> None:
+    """No number of bins is too large: where a kernel ends, the reference answers."""
+    operation = RQ(num_bins, "linear", "softmax")
+    layout = Layout("many", (5, 2))
+    call = sample(operation, target, layout=layout, dtype=torch.float64).requires_grad_()
+    actual = call.gradients(reduce="sum")
+    with robustflow.use_backend("reference"):
+        wanted = call.gradients(reduce="sum")
+    torch.testing.assert_close(actual, wanted)
 
 
 def test_modified_rq_is_the_identity_at_zero(target: Target) -> None:

@@ -69,12 +69,17 @@ ROBUSTFLOW_FN V exponential_of_negative(V x) {
   return exponential(at_least(V(-kExponentLimit<V>), x));
 }
 
-// e^x - 1 for x <= 0, without cancellation.
+// e^x and e^x - 1 for x within +-kExponentLimit, neither with cancellation.
 template <class V>
-ROBUSTFLOW_FN V exponential_minus_one(V x) {
+struct ExponentialPair {
+  V value, minus_one;
+};
+template <class V>
+ROBUSTFLOW_FN ExponentialPair<V> exponential_pair(V x) {
   V power;
-  const V r = reduce_exp(at_least(V(-kExponentLimit<V>), x), power);
-  return power * (r + r * r * exp_series(r)) + (power - V(1));
+  const V r = reduce_exp(x, power);
+  const V p = r + r * r * exp_series(r);
+  return {power + power * p, power * p + (power - V(1))};
 }
 
 // log(1 + f) for 1 + f in [sqrt 1/2, sqrt 2]: with s = f / (2 + f) it is 2 atanh s, and 2s = f - s f.
@@ -181,11 +186,10 @@ struct Tanh {
 };
 template <class V>
 ROBUSTFLOW_FN Tanh<V> hyperbolic_tangent(V a) {
-  const V minus_two_a = V(-2) * at_most(V(kLogitLimit), absolute(a));
-  const V m = exponential_minus_one(minus_two_a);  // e^{-2|a|} - 1
-  const V q = V(1) / (V(2) + m);
-  const V magnitude = (V(0) - m) / (V(2) + m);
-  return {select(a < V(0), V(0) - magnitude, magnitude), V(4) * (V(1) + m) * q * q};
+  const auto e = exponential_pair(V(-2) * at_most(V(kLogitLimit), absolute(a)));
+  const V q = V(1) / (V(1) + e.value);
+  const V magnitude = (V(0) - e.minus_one) / (V(1) + e.value);
+  return {select(a < V(0), V(0) - magnitude, magnitude), V(4) * e.value * q * q};
 }
 
 // atan a and its derivative.

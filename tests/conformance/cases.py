@@ -78,7 +78,14 @@ def all_cases(grid: str) -> list[Case]:
         for layout in _layouts(operation, usual=False)
         for dtypes in DTYPES
     ]
-    return list(dict.fromkeys(every_configuration + every_layout))
+    large = [
+        Case(operation, layout, DTYPES[0])
+        for operation in operations.REPRESENTATIVES
+        for layout in (
+            layouts.LARGE_PACKED if len(operation.parts) == 1 else layouts.LARGE_SEPARATE
+        )
+    ]
+    return list(dict.fromkeys(every_configuration + every_layout + large))
 
 
 def case_params() -> list[Any]:

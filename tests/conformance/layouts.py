@@ -192,6 +192,18 @@ SEPARATE = (
     Layout("separate_x_expanded", _ROWS, x_expanded=(0,)),
     Layout("separate_one_cotangent", _ROWS, one_cotangent=True),
 )
+# Long enough for several blocks of a kernel, and for whole blocks read and written in place.
+_LARGE_IMAGE = (2, 2, 59, 64)
+LARGE_PACKED = (
+    Layout("large_planar", _LARGE_IMAGE),
+    Layout("large_rows", (2503, 3)),
+    Layout("large_channels_last", _LARGE_IMAGE, channels_last, channels_last),
+    Layout("large_chunked", _LARGE_IMAGE, chunked, contiguous),
+    Layout("large_shared_by_batch", _LARGE_IMAGE, shared=(0,)),
+    Layout("large_shared_by_space", _LARGE_IMAGE, shared=(2, 3)),
+    Layout("large_one_cotangent", _LARGE_IMAGE, one_cotangent=True),
+)
+LARGE_SEPARATE = (Layout("large_separate", (2503, 3)),)
 # What a conditioner usually makes: for these every configuration is run.
 USUAL_PACKED = (PLANAR, ROWS)
 USUAL_SEPARATE = (SEPARATE_ROWS,)

@@ -398,7 +398,7 @@ MODIFIED = (
 RQ_KINDS = tuple(
     RQ(8, tails, parametrization) for tails in TAILS for parametrization in PARAMETRIZATIONS
 )
-RQ_SIZES = tuple(RQ(bins, "linear", "softmax") for bins in (1, 2, 3, 5, 16, 33))
+RQ_SIZES = tuple(RQ(bins, "linear", "softmax") for bins in (1, 2, 3, 5, 10, 16, 33))
 RQ_BOXES = (
     RQ(8, "linear", "softmax", bounds=(-1.0, 3.0, -1.0, 3.0)),
     RQ(5, None, "softclip", bounds=(-1.0, 3.0, 0.0, 2.0)),
