@@ -182,9 +182,8 @@ class Builder {
     operand.plane_stride = planes > 0 ? strides[dims] : 0;
     STD_TORCH_CHECK(dims <= problem_.dims, "robustflow: a tensor has more dimensions than x.");
     for (int d = 0; d < dims; ++d) {
-      STD_TORCH_CHECK(sizes[d] == problem_.size[d] || sizes[d] == 1,
-                      "robustflow: dimension ", d, " is ", sizes[d], " where x has ",
-                      problem_.size[d], " (1 would be shared).");
+      STD_TORCH_CHECK(sizes[d] == problem_.size[d] || sizes[d] == 1, "robustflow: dimension ", d,
+                      " is ", sizes[d], " where x has ", problem_.size[d], " (1 would be shared).");
       operand.stride[d] = sizes[d] == 1 ? 0 : strides[d];
     }
   }
@@ -224,9 +223,8 @@ std::tuple<Tensor, Tensor> modified_rq(const Tensor& x, const Tensor& params, bo
 std::tuple<Tensor, Tensor> modified_rq_backward(const MaybeTensor& grad_y,
                                                 const MaybeTensor& grad_logabsdet, const Tensor& x,
                                                 const Tensor& params, bool inverse, double left,
-                                                double right, double min_bin,
-                                                double min_derivative, bool softclip, int64_t,
-                                                int64_t needed) {
+                                                double right, double min_bin, double min_derivative,
+                                                bool softclip, int64_t, int64_t needed) {
   const auto config = modified_rq_config(left, right, min_bin, min_derivative, softclip);
   Builder call(cpu::Transform::modified_rq, inverse, x);
   call.parameters(params, 4);
@@ -295,9 +293,8 @@ std::tuple<Tensor, Tensor> rq(const Tensor& x, const Tensor& widths, const Maybe
                               int64_t parametrization, double left, double right, double bottom,
                               double top, double min_bin_width, double min_bin_height,
                               double min_derivative, double logit_scale, int64_t batch_dims) {
-  RqCall call(x, widths, heights, derivatives, box, num_bins, inverse, tails, parametrization,
-              left, right, bottom, top, min_bin_width, min_bin_height, min_derivative,
-              logit_scale);
+  RqCall call(x, widths, heights, derivatives, box, num_bins, inverse, tails, parametrization, left,
+              right, bottom, top, min_bin_width, min_bin_height, min_derivative, logit_scale);
   return call.builder.transform(x, batch_dims, &call.config);
 }
 
@@ -307,9 +304,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rq_backward(
     const MaybeTensor& box, int64_t num_bins, bool inverse, int64_t tails, int64_t parametrization,
     double left, double right, double bottom, double top, double min_bin_width,
     double min_bin_height, double min_derivative, double logit_scale, int64_t, int64_t needed) {
-  RqCall call(x, widths, heights, derivatives, box, num_bins, inverse, tails, parametrization,
-              left, right, bottom, top, min_bin_width, min_bin_height, min_derivative,
-              logit_scale);
+  RqCall call(x, widths, heights, derivatives, box, num_bins, inverse, tails, parametrization, left,
+              right, bottom, top, min_bin_width, min_bin_height, min_derivative, logit_scale);
   Builder& builder = call.builder;
   builder.input(grad_y);
   builder.input(grad_logabsdet);
@@ -360,13 +356,10 @@ std::tuple<Tensor, Tensor> affine(const Tensor& x, const Tensor& params,
   return call.transform(x, batch_dims, &config);
 }
 
-std::tuple<Tensor, Tensor, Tensor> affine_backward(const MaybeTensor& grad_y,
-                                                   const MaybeTensor& grad_logabsdet,
-                                                   const Tensor& x, const Tensor& params,
-                                                   const MaybeTensor& log_scale, bool inverse,
-                                                   int64_t scale, double eps, double clamp,
-                                                   bool shift_first, bool reciprocal, int64_t,
-                                                   int64_t needed) {
+std::tuple<Tensor, Tensor, Tensor> affine_backward(
+    const MaybeTensor& grad_y, const MaybeTensor& grad_logabsdet, const Tensor& x,
+    const Tensor& params, const MaybeTensor& log_scale, bool inverse, int64_t scale, double eps,
+    double clamp, bool shift_first, bool reciprocal, int64_t, int64_t needed) {
   const auto config = affine_config(scale, eps, clamp, shift_first, reciprocal);
   Builder call(cpu::Transform::affine, inverse, x);
   affine_parameters(call, params, log_scale);

@@ -476,9 +476,7 @@ def _rq(
     check_positive("min_derivative", min_derivative)
     check_positive("logit_scale", logit_scale)
     if parametrization == "softclip" and min_derivative >= 1:
-        raise ValueError(
-            f"min_derivative must be below 1 with 'softclip', got {min_derivative!r}."
-        )
+        raise ValueError(f"min_derivative must be below 1 with 'softclip', got {min_derivative!r}.")
     box_tensor, edges = box
     return ops.rq(
         x,

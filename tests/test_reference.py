@@ -14,13 +14,13 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import oracle
 import pytest
 import torch
 from mpmath import mp, mpf
-from reference_calls import SCALES, affine, modified_rq, num_derivatives, random_knots, rq
 from torch import Tensor
 
+import oracle
+from reference_calls import SCALES, affine, modified_rq, num_derivatives, random_knots, rq
 from robustflow.reference import numerics
 
 DTYPES = (torch.float64, torch.float32)

@@ -8,8 +8,9 @@ from functools import partial
 
 import pytest
 import torch
-from reference_calls import SCALES, Call, affine, calls, modified_rq, num_derivatives, rq
 from torch import Tensor
+
+from reference_calls import SCALES, Call, affine, calls, modified_rq, num_derivatives, rq
 
 INF, NAN = math.inf, math.nan
 

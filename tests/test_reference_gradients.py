@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
 from reference_calls import (
     Call,
     Pair,
@@ -20,9 +23,6 @@ from reference_calls import (
     random_knots,
     rq,
 )
-from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
-
 from robustflow.reference import rq_bin
 
 

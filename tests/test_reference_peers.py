@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from reference_calls import affine, num_derivatives, rq
 from torch import Tensor
+
+from reference_calls import affine, num_derivatives, rq
 
 
 def raw(num_bins: int, tails: str | None, count: int = 4000) -> list[Tensor]:

@@ -6,8 +6,9 @@ from functools import partial
 
 import pytest
 import torch
-from reference_calls import Call, Pair, calls, inputs, modified_rq, rq
 from torch import Tensor
+
+from reference_calls import Call, Pair, calls, inputs, modified_rq, rq
 
 
 @pytest.mark.parametrize(("call", "count"), calls())

@@ -19,7 +19,9 @@ struct float16 {
 
 ROBUSTFLOW_FN double widen(double v) { return v; }
 ROBUSTFLOW_FN float widen(float v) { return v; }
-ROBUSTFLOW_FN float widen(bfloat16 v) { return from_bits(std::int32_t(std::uint32_t(v.bits) << 16)); }
+ROBUSTFLOW_FN float widen(bfloat16 v) {
+  return from_bits(std::int32_t(std::uint32_t(v.bits) << 16));
+}
 ROBUSTFLOW_FN float widen(float16 v) {
 #if defined(__F16C__)
   return _cvtsh_ss(v.bits);

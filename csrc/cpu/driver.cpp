@@ -300,8 +300,8 @@ class BlockRunner {
       }
       T* data = nullptr;
       stored[i] = !kept_[i] && in_place(out_[i], start, size, data);
-      block_.out[i] = stored[i] ? Planes<T>{data, out_[i].plane_stride}
-                                : Planes<T>{out_buffer_[i], capacity_};
+      block_.out[i] =
+          stored[i] ? Planes<T>{data, out_[i].plane_stride} : Planes<T>{out_buffer_[i], capacity_};
     }
     if (fused_sum_) block_.out[1] = {nullptr, 0};
     kernel_(block_, problem_.config);
@@ -458,9 +458,9 @@ void gradient_many_shared(const Problem& problem, const Shared& shared, Parallel
   parallel_tasks(parallel, ceil_div(own.total, kSharedTask), [&](Index first, Index last) {
     BlockRunner<T> runner(problem, own, true);
     struct Moving {
-      View* view;     // over the parameters
-      char* data;     // where it starts
-      View others;    // over the elements that share them
+      View* view;   // over the parameters
+      char* data;   // where it starts
+      View others;  // over the elements that share them
     };
     std::vector<Moving> moving;
     const auto add = [&](View& view, const Operand& operand) {
@@ -524,9 +524,8 @@ void gradient_few_shared(const Problem& problem, const Shared& shared, ParallelF
   for (int i = 1; i < problem.num_outputs; ++i)
     if (problem.out[i].part_of < 0) planes += problem.out[i].planes;
   const Index sums_per_slab = planes * own.total;
-  const Index slabs = std::clamp(std::min(order.total / kTaskElements,
-                                          4 * order.total / sums_per_slab),
-                                 Index(1), kMaxSlabs);
+  const Index slabs = std::clamp(
+      std::min(order.total / kTaskElements, 4 * order.total / sums_per_slab), Index(1), kMaxSlabs);
   const Index slab_size = ceil_div(order.total, slabs);
   std::vector<double> sums(slabs * sums_per_slab, 0.0);
   parallel_tasks(parallel, slabs, [&](Index begin, Index end) {
@@ -539,32 +538,32 @@ void gradient_few_shared(const Problem& problem, const Shared& shared, ParallelF
                      [&](int d) { return own_stride[order.dim[d]]; });
     }
     for (Index slab = begin; slab < end; ++slab) {
-    double* sum = sums.data() + slab * sums_per_slab;
-    for (int i = 1; i < problem.num_outputs; ++i) {
-      view[i].data = reinterpret_cast<char*>(sum);
-      if (problem.out[i].part_of < 0) sum += problem.out[i].planes * own.total;
-    }
-    const Index start = slab * slab_size;
-    runner.run(start, std::min(start + slab_size, order.total), [&](Index at, Index size) {
+      double* sum = sums.data() + slab * sums_per_slab;
       for (int i = 1; i < problem.num_outputs; ++i) {
-        if (problem.out[i].part_of >= 0) continue;
-        const T* made = runner.output_buffer(i);
-        view[i].for_runs(at, size, [&](Index offset, Index done, Index length) {
-          const Index stride = view[i].stride[view[i].dims - 1];
-          for (int k = 0; k < view[i].planes; ++k) {
-            double* to = reinterpret_cast<double*>(view[i].data) + k * own.total + offset;
-            const T* from = made + k * runner.capacity() + done;
-            if (stride == 0) {
-              double total = 0;
-              for (Index j = 0; j < length; ++j) total += from[j];
-              *to += total;
-            } else {
-              for (Index j = 0; j < length; ++j) to[j * stride] += from[j];
-            }
-          }
-        });
+        view[i].data = reinterpret_cast<char*>(sum);
+        if (problem.out[i].part_of < 0) sum += problem.out[i].planes * own.total;
       }
-    });
+      const Index start = slab * slab_size;
+      runner.run(start, std::min(start + slab_size, order.total), [&](Index at, Index size) {
+        for (int i = 1; i < problem.num_outputs; ++i) {
+          if (problem.out[i].part_of >= 0) continue;
+          const T* made = runner.output_buffer(i);
+          view[i].for_runs(at, size, [&](Index offset, Index done, Index length) {
+            const Index stride = view[i].stride[view[i].dims - 1];
+            for (int k = 0; k < view[i].planes; ++k) {
+              double* to = reinterpret_cast<double*>(view[i].data) + k * own.total + offset;
+              const T* from = made + k * runner.capacity() + done;
+              if (stride == 0) {
+                double total = 0;
+                for (Index j = 0; j < length; ++j) total += from[j];
+                *to += total;
+              } else {
+                for (Index j = 0; j < length; ++j) to[j * stride] += from[j];
+              }
+            }
+          });
+        }
+      });
     }
   });
   std::vector<T> total(sums_per_slab);

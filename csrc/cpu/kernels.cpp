@@ -24,9 +24,7 @@ inline constexpr int kModifiedRqPack = 4, kAffinePack = 4, kRqPack = 2, kGradien
 inline constexpr int kModifiedRqPack = 1, kAffinePack = 2, kRqPack = 1, kGradientPack = 1;
 #endif
 
-constexpr bool is_inverse(Direction d) {
-  return d == cpu::kInverse || d == cpu::kInverseGradient;
-}
+constexpr bool is_inverse(Direction d) { return d == cpu::kInverse || d == cpu::kInverseGradient; }
 
 template <class... T>
 ROBUSTFLOW_FN void prefetch(const T*... streams) {
@@ -75,8 +73,7 @@ class LogProduct {
 // y and the log-determinant of a block. `compute(i)` gives {value, slope} of the elements from i
 // on, `log_slope(i, slope)` the logarithm of the slope.
 template <bool inverse, class V, class T, class Compute, class LogSlope>
-ROBUSTFLOW_FN void transform_block(const Block<T>& block, Compute&& compute,
-                                   LogSlope&& log_slope) {
+ROBUSTFLOW_FN void transform_block(const Block<T>& block, Compute&& compute, LogSlope&& log_slope) {
   T *y = block.out[0].data, *logabsdet = block.out[1].data;
   LogProduct<V> product;
   for (std::int64_t i = 0; i < block.size; i += V::lanes) {
@@ -126,9 +123,8 @@ void modified_rq_kernel(const Block<T>& block, const void* config) {
         block,
         [&](std::int64_t i) ROBUSTFLOW_INLINE {
           prefetch(x + i, w + i, h + i, d + i, shift + i);
-          return transform.template transform<inverse>(V::load(x + i), V::load(w + i),
-                                                       V::load(h + i), V::load(d + i),
-                                                       V::load(shift + i));
+          return transform.template transform<inverse>(
+              V::load(x + i), V::load(w + i), V::load(h + i), V::load(d + i), V::load(shift + i));
         },
         [](std::int64_t, V slope) ROBUSTFLOW_INLINE { return logarithm(slope); });
   }
@@ -149,9 +145,8 @@ void affine_kernel(const Block<T>& block, const void* config) {
     T* ga = block.out[op::kGradScale].data;
     for (std::int64_t i = 0; i < block.size; i += V::lanes) {
       prefetch(x + i, shift + i, logit + i, gy + i);
-      const auto g = transform.template gradient<inverse>(V::load(x + i), V::load(shift + i),
-                                                          V::load(logit + i), V::load(gy + i),
-                                                          V::load(gl + i));
+      const auto g = transform.template gradient<inverse>(
+          V::load(x + i), V::load(shift + i), V::load(logit + i), V::load(gy + i), V::load(gl + i));
       g.x.store(gx + i);
       g.shift.store(gs + i);
       g.logit.store(ga + i);
@@ -164,9 +159,8 @@ void affine_kernel(const Block<T>& block, const void* config) {
           return transform.template transform<inverse>(V::load(x + i), V::load(shift + i),
                                                        V::load(logit + i));
         },
-        [&](std::int64_t i, V slope) ROBUSTFLOW_INLINE {
-          return transform.log_slope(V::load(logit + i), slope);
-        });
+        [&](std::int64_t i, V slope)
+            ROBUSTFLOW_INLINE { return transform.log_slope(V::load(logit + i), slope); });
   }
 }
 
@@ -204,8 +198,8 @@ void rq_block(const Block<T>& block, const void* config) {
                   V::load(p + 3 * edges.stride)};
   };
   const auto source = [&](std::int64_t i) ROBUSTFLOW_INLINE {
-    return RqSource<V, T>{block.in[op::kWidths], block.in[op::kHeights],
-                          block.in[op::kDerivatives], i};
+    return RqSource<V, T>{block.in[op::kWidths], block.in[op::kHeights], block.in[op::kDerivatives],
+                          i};
   };
   if constexpr (gradient) {
     const T *gy = block.in[op::kGradY].data, *gl = block.in[op::kGradLogabsdet].data;
@@ -244,15 +238,15 @@ void rq_kernel(const Block<T>& block, const void* config) {
 
 template <class T>
 constexpr cpu::Kernels<T> kernels() {
-  return {{modified_rq_kernel<T, cpu::kForward>, modified_rq_kernel<T, cpu::kInverse>,
-           modified_rq_kernel<T, cpu::kForwardGradient>,
-           modified_rq_kernel<T, cpu::kInverseGradient>},
-          {rq_kernel<T, cpu::kForward>, rq_kernel<T, cpu::kInverse>,
-           rq_kernel<T, cpu::kForwardGradient>, rq_kernel<T, cpu::kInverseGradient>},
-          {affine_kernel<T, cpu::kForward>, affine_kernel<T, cpu::kInverse>,
-           affine_kernel<T, cpu::kForwardGradient>, affine_kernel<T, cpu::kInverseGradient>},
-          load<T>,
-          store<T>};
+  return {
+      {modified_rq_kernel<T, cpu::kForward>, modified_rq_kernel<T, cpu::kInverse>,
+       modified_rq_kernel<T, cpu::kForwardGradient>, modified_rq_kernel<T, cpu::kInverseGradient>},
+      {rq_kernel<T, cpu::kForward>, rq_kernel<T, cpu::kInverse>,
+       rq_kernel<T, cpu::kForwardGradient>, rq_kernel<T, cpu::kInverseGradient>},
+      {affine_kernel<T, cpu::kForward>, affine_kernel<T, cpu::kInverse>,
+       affine_kernel<T, cpu::kForwardGradient>, affine_kernel<T, cpu::kInverseGradient>},
+      load<T>,
+      store<T>};
 }
 
 constexpr cpu::KernelTable kTable{kernels<float>(), kernels<double>()};

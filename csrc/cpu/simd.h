@@ -46,9 +46,7 @@ using bitvec = typename Register<T>::bits;
 #endif
 #if defined(ROBUSTFLOW_INTRINSIC)
 ROBUSTFLOW_FN vec<float> register_sqrt(vec<float> v) { return ROBUSTFLOW_INTRINSIC(sqrt, ps)(v); }
-ROBUSTFLOW_FN vec<double> register_sqrt(vec<double> v) {
-  return ROBUSTFLOW_INTRINSIC(sqrt, pd)(v);
-}
+ROBUSTFLOW_FN vec<double> register_sqrt(vec<double> v) { return ROBUSTFLOW_INTRINSIC(sqrt, pd)(v); }
 ROBUSTFLOW_FN vec<float> register_max(vec<float> a, vec<float> b) {
   return ROBUSTFLOW_INTRINSIC(max, ps)(a, b);
 }
@@ -136,12 +134,12 @@ struct Pack : PackTail<T, COUNT> {
     return out;
   }
 
-#define ROBUSTFLOW_PACK_OPERATOR(OP)                                     \
-  ROBUSTFLOW_FN friend Pack operator OP(const Pack& a, const Pack& b) {  \
-    Pack out;                                                            \
-    out.head = a.head OP b.head;                                         \
-    if constexpr (COUNT > 1) out.tail = a.tail OP b.tail;                \
-    return out;                                                          \
+#define ROBUSTFLOW_PACK_OPERATOR(OP)                                    \
+  ROBUSTFLOW_FN friend Pack operator OP(const Pack& a, const Pack& b) { \
+    Pack out;                                                           \
+    out.head = a.head OP b.head;                                        \
+    if constexpr (COUNT > 1) out.tail = a.tail OP b.tail;               \
+    return out;                                                         \
   }
   ROBUSTFLOW_PACK_OPERATOR(+)
   ROBUSTFLOW_PACK_OPERATOR(-)
@@ -149,12 +147,12 @@ struct Pack : PackTail<T, COUNT> {
   ROBUSTFLOW_PACK_OPERATOR(/)
 #undef ROBUSTFLOW_PACK_OPERATOR
 
-#define ROBUSTFLOW_PACK_COMPARISON(OP)                                   \
-  ROBUSTFLOW_FN friend mask operator OP(const Pack& a, const Pack& b) {  \
-    mask out;                                                            \
-    out.head = a.head OP b.head;                                         \
-    if constexpr (COUNT > 1) out.tail = a.tail OP b.tail;                \
-    return out;                                                          \
+#define ROBUSTFLOW_PACK_COMPARISON(OP)                                  \
+  ROBUSTFLOW_FN friend mask operator OP(const Pack& a, const Pack& b) { \
+    mask out;                                                           \
+    out.head = a.head OP b.head;                                        \
+    if constexpr (COUNT > 1) out.tail = a.tail OP b.tail;               \
+    return out;                                                         \
   }
   ROBUSTFLOW_PACK_COMPARISON(<)
   ROBUSTFLOW_PACK_COMPARISON(<=)

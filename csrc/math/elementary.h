@@ -87,7 +87,7 @@ template <class V>
 ROBUSTFLOW_FN V log_one_plus_reduced(V f) {
   const V s = f / (V(2) + f);
   const V z = s * s;
-  V series;  // 2 atanh(s) / s - 2, over z
+  V series;                      // 2 atanh(s) / s - 2, over z
   if constexpr (is_single<V>) {  // 3e-9
     series = horner(z, V(0.66666685095429069), 0.39988757716604847, 0.29580985929974423);
   } else {  // 3e-20
@@ -206,7 +206,7 @@ ROBUSTFLOW_FN Arctangent<V> arctangent(V a) {
   const auto middle = u > V(0.41421356237309505);
   const V v = select(middle, (u - V(1)) / (u + V(1)), u);
   const V z = v * v;
-  V series;  // (atan(v) / v - 1) / z
+  V series;                      // (atan(v) / v - 1) / z
   if constexpr (is_single<V>) {  // 3e-9
     series = horner(z, V(-0.33333331753816969), 0.19999538794771921, -0.14263897112598675,
                     0.10743099667674570, -0.064498352245914959);

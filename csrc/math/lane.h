@@ -68,30 +68,30 @@ struct ieee<double> {
   static constexpr double round_to_integer = 6755399441055744.0 + bias;  // 1.5 * 2^52
 };
 
-#define ROBUSTFLOW_SCALAR_LANE(T)                                                              \
-  ROBUSTFLOW_FN T select(bool mask, T yes, T no) { return mask ? yes : no; }                   \
-  ROBUSTFLOW_FN T at_least(T limit, T v) { return limit > v ? limit : v; } /* NaN stays */     \
-  ROBUSTFLOW_FN T at_most(T limit, T v) { return limit < v ? limit : v; }  /* NaN stays */     \
-  ROBUSTFLOW_FN ieee<T>::integer to_bits(T v) {                                                \
-    ieee<T>::integer bits;                                                                     \
-    __builtin_memcpy(&bits, &v, sizeof v);                                                     \
-    return bits;                                                                               \
-  }                                                                                            \
-  ROBUSTFLOW_FN T from_bits(ieee<T>::integer bits) {                                           \
-    T v;                                                                                       \
-    __builtin_memcpy(&v, &bits, sizeof v);                                                     \
-    return v;                                                                                  \
-  }                                                                                            \
-  /* 2^n of n + round_to_integer, n a whole number within the normal exponents. */             \
-  ROBUSTFLOW_FN T power_of_two(T shifted) {                                                    \
-    using U = ieee<T>::bits;                                                                   \
-    return from_bits(ieee<T>::integer(U(to_bits(shifted)) << ieee<T>::mantissa_bits));         \
-  }                                                                                            \
-  /* v = mantissa * 2^exponent with mantissa in [sqrt 1/2, sqrt 2); v positive and normal. */  \
-  ROBUSTFLOW_FN void split(T v, T& mantissa, T& exponent) {                                    \
-    const auto e = (to_bits(v) - ieee<T>::sqrt_half) >> ieee<T>::mantissa_bits;                \
-    exponent = static_cast<T>(e);                                                              \
-    mantissa = from_bits(to_bits(v) - (e << ieee<T>::mantissa_bits));                          \
+#define ROBUSTFLOW_SCALAR_LANE(T)                                                             \
+  ROBUSTFLOW_FN T select(bool mask, T yes, T no) { return mask ? yes : no; }                  \
+  ROBUSTFLOW_FN T at_least(T limit, T v) { return limit > v ? limit : v; } /* NaN stays */    \
+  ROBUSTFLOW_FN T at_most(T limit, T v) { return limit < v ? limit : v; }  /* NaN stays */    \
+  ROBUSTFLOW_FN ieee<T>::integer to_bits(T v) {                                               \
+    ieee<T>::integer bits;                                                                    \
+    __builtin_memcpy(&bits, &v, sizeof v);                                                    \
+    return bits;                                                                              \
+  }                                                                                           \
+  ROBUSTFLOW_FN T from_bits(ieee<T>::integer bits) {                                          \
+    T v;                                                                                      \
+    __builtin_memcpy(&v, &bits, sizeof v);                                                    \
+    return v;                                                                                 \
+  }                                                                                           \
+  /* 2^n of n + round_to_integer, n a whole number within the normal exponents. */            \
+  ROBUSTFLOW_FN T power_of_two(T shifted) {                                                   \
+    using U = ieee<T>::bits;                                                                  \
+    return from_bits(ieee<T>::integer(U(to_bits(shifted)) << ieee<T>::mantissa_bits));        \
+  }                                                                                           \
+  /* v = mantissa * 2^exponent with mantissa in [sqrt 1/2, sqrt 2); v positive and normal. */ \
+  ROBUSTFLOW_FN void split(T v, T& mantissa, T& exponent) {                                   \
+    const auto e = (to_bits(v) - ieee<T>::sqrt_half) >> ieee<T>::mantissa_bits;               \
+    exponent = static_cast<T>(e);                                                             \
+    mantissa = from_bits(to_bits(v) - (e << ieee<T>::mantissa_bits));                         \
   }
 ROBUSTFLOW_SCALAR_LANE(float)
 ROBUSTFLOW_SCALAR_LANE(double)

@@ -69,10 +69,14 @@ struct ModifiedRq {
     const V y_mid = select(H0 < H1, left + H0, right - H1);
     e.upper = key >= (inverse ? y_mid : x_mid);
     e.outside = (key <= left) | (key >= right);
-    e.bin = {select(e.upper, x_mid, left),      select(e.upper, right, x_mid),
-             select(e.upper, y_mid, left),      select(e.upper, right, y_mid),
-             select(e.upper, W1, W0),           select(e.upper, H1, H0),
-             select(e.upper, e.derivative, V(1)), select(e.upper, V(1), e.derivative)};
+    e.bin = {select(e.upper, x_mid, left),
+             select(e.upper, right, x_mid),
+             select(e.upper, y_mid, left),
+             select(e.upper, right, y_mid),
+             select(e.upper, W1, W0),
+             select(e.upper, H1, H0),
+             select(e.upper, e.derivative, V(1)),
+             select(e.upper, V(1), e.derivative)};
     return e;
   }
 
@@ -96,9 +100,8 @@ struct ModifiedRq {
     const V size = length * free_bins;
     const V by_width = select(e.upper, g.x0, g.x1) * (size * e.width.slope(w));
     const V by_height = select(e.upper, g.y0, g.y1) * (size * e.height.slope(h));
-    const V log_slope =
-        softclip ? soft_clip(d, inverse_bound).slope
-                 : free_derivative * e.exponential / e.derivative * saturation(d);
+    const V log_slope = softclip ? soft_clip(d, inverse_bound).slope
+                                 : free_derivative * e.exponential / e.derivative * saturation(d);
     const V by_derivative = select(e.upper, g.log_d0, g.log_d1) * log_slope;
     const V by_x = select(e.outside, grad_y, g.x);
     const V zero = V(0);

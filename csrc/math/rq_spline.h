@@ -150,8 +150,8 @@ struct RqSpline {
   ROBUSTFLOW_FN Element locate(const Axis& x, const Axis& y, const Source& source, V key) const {
     Element e;
     const V lower = inverse ? y.start : x.start, upper = inverse ? y.end : x.end;
-    e.outside = tails == Tails::none ? (key < lower) | (key > upper)
-                                     : (key <= lower) | (key >= upper);
+    e.outside =
+        tails == Tails::none ? (key < lower) | (key > upper) : (key <= lower) | (key >= upper);
     e.index = V(0);
     e.size_x = x.size[0];
     e.size_y = y.size[0];
@@ -232,12 +232,14 @@ struct RqSpline {
     const RqGradient<V> g = inverse ? rq_inverse_gradient(e.bin, key, grad_y, grad_logabsdet)
                                     : rq_forward_gradient(e.bin, key, grad_y, grad_logabsdet);
     const V zero = V(0);
-    size_gradients(x, e, {e.before_x, e.size_x, e.after_x}, {g.x0, g.x1, g.x_knots},
-                   [&](int k) ROBUSTFLOW_INLINE { return source.width(k); },
-                   [&](int k, V v) ROBUSTFLOW_INLINE { sink.width(k, v); });
-    size_gradients(y, e, {e.before_y, e.size_y, e.after_y}, {g.y0, g.y1, g.y_knots},
-                   [&](int k) ROBUSTFLOW_INLINE { return source.height(k); },
-                   [&](int k, V v) ROBUSTFLOW_INLINE { sink.height(k, v); });
+    size_gradients(
+        x, e, {e.before_x, e.size_x, e.after_x}, {g.x0, g.x1, g.x_knots},
+        [&](int k) ROBUSTFLOW_INLINE { return source.width(k); },
+        [&](int k, V v) ROBUSTFLOW_INLINE { sink.width(k, v); });
+    size_gradients(
+        y, e, {e.before_y, e.size_y, e.after_y}, {g.y0, g.y1, g.y_knots},
+        [&](int k) ROBUSTFLOW_INLINE { return source.height(k); },
+        [&](int k, V v) ROBUSTFLOW_INLINE { sink.height(k, v); });
     const V by_d0 = select(e.outside, zero, g.log_d0 * e.d0.log_slope);
     const V by_d1 = select(e.outside, zero, g.log_d1 * e.d1.log_slope);
     const int num_derivatives = rq_num_derivatives(num_bins, tails);

@@ -180,7 +180,7 @@ def to_json(
         "machine": machine,
         "seconds": seconds,
     }
-    return json.dumps(content, indent=2, allow_nan=False)
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def _model_json(result: ModelResult) -> dict[str, Any]:

@@ -66,9 +66,7 @@ def register_transform(
     ) -> tuple[Tensor, ...]:
         inputs = (x, *rest[: num_gradients - 1])
         return tuple(
-            torch.empty_like(tensor)
-            if rest[-1] >> i & 1 and tensor is not None
-            else x.new_empty(0)
+            torch.empty_like(tensor) if rest[-1] >> i & 1 and tensor is not None else x.new_empty(0)
             for i, tensor in enumerate(inputs)
         )
 
@@ -106,9 +104,7 @@ def register_transform(
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         batched = _batch_first(info.batch_size, in_dims, args[:num_tensors], expand=False)
         x = batched[0].expand(info.batch_size, *batched[0].shape[1:])  # type: ignore[union-attr]
-        out = call(
-            x, *batched[1:], *args[num_tensors:-1], args[-1] + 1
-        )
+        out = call(x, *batched[1:], *args[num_tensors:-1], args[-1] + 1)
         return out, (0, 0)
 
     def vmap_backward(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
@@ -162,7 +158,7 @@ def _reference_gradients(
     """Gradients that can be differentiated again, at the price of the reference's memory."""
     outputs = reference(*tensors, *config)
     pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if c is not None]
-    wanted = [tensor for tensor, need in zip(tensors, needed, strict=False) if need]
+    wanted = [t for t, need in zip(tensors, needed, strict=False) if need and t is not None]
     made = iter(
         torch.autograd.grad(
             [output for output, _ in pairs],

@@ -192,9 +192,11 @@ SEPARATE = (
     Layout("separate_x_expanded", _ROWS, x_expanded=(0,)),
     Layout("separate_one_cotangent", _ROWS, one_cotangent=True),
 )
-# Long enough for several blocks of a kernel, and for whole blocks read and written in place.
-_LARGE_IMAGE = (2, 2, 59, 64)
+# Long enough for several blocks of a kernel, for blocks read and written in place, and for a sample
+# whose sum is made of parts; with a remainder (59 x 71) and without.
+_LARGE_IMAGE = (2, 2, 59, 71)
 LARGE_PACKED = (
+    Layout("large_whole", (2, 2, 64, 64)),
     Layout("large_planar", _LARGE_IMAGE),
     Layout("large_rows", (2503, 3)),
     Layout("large_channels_last", _LARGE_IMAGE, channels_last, channels_last),
