@@ -122,6 +122,17 @@ ROBUSTFLOW_FN V log_one_plus(V u) {
   return log_one_plus_reduced(f) + select(big, V(0.69314718055994531), V(0));
 }
 
+// e^logit, saturating.
+template <class V>
+ROBUSTFLOW_FN V saturating_exponential(V logit) {
+  return exponential(at_most(V(kLogitLimit), at_least(V(-kLogitLimit), logit)));
+}
+// The factor of its gradient: 1, or 0 strictly beyond the limit.
+template <class V>
+ROBUSTFLOW_FN V saturation(V logit) {
+  return select(absolute(logit) > V(kLogitLimit), V(0), V(1));
+}
+
 // A sigmoid and its complement, each from its own formula; logits beyond the limit saturate.
 template <class V>
 struct Sigmoid {
@@ -134,21 +145,9 @@ struct Sigmoid {
 };
 template <class V>
 ROBUSTFLOW_FN Sigmoid<V> sigmoid(V logit) {
-  const V e = exponential(at_least(V(-kLogitLimit), V(0) - absolute(logit)));
-  const V large = V(1) / (V(1) + e), small = e * large;
-  const auto positive = logit > V(0);
-  return {select(positive, large, small), select(positive, small, large)};
-}
-
-// e^logit, saturating.
-template <class V>
-ROBUSTFLOW_FN V saturating_exponential(V logit) {
-  return exponential(at_most(V(kLogitLimit), at_least(V(-kLogitLimit), logit)));
-}
-// The factor of its gradient: 1, or 0 strictly beyond the limit.
-template <class V>
-ROBUSTFLOW_FN V saturation(V logit) {
-  return select(absolute(logit) > V(kLogitLimit), V(0), V(1));
+  const V e = saturating_exponential(logit);
+  const V complement = V(1) / (V(1) + e);
+  return {e * complement, complement};
 }
 
 // log(1 + e^logit) and its derivative.

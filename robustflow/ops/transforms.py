@@ -16,6 +16,8 @@ from robustflow.ops.registry import register_transform
 # Names of the public interface and their numbers in the schemas (and in csrc/math/config.h).
 TAILS: dict[str | None, int] = {None: 0, "linear": 1, "circular": 2}
 PARAMETRIZATIONS = {"softmax": 0, "softclip": 1, "knots": 2}
+# Beyond this many bins the reference answers: kernels keep the bins on their stack (kMaxBins).
+MAX_BINS = 256
 # Scale functions, with the default bound of those that have one.
 SCALES = {
     "sigmoid": (0, 1.0),
@@ -107,7 +109,7 @@ def rq(
 ) -> tuple[Tensor, Tensor]:
     """``robustflow::rq``, or the reference where no kernel serves the call."""
     path = _path(x)
-    if path is _Path.REFERENCE:
+    if path is _Path.REFERENCE or config[0] > MAX_BINS:
         return reference.rq(x, widths, heights, derivatives, box, *config)
     if heights is not None and derivatives is not None:
         widths, heights, derivatives = _same_leading_shape(x, widths, heights, derivatives)

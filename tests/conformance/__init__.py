@@ -6,6 +6,8 @@ A new backend is one entry of :data:`conformance.targets.TARGETS`; nothing else 
 - ``operations``: every configuration of every public function, with its oracle
 - ``layouts``: how the tensors of a call lie in memory
 - ``compare``: the bounds, and where they come from
+- ``knots``: the splines with their knots moved by a rounding, which those bounds need
 - ``poison``: fills what an operator allocates, so that an element it forgets shows
 - ``cases``: which combinations are run
+- ``samples``: small ready-made calls, for the tests of one property beside this folder
 """

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import pytest
 import torch
 
@@ -18,8 +21,21 @@ def test_matches_the_oracle(target: Target, case: Case) -> None:
             check(target, case, inverse, reduce)
 
 
-def test_poison_reaches_new_tensors() -> None:
+def test_poison_reaches_new_memory() -> None:
     """The suite would be blind to unwritten elements if memory came back clean."""
     with poisoned():
         fresh = torch.empty(1 << 12)
     assert bool(fresh.isnan().all())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="malloc's filling is glibc's")
+def test_poison_reaches_malloc() -> None:
+    """Below torch.empty too, where an operator's C++ side may allocate."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    with poisoned():
+        block = libc.malloc(1 << 14)
+        content = set(ctypes.string_at(block, 1 << 14))
+        libc.free(block)
+    assert content == {0xBF}
