@@ -121,9 +121,6 @@ ROBUSTFLOW_FN void transpose8(float8 r[8]) {
   }
 }
 
-// How far ahead rows are fetched: the hardware's prefetcher stops at the end of a page.
-inline constexpr std::int64_t kPrefetchBytes = 1024;
-
 // Rows of `planes` adjacent numbers to planes, eight by eight in registers. Reading eight numbers
 // may run past a row, so rows whose eight would end beyond the last row's end go one by one.
 template <class S>
@@ -137,14 +134,20 @@ ROBUSTFLOW_FN void load_rows(const S* from, std::int64_t stride, int planes, std
       const int k = offset + 8 > planes && planes >= 8 ? planes - 8 : offset;
       if ((i + 7) * stride + k + 8 > end) goto rest;
       float8 r[8];
-      for (int j = 0; j < 8; ++j) {
-        const S* row = from + (i + j) * stride + k;
-        __builtin_prefetch(reinterpret_cast<const char*>(row) + kPrefetchBytes);
-        r[j] = load8(row);
-      }
+      const S* row = from + i * stride + k;
+      float* out = to + k * to_stride + i;
+      repeat<8>(8, [&](int j) ROBUSTFLOW_INLINE {
+        r[j] = load8(row + j * stride);
+        __builtin_prefetch(row + (j + size) * stride);  // the next block's
+      });
       transpose8(r);
-      const int columns = planes - k < 8 ? planes - k : 8;
-      for (int j = 0; j < columns; ++j) store8(r[j], to + (k + j) * to_stride + i);
+      if (planes - k >= 8) {
+        repeat<8>(8, [&](int j) ROBUSTFLOW_INLINE { store8(r[j], out + j * to_stride); });
+      } else {
+        repeat<8>(8, [&](int j) ROBUSTFLOW_INLINE {
+          if (k + j < planes) store8(r[j], out + j * to_stride);
+        });
+      }
     }
   }
 rest:
@@ -165,11 +168,17 @@ ROBUSTFLOW_FN void store_rows(const float* from, std::int64_t from_stride, int p
       for (int offset = 0; offset < planes; offset += 8) {
         const int k = offset + 8 > planes && planes >= 8 ? planes - 8 : offset;
         float8 r[8];
-        for (int j = 0; j < 8; ++j) {
-          r[j] = k + j < planes ? load8(from + (k + j) * from_stride + i) : float8{};
+        const float* in = from + k * from_stride + i;
+        S* row = to + i * stride + k;
+        if (planes - k >= 8) {
+          repeat<8>(8, [&](int j) ROBUSTFLOW_INLINE { r[j] = load8(in + j * from_stride); });
+        } else {
+          repeat<8>(8, [&](int j) ROBUSTFLOW_INLINE {
+            r[j] = k + j < planes ? load8(in + j * from_stride) : float8{};
+          });
         }
         transpose8(r);
-        for (int j = 0; j < 8; ++j) store8(r[j], to + (i + j) * stride + k);
+        repeat<8>(8, [&](int j) ROBUSTFLOW_INLINE { store8(r[j], row + j * stride); });
       }
     }
   }

@@ -26,6 +26,9 @@ inline constexpr int kModifiedRqPack = 1, kAffinePack = 2, kRqPack = 1, kGradien
 
 constexpr bool is_inverse(Direction d) { return d == cpu::kInverse || d == cpu::kInverseGradient; }
 
+// How far ahead planes are fetched: the hardware's prefetcher stops at the end of a page.
+inline constexpr std::int64_t kPrefetchBytes = 1024;
+
 template <class... T>
 ROBUSTFLOW_FN void prefetch(const T*... streams) {
   (__builtin_prefetch(reinterpret_cast<const char*>(streams) + kPrefetchBytes), ...);
