@@ -12,20 +12,44 @@ from torch import Tensor
 from robustflow import reference
 from robustflow._backend import uses_kernels
 from robustflow.ops.registry import register_transform
+from robustflow.reference.affine import (
+    SCALE_ATAN_EXP,
+    SCALE_EXP,
+    SCALE_SIGMOID,
+    SCALE_SOFTCLIP_EXP,
+    SCALE_SOFTPLUS,
+    SCALE_TANH_EXP,
+)
+from robustflow.reference.rq import (
+    PARAMETRIZATION_KNOTS,
+    PARAMETRIZATION_SOFTCLIP,
+    PARAMETRIZATION_SOFTMAX,
+    TAILS_CIRCULAR,
+    TAILS_LINEAR,
+    TAILS_NONE,
+)
 
-# Names of the public interface and their numbers in the schemas (and in csrc/math/config.h).
-TAILS: dict[str | None, int] = {None: 0, "linear": 1, "circular": 2}
-PARAMETRIZATIONS = {"softmax": 0, "softclip": 1, "knots": 2}
+# Names of the public interface, and their numbers in the schemas (and in csrc/math).
+TAILS: dict[str | None, int] = {
+    None: TAILS_NONE,
+    "linear": TAILS_LINEAR,
+    "circular": TAILS_CIRCULAR,
+}
+PARAMETRIZATIONS = {
+    "softmax": PARAMETRIZATION_SOFTMAX,
+    "softclip": PARAMETRIZATION_SOFTCLIP,
+    "knots": PARAMETRIZATION_KNOTS,
+}
 # Beyond this many bins the reference answers: kernels keep the bins on their stack (kMaxBins).
 MAX_BINS = 256
 # Scale functions, with the default bound of those that have one.
 SCALES = {
-    "sigmoid": (0, 1.0),
-    "exp": (1, 1.0),
-    "softplus": (2, 1.0),
-    "atan_exp": (3, 2.0),
-    "tanh_exp": (4, 2.0),
-    "softclip_exp": (5, math.log(1000.0)),
+    "sigmoid": (SCALE_SIGMOID, 1.0),
+    "exp": (SCALE_EXP, 1.0),
+    "softplus": (SCALE_SOFTPLUS, 1.0),
+    "atan_exp": (SCALE_ATAN_EXP, 2.0),
+    "tanh_exp": (SCALE_TANH_EXP, 2.0),
+    "softclip_exp": (SCALE_SOFTCLIP_EXP, math.log(1000.0)),
 }
 
 _modified_rq = register_transform(
