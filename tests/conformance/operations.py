@@ -7,6 +7,7 @@ turns that into what a user would pass.
 from __future__ import annotations
 
 import zlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,39 +29,40 @@ _KNOT_UNITS = 64
 
 
 @dataclass(frozen=True)
-class Operation:
+class Operation(ABC):
     """One configuration; subclasses say how it is called."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
-        raise NotImplementedError
+        """Of the test's case."""
 
     @property
+    @abstractmethod
     def num_params(self) -> int:
         """P, the raw parameters of one element."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def box(self) -> tuple[float, float]:
         """Where the transform is not its tail: sets the range of inputs and the unit of errors."""
-        raise NotImplementedError
 
     @property
     def parts(self) -> tuple[int, ...]:
         """Sizes of the tensors in which the P parameters arrive; one size means packed."""
         return (self.num_params,)
 
+    @abstractmethod
     def call(
         self, x: Tensor, params: tuple[Tensor, ...], inverse: bool, reduce: str, **options: Any
     ) -> Pair:
         """The public function, on tensors as a user holds them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def oracle(
         self, x: Tensor, params: Tensor, inverse: bool, batch_dims: int | None = None
     ) -> Pair:
         """The reference on canonical parameters; batch_dims None means one logabsdet an element."""
-        raise NotImplementedError
 
     def moved_oracle(
         self, x: Tensor, params: Tensor, inverse: bool, distance: float, patterns: Patterns
