@@ -4,6 +4,10 @@ CMakeLists.txt describes the build; this file finds torch, a compiler and the jo
 
 Environment variables:
     ROBUSTFLOW_NATIVE   0: install pure Python; 1: fail rather than fall back to pure Python
+    ROBUSTFLOW_CUDA     0: without CUDA kernels; 1: with them, also for a torch without CUDA; by
+                        default with them where torch has CUDA and a CUDA compiler is found
+    CUDA_HOME, CUDACXX  where that is: the toolkit's directory, or the compiler itself
+    TORCH_CUDA_ARCH_LIST  GPUs to compile for, as for torch's own extensions: "9.0", "8.6;9.0+PTX"
     CXX, CXXFLAGS       the C++ compiler and further flags for it
     CMAKE_BUILD_TYPE    Release (the default), Debug or RelWithDebInfo
     MAX_JOBS            compile jobs; by default min(cores, free memory / GIB_PER_JOB)
@@ -55,6 +59,31 @@ def torch_directory() -> Path:
         "robustflow compiles against the torch that you use, and this build sees none: install "
         "torch first, then run `pip install --no-build-isolation .`."
     )
+
+
+def cuda_compiler(torch: Path) -> str | None:
+    """The nvcc to build the CUDA kernels with, or None for a build without them."""
+    wanted = os.environ.get("ROBUSTFLOW_CUDA")
+    torch_cuda = runpy.run_path(str(torch / "version.py")).get("cuda")
+    if wanted == "0" or (wanted is None and not torch_cuda):
+        return None
+    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    places = [str(Path(home, "bin")) for home in (*homes, "/usr/local/cuda") if home]
+    found = os.environ.get("CUDACXX") or shutil.which(
+        "nvcc", path=os.pathsep.join([*places, os.environ.get("PATH", "")])
+    )
+    if found:
+        return found
+    if wanted == "1":
+        raise SystemExit(
+            "robustflow: ROBUSTFLOW_CUDA=1, but no nvcc was found: install the CUDA toolkit, and "
+            "set CUDA_HOME to its directory or put nvcc on PATH."
+        )
+    print(
+        "robustflow: building without the CUDA kernels, because no nvcc was found (set CUDA_HOME); "
+        "CUDA tensors are served by Triton."
+    )
+    return None
 
 
 def torch_version(directory: Path) -> str:
@@ -136,6 +165,10 @@ class NativeBuild(build_ext):
             f"-DTORCH_DIR={torch}",
             f"-DTORCH_VERSION={torch_version(torch)}",
         ]
+        nvcc = cuda_compiler(torch)
+        configure.append(f"-DROBUSTFLOW_CUDA={'ON' if nvcc else 'OFF'}")
+        if nvcc:
+            configure.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
         try:
             subprocess.check_call(configure)
             subprocess.check_call([cmake, "--build", str(build), "--parallel", str(job_count())])

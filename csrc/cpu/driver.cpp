@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "order.h"
 
 namespace robustflow::cpu {
 namespace {
@@ -25,10 +27,6 @@ constexpr Index kLongRun = 256;
 // Shared parameters with this many elements of their own can be worked on in parallel.
 constexpr Index kManyShared = 2048, kSharedTask = 512;
 constexpr Index kMaxSlabs = 64;
-
-Index element_size(DType dtype) {
-  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
-}
 
 template <class T>
 constexpr DType dtype_of = sizeof(T) == 8 ? DType::float64 : DType::float32;
@@ -66,40 +64,6 @@ void parallel_tasks(ParallelFor parallel, Index count, const Work& work) {
         (*static_cast<const Work*>(context))(begin, end);
       },
       const_cast<void*>(static_cast<const void*>(&work)));
-}
-
-// The order in which the elements are visited: dimensions from the outermost in.
-struct Order {
-  int dims = 0;
-  int dim[kMaxDims];
-  Index size[kMaxDims];
-  Index total = 1;
-
-  void add(const Problem& problem, int d) {
-    total *= problem.size[d];
-    if (problem.size[d] == 1) return;
-    dim[dims] = d;
-    size[dims++] = problem.size[d];
-  }
-};
-
-// The first `fixed` dimensions as they are, the others as the first output has them in memory;
-// `keep(d)` says which dimensions to take.
-template <class Keep>
-Order visiting_order(const Problem& problem, int fixed, const Keep& keep) {
-  int rest[kMaxDims], count = 0;
-  for (int d = fixed; d < problem.dims; ++d) rest[count++] = d;
-  const Index* stride = problem.out[0].stride;
-  std::stable_sort(rest, rest + count, [&](int a, int b) { return stride[a] > stride[b]; });
-  Order order;
-  for (int d = 0; d < fixed; ++d)
-    if (keep(d)) order.add(problem, d);
-  for (int i = 0; i < count; ++i)
-    if (keep(rest[i])) order.add(problem, rest[i]);
-  return order;
-}
-Order visiting_order(const Problem& problem, int fixed) {
-  return visiting_order(problem, fixed, [](int) { return true; });
 }
 
 // An operand along the order, with as few dimensions as its strides allow.
@@ -168,7 +132,7 @@ struct View {
   }
 
   Strided strided(Index offset) const {
-    return {data + offset * element_size(dtype), dtype, stride[dims - 1], plane_stride, planes};
+    return {data + offset * size_of(dtype), dtype, stride[dims - 1], plane_stride, planes};
   }
 };
 
@@ -405,9 +369,7 @@ void transform_typed(const Problem& problem, int batch_dims, T* sums, ParallelFo
   Index samples = 1;
   for (int d = 0; d < batch_dims; ++d) samples *= problem.size[d];
   const Order order = visiting_order(problem, batch_dims);
-  if (order.total == 0) {
-    std::fill_n(sums, samples, T(0));
-  } else if (order.total / samples < kShortSample) {
+  if (order.total / samples < kShortSample) {
     transform_short_samples<T>(problem, order, samples, sums, parallel);
   } else {
     transform_long_samples<T>(problem, order, samples, sums, parallel);
@@ -415,26 +377,6 @@ void transform_typed(const Problem& problem, int batch_dims, T* sums, ParallelFo
 }
 
 // ---- gradients ---------------------------------------------------------------------------------
-
-// The dimensions over which the parameters are shared.
-struct Shared {
-  bool dim[kMaxDims] = {};
-  bool any = false;
-
-  explicit Shared(const Problem& problem) {
-    for (int d = 0; d < problem.dims; ++d) {
-      bool whole = problem.num_outputs < 2;
-      for (int i = 1; i < problem.num_outputs; ++i) {
-        const Operand& out = problem.out[i];
-        if (out.part_of < 0 && out.data) whole = whole || out.stride[d] != 0;
-      }
-      bool wanted = false;
-      for (int i = 1; i < problem.num_outputs; ++i) wanted = wanted || problem.out[i].data;
-      dim[d] = wanted && problem.size[d] > 1 && !whole;
-      any = any || dim[d];
-    }
-  }
-};
 
 template <class T>
 void gradient_each(const Problem& problem, ParallelFor parallel) {
@@ -448,7 +390,7 @@ void gradient_each(const Problem& problem, ParallelFor parallel) {
 // Many parameters, each shared by some elements: blocks of parameters, and for each of them its
 // elements in order, summed on the way.
 template <class T>
-void gradient_many_shared(const Problem& problem, const Shared& shared, ParallelFor parallel) {
+void gradient_many_shared(const Problem& problem, const SharedDims& shared, ParallelFor parallel) {
   const Order own = visiting_order(problem, 0, [&](int d) { return !shared.dim[d]; });
   const Order others = visiting_order(problem, 0, [&](int d) { return shared.dim[d]; });
   const auto others_view = [&](const Operand& operand) {
@@ -481,7 +423,7 @@ void gradient_many_shared(const Problem& problem, const Shared& shared, Parallel
       for (Index other = 0; other < others.total; ++other) {
         for (Moving& m : moving) {
           m.others.for_runs(other, 1, [&](Index offset, Index, Index) {
-            m.view->data = m.data + offset * element_size(m.view->dtype);
+            m.view->data = m.data + offset * size_of(m.view->dtype);
           });
         }
         runner.reload();
@@ -511,7 +453,7 @@ void gradient_many_shared(const Problem& problem, const Shared& shared, Parallel
 // Few parameters, shared by many elements: slabs of elements, each with sums of its own, which are
 // added in their order.
 template <class T>
-void gradient_few_shared(const Problem& problem, const Shared& shared, ParallelFor parallel) {
+void gradient_few_shared(const Problem& problem, const SharedDims& shared, ParallelFor parallel) {
   const Order order = visiting_order(problem, 0);
   const Order own = visiting_order(problem, 0, [&](int d) { return !shared.dim[d]; });
   Index own_stride[kMaxDims] = {};
@@ -587,7 +529,7 @@ void gradient_few_shared(const Problem& problem, const Shared& shared, ParallelF
 
 template <class T>
 void gradient_typed(const Problem& problem, ParallelFor parallel) {
-  const Shared shared(problem);
+  const SharedDims shared(problem);
   if (!shared.any) return gradient_each<T>(problem, parallel);
   const Order order = visiting_order(problem, 0);
   Index own = 1;
@@ -599,14 +541,10 @@ void gradient_typed(const Problem& problem, ParallelFor parallel) {
   }
 }
 
-bool is_empty(const Problem& problem) {
-  return std::any_of(problem.size, problem.size + problem.dims, [](Index n) { return n == 0; });
-}
-
 }  // namespace
 
 void run_transform(const Problem& problem, int batch_dims, void* logabsdet, ParallelFor parallel) {
-  if (is_empty(problem) && batch_dims == problem.dims) return;
+  if (is_empty(problem)) return;  // the caller has zeroed sums over nothing
   if (problem.wide) {
     transform_typed(problem, batch_dims, static_cast<double*>(logabsdet), parallel);
   } else {

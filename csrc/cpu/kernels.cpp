@@ -5,6 +5,7 @@
 #include "kernels.h"
 
 #include "../math/affine.h"
+#include "../math/log_product.h"
 #include "../math/modified_rq.h"
 #include "../math/rq_spline.h"
 #include "copies.h"
@@ -34,44 +35,21 @@ ROBUSTFLOW_FN void prefetch(const T*... streams) {
   (__builtin_prefetch(reinterpret_cast<const char*>(streams) + kPrefetchBytes), ...);
 }
 
-// The log-determinant of many elements by one logarithm: a product of mantissas beside a sum of
-// exponents. Every kFold factors the product is folded, long before it can leave the range.
+// The log-determinant of all elements that went into a product.
 template <class V>
-class LogProduct {
- public:
-  ROBUSTFLOW_FN void multiply(V factor) {
-    V m, e;
-    split(factor, m, e);
-    mantissa_ = mantissa_ * m + (factor - factor);  // NaN and infinity have no mantissa
-    exponent_ = exponent_ + e;
-    if (++count_ == kFold) fold();
+ROBUSTFLOW_FN double sum_of(LogProduct<V>& product) {
+  using T = scalar_t<V>;
+  const auto parts = product.parts();
+  T logs[V::lanes], exponents[V::lanes];
+  log_one_plus_reduced(parts.mantissa - V(1)).store(logs);
+  parts.exponent.store(exponents);
+  double total = 0, whole = 0;
+  for (int i = 0; i < V::lanes; ++i) {
+    total += logs[i];
+    whole += exponents[i];
   }
-  ROBUSTFLOW_FN double sum() {
-    using T = scalar_t<V>;
-    fold();
-    T logs[V::lanes], exponents[V::lanes];
-    log_one_plus_reduced(mantissa_ - V(1)).store(logs);
-    exponent_.store(exponents);
-    double total = 0, whole = 0;
-    for (int i = 0; i < V::lanes; ++i) {
-      total += logs[i];
-      whole += exponents[i];
-    }
-    return total + whole * 0.69314718055994531;
-  }
-
- private:
-  static constexpr int kFold = 32;
-  ROBUSTFLOW_FN void fold() {
-    V m, e;
-    split(mantissa_, m, e);
-    mantissa_ = m + (mantissa_ - mantissa_);
-    exponent_ = exponent_ + e;
-    count_ = 0;
-  }
-  V mantissa_ = V(1), exponent_ = V(0);
-  int count_ = 0;
-};
+  return total + whole * 0.69314718055994531;
+}
 
 // y and the log-determinant of a block. `compute(i)` gives {value, slope} of the elements from i
 // on, `log_slope(i, slope)` the logarithm of the slope.
@@ -93,12 +71,12 @@ ROBUSTFLOW_FN void transform_block(const Block<T>& block, Compute&& compute, Log
     }
     product.multiply(out.slope);
   }
-  if (!logabsdet) *block.logabsdet_sum += inverse ? -product.sum() : product.sum();
+  if (!logabsdet) *block.logabsdet_sum += inverse ? -sum_of(product) : sum_of(product);
 }
 
 template <class T, Direction direction>
 void modified_rq_kernel(const Block<T>& block, const void* config) {
-  namespace op = cpu::modified_rq;
+  namespace op = operands::modified_rq;
   constexpr bool inverse = is_inverse(direction);
   constexpr bool gradient = direction >= cpu::kForwardGradient;
   using V = Pack<T, gradient ? kGradientPack : kModifiedRqPack>;
@@ -135,7 +113,7 @@ void modified_rq_kernel(const Block<T>& block, const void* config) {
 
 template <class T, Direction direction>
 void affine_kernel(const Block<T>& block, const void* config) {
-  namespace op = cpu::affine;
+  namespace op = operands::affine;
   constexpr bool inverse = is_inverse(direction);
   constexpr bool gradient = direction >= cpu::kForwardGradient;
   using V = Pack<T, gradient ? kGradientPack : kAffinePack>;
@@ -187,12 +165,12 @@ struct RqSink {
 
 template <class T, Direction direction, int BINS>
 void rq_block(const Block<T>& block, const void* config) {
-  namespace op = cpu::rq;
+  namespace op = operands::rq;
   constexpr bool inverse = is_inverse(direction);
   constexpr bool gradient = direction >= cpu::kForwardGradient;
   using V = Pack<T, gradient ? kGradientPack : kRqPack>;
   const RqSpline<V, BINS> spline(*static_cast<const RqSplineConfig*>(config));
-  V workspace[2 * (BINS > 0 ? BINS : cpu::kMaxBins)];
+  V workspace[rq_workspace(BINS > 0 ? BINS : kMaxBins)];
   const T* x = block.in[op::kX].data;
   const Planes<const T> edges = block.in[op::kBox];
   const auto box = [&](std::int64_t i) ROBUSTFLOW_INLINE {

@@ -8,20 +8,13 @@
 
 #include <cstdint>
 
-namespace robustflow::cpu {
+#include "../problem.h"
 
-enum class DType : int { float64, float32, bfloat16, float16 };
+namespace robustflow::cpu {
 
 // A multiple of every pack: planes can be read and written up to a multiple of it beyond a block's
 // size. The driver's buffers are padded to it; a block in a tensor's own memory has a multiple of it.
 inline constexpr int kBlockAlign = 64;
-
-// The most bins of a spline: what a kernel keeps of them lives on its stack.
-inline constexpr int kMaxBins = 256;
-
-// Operands of a kernel. Input 0 is x, output 0 is y (transforms) or the gradient by x (backward).
-inline constexpr int kMaxInputs = 7;
-inline constexpr int kMaxOutputs = 4;
 
 template <class T>
 struct Planes {
@@ -36,20 +29,6 @@ struct Block {
   Planes<T> out[kMaxOutputs];
   double* logabsdet_sum;  // transforms without a plane for it add the block's sum here
 };
-
-// Where the operands of each kernel stand in Block::in and Block::out.
-namespace modified_rq {
-enum Input { kX, kParams, kGradY, kGradLogabsdet, kNumInputs };
-enum Output { kY, kLogabsdet, kGradX = 0, kGradParams };
-}  // namespace modified_rq
-namespace rq {
-enum Input { kX, kWidths, kHeights, kDerivatives, kBox, kGradY, kGradLogabsdet, kNumInputs };
-enum Output { kY, kLogabsdet, kGradX = 0, kGradWidths, kGradHeights, kGradDerivatives };
-}  // namespace rq
-namespace affine {
-enum Input { kX, kShift, kScale, kGradY, kGradLogabsdet, kNumInputs };
-enum Output { kY, kLogabsdet, kGradX = 0, kGradShift, kGradScale };
-}  // namespace affine
 
 // Strided memory of any dtype, as the driver copies it to and from planes.
 struct Strided {

@@ -217,7 +217,8 @@ ROBUSTFLOW_FN Arctangent<V> arctangent(V a) {
   }
   const V first = (v + v * z * series) + select(middle, V(0.78539816339744831), V(0));
   const V value = select(steep, V(1.5707963267948966) - first, first);
-  return {select(a < V(0), V(0) - value, value), V(1) / (V(1) + a * a)};
+  const V clipped = at_most(V(is_single<V> ? 1e18 : 1e150), t);  // its square is a number
+  return {select(a < V(0), V(0) - value, value), V(1) / (V(1) + clipped * clipped)};
 }
 
 }  // namespace ROBUSTFLOW_ISA

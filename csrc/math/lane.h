@@ -9,15 +9,14 @@
 
 #if defined(__CUDACC__)
 #define ROBUSTFLOW_FN __host__ __device__ __forceinline__
-#define ROBUSTFLOW_INLINE
 #else
 #define ROBUSTFLOW_FN inline __attribute__((always_inline))
-#define ROBUSTFLOW_INLINE __attribute__((always_inline))  // a lambda's
 #endif
+#define ROBUSTFLOW_INLINE __attribute__((always_inline))  // a lambda's
 
 // One inline namespace for each instruction set keeps the linker from sharing code between them.
 #ifndef ROBUSTFLOW_ISA
-#define ROBUSTFLOW_ISA scalar
+#define ROBUSTFLOW_ISA one_thread
 #endif
 
 namespace robustflow {

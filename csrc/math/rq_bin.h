@@ -41,6 +41,12 @@ struct RqPoint {
   V a, b, value, slope;
 };
 
+// T: in this order no factor leaves the range.
+template <class V>
+ROBUSTFLOW_FN V rq_slope(V g, V width, V N) {
+  return (g * width) * (g * N);
+}
+
 // The two factors that P, R and N share.
 template <class V>
 struct RqFactors {
@@ -57,7 +63,7 @@ ROBUSTFLOW_FN RqPoint<V> rq_forward(const RqBin<V>& bin, V x) {
   const V P = a * f.v, R = b * f.u, N = a * f.u + b * f.v;
   const V g = bin.height / (P + R);
   const V y = select(P < R, bin.y0 + g * P, bin.y1 - g * R);
-  return {a, b, y, (g * bin.width) * (g * N)};  // in this order no factor leaves the range
+  return {a, b, y, rq_slope(g, bin.width, N)};
 }
 
 template <class V>
@@ -77,7 +83,7 @@ ROBUSTFLOW_FN RqPoint<V> rq_inverse(const RqBin<V>& bin, V y) {
   const V x = select(t < c, bin.x0 + a, bin.x1 - b);
   const RqFactors<V> f(bin, a, b);
   const V slope_g = bin.height / (a * f.v + b * f.u), N = a * f.u + b * f.v;
-  return {a, b, x, (slope_g * bin.width) * (slope_g * N)};
+  return {a, b, x, rq_slope(slope_g, bin.width, N)};
 }
 
 // Gradients by x, the knots and the logarithms of the derivatives. x_knots is x0 + x1, the gradient
@@ -101,7 +107,7 @@ struct RqShares {
     const V v = aH + D0b, u = bH + D1a, N = a * u + b * v;
     const V one_over_Q = V(1) / (a * v + b * u), one_over_N = V(1) / N;
     g = height * one_over_Q;
-    slope = (g * width) * (g * N);
+    slope = rq_slope(g, width, N);
     const V aQ = a * one_over_Q, bQ = b * one_over_Q;
     h0 = aQ * aH;
     h1 = bQ * bH;

@@ -2,7 +2,7 @@
 //
 // Parameters are K width logits, K height logits and D derivative logits, read through a source
 // with width(k), height(k) and derivative(j), so that a thread, a pack, memory and registers are
-// all the same to the formulas. Sizes are kept unnormalised in a workspace of 2K lanes.
+// all the same to the formulas. Sizes are kept unnormalised in a workspace of rq_workspace() lanes.
 #pragma once
 
 #include "elementary.h"
@@ -32,13 +32,24 @@ ROBUSTFLOW_FN int rq_num_derivatives(int num_bins, Tails tails) {
   return num_bins + (tails == Tails::linear ? -1 : tails == Tails::none ? 1 : 0);
 }
 
+// Knots up to this one are measured from the left end of the box, the others from the right: the
+// nearer end of a box whose bins are of like size, and its rounding is the smaller.
+ROBUSTFLOW_FN constexpr int rq_middle_knot(int num_bins) { return num_bins / 2; }
+
+// Lanes of an axis' workspace, and of both: K sizes, and a sum for each knot behind the middle.
+ROBUSTFLOW_FN constexpr int rq_axis_workspace(int num_bins) {
+  return num_bins + (num_bins - 1) / 2;
+}
+ROBUSTFLOW_FN constexpr int rq_workspace(int num_bins) { return 2 * rq_axis_workspace(num_bins); }
+
 template <class V>
 struct Box {
   V left, right, bottom, top;
 };
 
-// BINS is the number of bins where the compiler may know it, else 0.
-template <class V, int BINS = 0>
+// BINS is the number of bins where the compiler may know it, else 0. Workspace is what `V*` is: a
+// pointer with [] and +, so that a workspace may be strided.
+template <class V, int BINS = 0, class Workspace = V*>
 struct RqSpline {
   using Mask = mask_t<V>;
 
@@ -51,8 +62,10 @@ struct RqSpline {
     V value, slope;  // the transformed element and dy/dx of the forward transform
   };
 
+  ROBUSTFLOW_FN int bins() const { return BINS > 0 ? BINS : num_bins; }
+
   ROBUSTFLOW_FN explicit RqSpline(const RqSplineConfig& c)
-      : num_bins(BINS > 0 ? BINS : c.num_bins),
+      : num_bins(c.num_bins),
         tails(c.tails),
         parametrization(c.parametrization),
         min_bin_width(c.min_bin_width),
@@ -61,38 +74,57 @@ struct RqSpline {
         logit_scale(c.logit_scale),
         inverse_bound(c.inverse_bound) {}
 
-  // Bin k has the size step + slope * size[k]; knot k lies at start + k step + slope * (the sizes
-  // before it).
+  // Bin k has the size step + slope * size[k]; knot k lies k steps and slope * (the sizes before
+  // it) from the start, or, behind the middle, at the end less what is behind it.
   struct Axis {
-    V start, end, step, slope;
-    const V* size;
+    V start, end, step, slope, sum;
+    Workspace size, behind;  // behind[j]: the sizes behind knot rq_middle_knot() + 1 + j
   };
+
+  ROBUSTFLOW_FN V knot(const Axis& axis, int k, V before) const {
+    const int past_middle = k - rq_middle_knot(bins()) - 1;
+    // Ready-made sizes need not sum to the box to the last bit: those count from the start.
+    if (past_middle < 0 || parametrization == Parametrization::knots) {
+      return axis.slope * before + (axis.start + V(k) * axis.step);
+    }
+    return (axis.end - V(bins() - k) * axis.step) - axis.slope * axis.behind[past_middle];
+  }
 
   // Sizes along an axis, from logits.
   template <class Logit>
-  ROBUSTFLOW_FN Axis axis(V start, V end, V min_bin, V* size, Logit&& logit) const {
-    if (parametrization == Parametrization::knots) {
-      repeat<BINS>(num_bins, [&](int k) ROBUSTFLOW_INLINE { size[k] = logit(k); });
-      return {start, end, V(0), V(1), size};
-    }
-    const V length = end - start;
+  ROBUSTFLOW_FN Axis axis(V start, V end, V min_bin, Workspace size, Logit&& logit) const {
+    const Workspace behind = size + bins();
     V sum = V(0);
-    if (parametrization == Parametrization::softclip) {
-      repeat<BINS>(num_bins, [&](int k) ROBUSTFLOW_INLINE {
-        size[k] = exponential(clipped(logit(k)).value);
-        sum = sum + size[k];
+    const auto keep = [&](int k, V v) ROBUSTFLOW_INLINE {
+      size[k] = v;
+      sum = sum + v;
+      const int past_middle = k - rq_middle_knot(bins()) - 1;
+      if (past_middle >= 0) behind[past_middle] = sum;
+    };
+    const V length = end - start;
+    V step = V(0), slope = V(1);  // of ready-made sizes
+    if (parametrization == Parametrization::knots) {
+      backwards([&](int k) ROBUSTFLOW_INLINE { keep(k, logit(k)); });
+    } else if (parametrization == Parametrization::softclip) {
+      backwards([&](int k) ROBUSTFLOW_INLINE { keep(k, exponential(clipped(logit(k)).value)); });
+      slope = length / sum;
+    } else {
+      V largest = logit(0);
+      repeat<BINS, 1>(bins(),
+                      [&](int k) ROBUSTFLOW_INLINE { largest = at_least(largest, logit(k)); });
+      backwards([&](int k) ROBUSTFLOW_INLINE {
+        keep(k, exponential_of_negative(logit_scale * (logit(k) - largest)));
       });
-      return {start, end, V(0), length / sum, size};
+      step = length * min_bin;
+      slope = length * (V(1) - V(bins()) * min_bin) / sum;
     }
-    V largest = logit(0);
-    repeat<BINS, 1>(num_bins,
-                    [&](int k) ROBUSTFLOW_INLINE { largest = at_least(largest, logit(k)); });
-    repeat<BINS>(num_bins, [&](int k) ROBUSTFLOW_INLINE {
-      size[k] = exponential_of_negative(logit_scale * (logit(k) - largest));
-      sum = sum + size[k];
-    });
-    const V free = V(1) - V(num_bins) * min_bin;
-    return {start, end, length * min_bin, length * free / sum, size};
+    return {start, end, step, slope, sum, size, behind};
+  }
+
+  // f(bins() - 1), ... f(0).
+  template <class F>
+  ROBUSTFLOW_FN void backwards(F&& f) const {
+    repeat<BINS>(bins(), [&](int i) ROBUSTFLOW_INLINE { f(bins() - 1 - i); });
   }
 
   // A size logit within +-half the bound; the slope is by logit_scale * logit.
@@ -112,7 +144,7 @@ struct RqSpline {
   template <class Source>
   ROBUSTFLOW_FN V last_logit(const Source& source) const {
     if (tails == Tails::linear) return V(1);
-    return source.derivative(tails == Tails::circular ? 0 : num_bins);
+    return source.derivative(tails == Tails::circular ? 0 : bins());
   }
 
   struct Derivative {
@@ -162,11 +194,10 @@ struct RqSpline {
     // From knot to knot: who has come as far as the last one has its right end in this one; who has
     // come as far as this one (NaN never does) has its left end in it.
     Mask first = lower <= lower, reached = first;
-    repeat<BINS, 1>(num_bins, [&](int k) ROBUSTFLOW_INLINE {
+    repeat<BINS, 1>(bins(), [&](int k) ROBUSTFLOW_INLINE {
       before_x = before_x + x.size[k - 1];
       before_y = before_y + y.size[k - 1];
-      const V knot_x = x.slope * before_x + (x.start + V(k) * x.step);
-      const V knot_y = y.slope * before_y + (y.start + V(k) * y.step);
+      const V knot_x = knot(x, k, before_x), knot_y = knot(y, k, before_y);
       const V logit = inner_logit(source, k);
       x1 = select(reached, knot_x, x1);
       y1 = select(reached, knot_y, y1);
@@ -204,10 +235,10 @@ struct RqSpline {
 
   template <bool inverse, class Source>
   ROBUSTFLOW_FN Output transform(V key, const Box<V>& box, const Source& source,
-                                 V* workspace) const {
+                                 Workspace workspace) const {
     const Axis x = axis(box.left, box.right, min_bin_width, workspace,
                         [&](int k) ROBUSTFLOW_INLINE { return source.width(k); });
-    const Axis y = axis(box.bottom, box.top, min_bin_height, workspace + num_bins,
+    const Axis y = axis(box.bottom, box.top, min_bin_height, workspace + rq_axis_workspace(bins()),
                         [&](int k) ROBUSTFLOW_INLINE { return source.height(k); });
     const Element e = locate<inverse>(x, y, source, key);
     const RqPoint<V> point = inverse ? rq_inverse(e.bin, key) : rq_forward(e.bin, key);
@@ -222,11 +253,11 @@ struct RqSpline {
   // direction; returns the one by the input and hands the others to
   // sink.width(k, v), sink.height(k, v) and sink.derivative(j, v).
   template <bool inverse, class Source, class Sink>
-  ROBUSTFLOW_FN V gradient(V key, const Box<V>& box, const Source& source, V* workspace, V grad_y,
-                           V grad_logabsdet, const Sink& sink) const {
+  ROBUSTFLOW_FN V gradient(V key, const Box<V>& box, const Source& source, Workspace workspace,
+                           V grad_y, V grad_logabsdet, const Sink& sink) const {
     const Axis x = axis(box.left, box.right, min_bin_width, workspace,
                         [&](int k) ROBUSTFLOW_INLINE { return source.width(k); });
-    const Axis y = axis(box.bottom, box.top, min_bin_height, workspace + num_bins,
+    const Axis y = axis(box.bottom, box.top, min_bin_height, workspace + rq_axis_workspace(bins()),
                         [&](int k) ROBUSTFLOW_INLINE { return source.height(k); });
     const Element e = locate<inverse>(x, y, source, key);
     const RqGradient<V> g = inverse ? rq_inverse_gradient(e.bin, key, grad_y, grad_logabsdet)
@@ -242,12 +273,12 @@ struct RqSpline {
         [&](int k, V v) ROBUSTFLOW_INLINE { sink.height(k, v); });
     const V by_d0 = select(e.outside, zero, g.log_d0 * e.d0.log_slope);
     const V by_d1 = select(e.outside, zero, g.log_d1 * e.d1.log_slope);
-    const int num_derivatives = rq_num_derivatives(num_bins, tails);
+    const int num_derivatives = rq_num_derivatives(bins(), tails);
     repeat<0>(num_derivatives, [&](int j) ROBUSTFLOW_INLINE {
       const int knot = tails == Tails::linear ? j + 1 : j;
       V v = select(e.index == V(knot), by_d0, zero) + select(e.index == V(knot - 1), by_d1, zero);
       if (tails == Tails::circular && j == 0) {
-        v = v + select(e.index == V(num_bins - 1), by_d1, zero);
+        v = v + select(e.index == V(bins() - 1), by_d1, zero);
       }
       sink.derivative(j, v);
     });
@@ -276,21 +307,19 @@ struct RqSpline {
     };
     if (parametrization == Parametrization::knots) {
       // The last knot is the end of the box, whatever the sizes.
-      const auto last = e.index == V(num_bins - 1);
+      const auto last = e.index == V(bins() - 1);
       const V own = select(last, zero, by.right), before = select(last, by.left, by.both);
-      repeat<BINS>(num_bins, [&](int k) ROBUSTFLOW_INLINE {
+      repeat<BINS>(bins(), [&](int k) ROBUSTFLOW_INLINE {
         put(k, select(e.outside, zero, pick(k, before, own, zero)));
       });
       return;
     }
     const bool clip = parametrization == Parametrization::softclip;
-    V sum = zero;
-    repeat<BINS>(num_bins, [&](int k) ROBUSTFLOW_INLINE { sum = sum + axis.size[k]; });
-    const V slope = axis.slope * logit_scale / sum;
+    const V slope = axis.slope * logit_scale / axis.sum;
     const V before = slope * (by.both * sizes.after + by.left * sizes.own);
     const V own = slope * (by.right * sizes.after - by.left * sizes.before);
     const V after = V(0) - slope * (by.both * sizes.before + by.right * sizes.own);
-    repeat<BINS>(num_bins, [&](int k) ROBUSTFLOW_INLINE {
+    repeat<BINS>(bins(), [&](int k) ROBUSTFLOW_INLINE {
       V v = axis.size[k] * pick(k, before, own, after);
       if (clip) v = v * clipped(logit(k)).slope;
       put(k, select(e.outside, zero, v));

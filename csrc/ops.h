@@ -1,5 +1,15 @@
-// The CPU implementations of the operators that robustflow/ops defines: checks, allocation, and a
-// hand-over to csrc/cpu. The only file that sees torch, and of torch only the stable ABI.
+// The operators that robustflow/ops defines, for any device: checks, allocation, and a hand-over to
+// the device's driver. This file and the two that register it (ops_cpu.cpp, ops_cuda.cpp) are the
+// only ones that see torch, and of torch only the stable ABI.
+//
+// A Device says where its tensors live and runs their problems:
+//
+//   explicit Device(const Tensor& x);  // makes the device of x the current one while it lives
+//   bool owns(const Tensor& t) const;
+//   void run_transform(const Problem& problem, int batch_dims, void* logabsdet);
+//   void run_gradient(const Problem& problem);
+#pragma once
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -12,17 +22,14 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/driver.h"
 #include "math/affine.h"
 #include "math/modified_rq.h"
 #include "math/rq_spline.h"
+#include "problem.h"
 
 namespace robustflow {
 namespace {
 
-using cpu::DType;
-using cpu::Operand;
-using cpu::Problem;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
@@ -42,13 +49,17 @@ DType dtype_of(const Tensor& t) {
   }
 }
 
-Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
-                     ScalarType dtype) {
+// On the device of `like`.
+Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& sizes,
+                     const std::vector<int64_t>& strides, ScalarType dtype) {
   AtenTensorHandle handle;
+  int32_t device_type, device_index;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
-      aoti_torch_device_type_cpu(), 0, &handle));
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type,
+      device_index, &handle));
   return Tensor(handle);
 }
 
@@ -71,20 +82,21 @@ std::vector<int64_t> sizes_of(const Tensor& t) {
 Tensor dense_like(const Tensor& t) {
   if (!t.is_contiguous()) return torch::stable::empty_like(t);
   const std::vector<int64_t> sizes = sizes_of(t);
-  return empty_strided(sizes, contiguous_strides(sizes), t.scalar_type());
+  return empty_strided(t, sizes, contiguous_strides(sizes), t.scalar_type());
 }
 
-Tensor nothing(const Tensor& like) { return empty_strided({0}, {1}, like.scalar_type()); }
+Tensor nothing(const Tensor& like) { return empty_strided(like, {0}, {1}, like.scalar_type()); }
 
-// Puts a problem together from tensors in canonical form (robustflow/ops/__init__.py).
-class Builder {
+// Puts a problem together from tensors in canonical form (robustflow/ops/__init__.py), and runs it.
+template <class Device>
+class Call {
  public:
-  Builder(cpu::Transform transform, bool inverse, const Tensor& x) {
+  Call(Transform transform, bool inverse, const Tensor& x) : device_(x) {
     problem_.transform = transform;
     problem_.inverse = inverse;
     problem_.dims = static_cast<int>(x.dim());
-    STD_TORCH_CHECK(x.dim() <= cpu::kMaxDims, "robustflow: at most ", cpu::kMaxDims,
-                    " dimensions, got ", x.dim(), ": flatten some.");
+    STD_TORCH_CHECK(x.dim() <= kMaxDims, "robustflow: at most ", kMaxDims, " dimensions, got ",
+                    x.dim(), ": flatten some.");
     for (int d = 0; d < problem_.dims; ++d) problem_.size[d] = x.size(d);
     problem_.wide = false;
     input(x, 0);
@@ -109,6 +121,7 @@ class Builder {
     operand.dtype = DType::float64;
     operand.planes = count;
     operand.plane_stride = 1;
+    operand.on_host = true;
   }
   // Some planes of the parameters that came before, in place of a tensor.
   void part_of_input(int first_plane, int planes, int input) {
@@ -147,27 +160,27 @@ class Builder {
     Tensor logabsdet;
     if (batch_dims == problem_.dims) {
       const auto strides = y.strides();
-      logabsdet = empty_strided(sizes, {strides.begin(), strides.end()}, dtype);
+      logabsdet = empty_strided(x, sizes, {strides.begin(), strides.end()}, dtype);
       describe(logabsdet, 0, problem_.out[problem_.num_outputs++]);
     } else {
       sizes.resize(batch_dims);
-      logabsdet = empty_strided(sizes, contiguous_strides(sizes), dtype);
+      logabsdet = empty_strided(x, sizes, contiguous_strides(sizes), dtype);
       problem_.out[problem_.num_outputs++].planes = 1;
     }
+    if (empty()) torch::stable::zero_(logabsdet);
     problem_.config = config;
-    cpu::run_transform(problem_, static_cast<int>(batch_dims), logabsdet.mutable_data_ptr(),
-                       parallel_for);
+    device_.run_transform(problem_, static_cast<int>(batch_dims), logabsdet.mutable_data_ptr());
     return {std::move(y), std::move(logabsdet)};
   }
 
   void gradient(const void* config) {
     problem_.config = config;
-    cpu::run_gradient(problem_, parallel_for);
+    device_.run_gradient(problem_);
   }
 
  private:
   void input(const Tensor& t, int64_t planes) {
-    STD_TORCH_CHECK(t.is_cpu(), "robustflow: all tensors of a call must be on one device.");
+    STD_TORCH_CHECK(device_.owns(t), "robustflow: all tensors of a call must be on one device.");
     Operand& operand = problem_.in[problem_.num_inputs++];
     describe(t, static_cast<int>(planes), operand);
     problem_.wide = problem_.wide || operand.dtype == DType::float64;
@@ -194,11 +207,7 @@ class Builder {
     operand.planes = planes;
   }
 
-  static void parallel_for(int64_t begin, int64_t end, int64_t grain,
-                           void (*task)(int64_t, int64_t, void*), void* context) {
-    TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, task, context));
-  }
-
+  Device device_;
   Problem problem_;
 };
 
@@ -211,22 +220,24 @@ ModifiedRqConfig modified_rq_config(double left, double right, double min_bin,
   return {left, right, min_bin, min_derivative, softclip, -1 / std::log(min_derivative)};
 }
 
+template <class Device>
 std::tuple<Tensor, Tensor> modified_rq(const Tensor& x, const Tensor& params, bool inverse,
                                        double left, double right, double min_bin,
                                        double min_derivative, bool softclip, int64_t batch_dims) {
   const auto config = modified_rq_config(left, right, min_bin, min_derivative, softclip);
-  Builder call(cpu::Transform::modified_rq, inverse, x);
+  Call<Device> call(Transform::modified_rq, inverse, x);
   call.parameters(params, 4);
   return call.transform(x, batch_dims, &config);
 }
 
+template <class Device>
 std::tuple<Tensor, Tensor> modified_rq_backward(const MaybeTensor& grad_y,
                                                 const MaybeTensor& grad_logabsdet, const Tensor& x,
                                                 const Tensor& params, bool inverse, double left,
                                                 double right, double min_bin, double min_derivative,
                                                 bool softclip, int64_t, int64_t needed) {
   const auto config = modified_rq_config(left, right, min_bin, min_derivative, softclip);
-  Builder call(cpu::Transform::modified_rq, inverse, x);
+  Call<Device> call(Transform::modified_rq, inverse, x);
   call.parameters(params, 4);
   call.input(grad_y);
   call.input(grad_logabsdet);
@@ -238,13 +249,14 @@ std::tuple<Tensor, Tensor> modified_rq_backward(const MaybeTensor& grad_y,
 
 // ---- K-bin RQ ----------------------------------------------------------------------------------
 
-// The arguments of the operator, and its operands in the order of cpu::rq::Input.
+// The arguments of the operator, and its operands in the order of operands::rq::Input.
+template <class Device>
 struct RqCall {
   RqSplineConfig config;
   double edges[4];
   int num_bins, num_derivatives;
   bool packed;
-  Builder builder;
+  Call<Device> builder;
 
   RqCall(const Tensor& x, const Tensor& widths, const MaybeTensor& heights,
          const MaybeTensor& derivatives, const MaybeTensor& box, int64_t num_bins_, bool inverse,
@@ -263,20 +275,20 @@ struct RqCall {
         num_bins(config.num_bins),
         num_derivatives(rq_num_derivatives(num_bins, config.tails)),
         packed(!heights || !derivatives),
-        builder(cpu::Transform::rq, inverse, x) {
-    STD_TORCH_CHECK(num_bins >= 1 && num_bins <= cpu::kMaxBins, "robustflow: between 1 and ",
-                    cpu::kMaxBins, " bins, got ", num_bins, ".");
+        builder(Transform::rq, inverse, x) {
+    STD_TORCH_CHECK(num_bins >= 1 && num_bins <= kMaxBins, "robustflow: between 1 and ", kMaxBins,
+                    " bins, got ", num_bins, ".");
     if (packed) {
       builder.parameters(widths, 2 * num_bins + num_derivatives);
-      builder.part_of_input(num_bins, num_bins, cpu::rq::kWidths);
-      builder.part_of_input(2 * num_bins, num_derivatives, cpu::rq::kWidths);
+      builder.part_of_input(num_bins, num_bins, operands::rq::kWidths);
+      builder.part_of_input(2 * num_bins, num_derivatives, operands::rq::kWidths);
     } else {
       builder.parameters(widths, num_bins);
       builder.parameters(*heights, num_bins);
       if (num_derivatives > 0) {
         builder.parameters(*derivatives, num_derivatives);
       } else {
-        builder.part_of_input(0, 0, cpu::rq::kWidths);
+        builder.part_of_input(0, 0, operands::rq::kWidths);
       }
     }
     if (box) {
@@ -287,41 +299,45 @@ struct RqCall {
   }
 };
 
+template <class Device>
 std::tuple<Tensor, Tensor> rq(const Tensor& x, const Tensor& widths, const MaybeTensor& heights,
                               const MaybeTensor& derivatives, const MaybeTensor& box,
                               int64_t num_bins, bool inverse, int64_t tails,
                               int64_t parametrization, double left, double right, double bottom,
                               double top, double min_bin_width, double min_bin_height,
                               double min_derivative, double logit_scale, int64_t batch_dims) {
-  RqCall call(x, widths, heights, derivatives, box, num_bins, inverse, tails, parametrization, left,
-              right, bottom, top, min_bin_width, min_bin_height, min_derivative, logit_scale);
+  RqCall<Device> call(x, widths, heights, derivatives, box, num_bins, inverse, tails,
+                      parametrization, left, right, bottom, top, min_bin_width, min_bin_height,
+                      min_derivative, logit_scale);
   return call.builder.transform(x, batch_dims, &call.config);
 }
 
+template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor> rq_backward(
     const MaybeTensor& grad_y, const MaybeTensor& grad_logabsdet, const Tensor& x,
     const Tensor& widths, const MaybeTensor& heights, const MaybeTensor& derivatives,
     const MaybeTensor& box, int64_t num_bins, bool inverse, int64_t tails, int64_t parametrization,
     double left, double right, double bottom, double top, double min_bin_width,
     double min_bin_height, double min_derivative, double logit_scale, int64_t, int64_t needed) {
-  RqCall call(x, widths, heights, derivatives, box, num_bins, inverse, tails, parametrization, left,
-              right, bottom, top, min_bin_width, min_bin_height, min_derivative, logit_scale);
-  Builder& builder = call.builder;
+  RqCall<Device> call(x, widths, heights, derivatives, box, num_bins, inverse, tails,
+                      parametrization, left, right, bottom, top, min_bin_width, min_bin_height,
+                      min_derivative, logit_scale);
+  Call<Device>& builder = call.builder;
   builder.input(grad_y);
   builder.input(grad_logabsdet);
   Tensor grad_x = builder.output_like(x, wants(needed, 0));
   Tensor grad_widths = builder.output_like(widths, wants(needed, 1));
   Tensor grad_heights = nothing(x), grad_derivatives = nothing(x);
   if (call.packed) {
-    builder.part_of_output(call.num_bins, call.num_bins, cpu::rq::kGradWidths);
-    builder.part_of_output(2 * call.num_bins, call.num_derivatives, cpu::rq::kGradWidths);
+    builder.part_of_output(call.num_bins, call.num_bins, operands::rq::kGradWidths);
+    builder.part_of_output(2 * call.num_bins, call.num_derivatives, operands::rq::kGradWidths);
   } else {
     grad_heights = builder.output_like(*heights, wants(needed, 2));
     if (call.num_derivatives > 0) {
       grad_derivatives = builder.output_like(*derivatives, wants(needed, 3));
     } else {
       if (wants(needed, 3)) grad_derivatives = dense_like(*derivatives);
-      builder.part_of_output(0, 0, cpu::rq::kGradWidths);
+      builder.part_of_output(0, 0, operands::rq::kGradWidths);
     }
   }
   builder.gradient(&call.config);
@@ -336,32 +352,35 @@ AffineConfig affine_config(int64_t scale, double eps, double clamp, bool shift_f
   return {static_cast<Scale>(scale), eps, clamp, shift_first, reciprocal};
 }
 
-void affine_parameters(Builder& call, const Tensor& params, const MaybeTensor& log_scale) {
+template <class Device>
+void affine_parameters(Call<Device>& call, const Tensor& params, const MaybeTensor& log_scale) {
   if (log_scale) {
     call.parameters(params, 1);
     call.parameters(*log_scale, 1);
   } else {
     call.parameters(params, 2);
-    call.part_of_input(1, 1, cpu::affine::kShift);
+    call.part_of_input(1, 1, operands::affine::kShift);
   }
 }
 
+template <class Device>
 std::tuple<Tensor, Tensor> affine(const Tensor& x, const Tensor& params,
                                   const MaybeTensor& log_scale, bool inverse, int64_t scale,
                                   double eps, double clamp, bool shift_first, bool reciprocal,
                                   int64_t batch_dims) {
   const auto config = affine_config(scale, eps, clamp, shift_first, reciprocal);
-  Builder call(cpu::Transform::affine, inverse, x);
+  Call<Device> call(Transform::affine, inverse, x);
   affine_parameters(call, params, log_scale);
   return call.transform(x, batch_dims, &config);
 }
 
+template <class Device>
 std::tuple<Tensor, Tensor, Tensor> affine_backward(
     const MaybeTensor& grad_y, const MaybeTensor& grad_logabsdet, const Tensor& x,
     const Tensor& params, const MaybeTensor& log_scale, bool inverse, int64_t scale, double eps,
     double clamp, bool shift_first, bool reciprocal, int64_t, int64_t needed) {
   const auto config = affine_config(scale, eps, clamp, shift_first, reciprocal);
-  Builder call(cpu::Transform::affine, inverse, x);
+  Call<Device> call(Transform::affine, inverse, x);
   affine_parameters(call, params, log_scale);
   call.input(grad_y);
   call.input(grad_logabsdet);
@@ -371,7 +390,7 @@ std::tuple<Tensor, Tensor, Tensor> affine_backward(
   if (log_scale) {
     grad_log_scale = call.output_like(*log_scale, wants(needed, 2));
   } else {
-    call.part_of_output(1, 1, cpu::affine::kGradShift);
+    call.part_of_output(1, 1, operands::affine::kGradShift);
   }
   call.gradient(&config);
   return {std::move(grad_x), std::move(grad_params), std::move(grad_log_scale)};
@@ -380,11 +399,11 @@ std::tuple<Tensor, Tensor, Tensor> affine_backward(
 }  // namespace
 }  // namespace robustflow
 
-STABLE_TORCH_LIBRARY_IMPL(robustflow, CPU, m) {
-  m.impl("modified_rq", TORCH_BOX(&robustflow::modified_rq));
-  m.impl("modified_rq_backward", TORCH_BOX(&robustflow::modified_rq_backward));
-  m.impl("rq", TORCH_BOX(&robustflow::rq));
-  m.impl("rq_backward", TORCH_BOX(&robustflow::rq_backward));
-  m.impl("affine", TORCH_BOX(&robustflow::affine));
-  m.impl("affine_backward", TORCH_BOX(&robustflow::affine_backward));
-}
+// Registers the operators for a device, inside STABLE_TORCH_LIBRARY_IMPL(..., m).
+#define ROBUSTFLOW_REGISTER(m, Device)                                                  \
+  m.impl("modified_rq", TORCH_BOX(&robustflow::modified_rq<Device>));                   \
+  m.impl("modified_rq_backward", TORCH_BOX(&robustflow::modified_rq_backward<Device>)); \
+  m.impl("rq", TORCH_BOX(&robustflow::rq<Device>));                                     \
+  m.impl("rq_backward", TORCH_BOX(&robustflow::rq_backward<Device>));                   \
+  m.impl("affine", TORCH_BOX(&robustflow::affine<Device>));                             \
+  m.impl("affine_backward", TORCH_BOX(&robustflow::affine_backward<Device>))

@@ -1,0 +1,224 @@
+// The device: all of a GPU that is not C++, and nothing else. PTX, intrinsics, barriers, shuffles,
+// shared memory, launches, and the lanes that the formulas of csrc/math run on here.
+//
+// Kernels reach the hardware through this header alone, so that the tests can run their sources on
+// a host (tests/emulated puts a header of the same name before this one).
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "../math/half.h"
+#include "../math/lane.h"
+
+// A kernel for at most `threads` a block, compiled so that `blocks` of them fit a multiprocessor.
+#define ROBUSTFLOW_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
+// A kernel's parameter, read in place from constant memory.
+#define ROBUSTFLOW_PARAMETER __grid_constant__ const
+
+#define ROBUSTFLOW_DEVICE __device__ __forceinline__
+
+namespace robustflow {
+inline namespace ROBUSTFLOW_ISA {
+
+// ---- the lane of single precision --------------------------------------------------------------
+
+// A float whose division is a reciprocal, refined once: within 1.5 ulp, where the exact one calls a
+// function for what our formulas never see. A divisor beyond 2^126, or 0, makes no finite result.
+struct Single {
+  using scalar = float;
+  using mask = bool;
+
+  float v;
+
+  Single() = default;
+  template <class T>
+  ROBUSTFLOW_FN constexpr explicit Single(T value) : v(static_cast<float>(value)) {}
+
+  ROBUSTFLOW_FN friend Single operator+(Single a, Single b) { return Single(a.v + b.v); }
+  ROBUSTFLOW_FN friend Single operator-(Single a, Single b) { return Single(a.v - b.v); }
+  ROBUSTFLOW_FN friend Single operator*(Single a, Single b) { return Single(a.v * b.v); }
+  ROBUSTFLOW_DEVICE friend Single operator/(Single a, Single b) {
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(b.v));
+    return Single(a.v * fmaf(r, fmaf(-b.v, r, 1.0f), r));
+  }
+  ROBUSTFLOW_FN friend bool operator<(Single a, Single b) { return a.v < b.v; }
+  ROBUSTFLOW_FN friend bool operator<=(Single a, Single b) { return a.v <= b.v; }
+  ROBUSTFLOW_FN friend bool operator>(Single a, Single b) { return a.v > b.v; }
+  ROBUSTFLOW_FN friend bool operator>=(Single a, Single b) { return a.v >= b.v; }
+  ROBUSTFLOW_FN friend bool operator==(Single a, Single b) { return a.v == b.v; }
+};
+
+ROBUSTFLOW_FN Single select(bool mask, Single yes, Single no) {
+  return Single(mask ? yes.v : no.v);
+}
+ROBUSTFLOW_DEVICE Single at_least(Single limit, Single v) {
+  float out;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(limit.v), "f"(v.v));
+  return Single(out);
+}
+ROBUSTFLOW_DEVICE Single at_most(Single limit, Single v) {
+  float out;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(limit.v), "f"(v.v));
+  return Single(out);
+}
+ROBUSTFLOW_DEVICE Single absolute(Single v) { return Single(fabsf(v.v)); }
+ROBUSTFLOW_DEVICE Single square_root(Single v) {
+  float out;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v.v));
+  return Single(out);
+}
+ROBUSTFLOW_FN Single power_of_two(Single shifted) { return Single(power_of_two(shifted.v)); }
+ROBUSTFLOW_FN void split(Single v, Single& mantissa, Single& exponent) {
+  // Adding the rounding constant's bits turns the small whole number into a floating one without a
+  // conversion, which is four times slower than an addition.
+  constexpr int kMagic = 0x4b40007f;  // ieee<float>::round_to_integer
+  const int e = (to_bits(v.v) - ieee<float>::sqrt_half) >> ieee<float>::mantissa_bits;
+  exponent = Single(from_bits(e + kMagic) - ieee<float>::round_to_integer);
+  mantissa = Single(from_bits(to_bits(v.v) - (e << ieee<float>::mantissa_bits)));
+}
+// e^x for x within +-87: 2^n 2^f with f in [-1/2, 1/2] from the special-function unit (2 ulp).
+// log2(e) in two parts, so that f is exact to a rounding.
+ROBUSTFLOW_DEVICE Single exponential(Single x) {
+  const float shifted = fmaf(x.v, 1.44269502f, ieee<float>::round_to_integer);
+  const float n = shifted - ieee<float>::round_to_integer;
+  const float f = fmaf(x.v, 1.92596299e-8f, fmaf(x.v, 1.44269502f, -n));
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(f));
+  return Single(power * power_of_two(shifted));
+}
+
+ROBUSTFLOW_FN float value_of(Single v) { return v.v; }
+ROBUSTFLOW_FN double value_of(double v) { return v; }
+
+// ---- storage -----------------------------------------------------------------------------------
+
+ROBUSTFLOW_FN float widen(float v) { return v; }
+ROBUSTFLOW_FN double widen(double v) { return v; }
+ROBUSTFLOW_DEVICE float widen(float16 v) {
+  float out;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(v.bits));
+  return out;
+}
+ROBUSTFLOW_FN void narrow(float v, float& out) { out = v; }
+ROBUSTFLOW_FN void narrow(double v, double& out) { out = v; }
+ROBUSTFLOW_FN void narrow(double v, float& out) { out = static_cast<float>(v); }
+ROBUSTFLOW_DEVICE void narrow(float v, bfloat16& out) {
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(v));
+}
+ROBUSTFLOW_DEVICE void narrow(float v, float16& out) {
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(v));
+}
+template <class Half>
+ROBUSTFLOW_DEVICE void narrow(double v, Half& out) {
+  narrow(static_cast<float>(v), out);
+}
+
+// Two numbers in the halves of a word, the first in the lower one.
+ROBUSTFLOW_DEVICE std::uint32_t narrow_pair(float first, float second, bfloat16) {
+  std::uint32_t out;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(second), "f"(first));
+  return out;
+}
+ROBUSTFLOW_DEVICE std::uint32_t narrow_pair(float first, float second, float16) {
+  std::uint32_t out;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(second), "f"(first));
+  return out;
+}
+
+// 16 bytes of global memory in one access: of inputs, which no kernel writes and none reads twice,
+// and of outputs.
+struct alignas(16) Words {
+  std::uint32_t word[4];
+};
+ROBUSTFLOW_DEVICE Words load_words(const void* p) {
+  Words w;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(w.word[0]), "=r"(w.word[1]), "=r"(w.word[2]), "=r"(w.word[3])
+      : "l"(p));
+  return w;
+}
+ROBUSTFLOW_DEVICE void store_words(void* p, Words w) {
+  *static_cast<uint4*>(p) = make_uint4(w.word[0], w.word[1], w.word[2], w.word[3]);
+}
+
+// ---- threads -----------------------------------------------------------------------------------
+
+inline constexpr int kWarp = 32;
+
+ROBUSTFLOW_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
+ROBUSTFLOW_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
+ROBUSTFLOW_DEVICE std::uint32_t block_index() { return blockIdx.x; }
+ROBUSTFLOW_DEVICE std::uint32_t grid_blocks() { return gridDim.x; }
+
+// All threads of the block wait here, and see what the others wrote.
+ROBUSTFLOW_DEVICE void barrier() { __syncthreads(); }
+// The value of the thread of this warp whose index differs in the bits of `mask`. All take part.
+template <class T>
+ROBUSTFLOW_DEVICE T shuffle_xor(T v, int mask) {
+  return __shfl_xor_sync(0xffffffffu, v, mask);
+}
+// The block's shared memory, as many bytes as its launch asked for; aligned to 16.
+template <class T>
+ROBUSTFLOW_DEVICE T* shared_memory() {
+  extern __shared__ Words robustflow_shared[];
+  return reinterpret_cast<T*>(robustflow_shared);
+}
+
+// ---- launches ----------------------------------------------------------------------------------
+
+using Stream = cudaStream_t;
+
+inline void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  throw std::runtime_error(std::string("robustflow: ") + what +
+                           " failed: " + cudaGetErrorString(status) + ".");
+}
+
+// What a launch may use of the current device.
+struct DeviceLimits {
+  int multiprocessors;
+  int shared_bytes;                 // of a block
+  int multiprocessor_shared_bytes;  // of all blocks on it
+};
+inline DeviceLimits device_limits() {
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  DeviceLimits limits;
+  const auto get = [&](int& value, cudaDeviceAttr attribute) {
+    check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  };
+  get(limits.multiprocessors, cudaDevAttrMultiProcessorCount);
+  get(limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  get(limits.multiprocessor_shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  return limits;
+}
+
+// Launches a kernel on at most `blocks` blocks, and no more than can be resident at once: kernels
+// walk over their work in steps of the grid.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), std::int64_t blocks, int threads, int shared_bytes,
+            Stream stream, const Arguments&... arguments) {
+  constexpr int kUsual = 48 * 1024;  // what a block gets without asking
+  if (shared_bytes > kUsual) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
+          "cudaFuncSetAttribute");
+  }
+  int per_multiprocessor = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads,
+                                                      shared_bytes),
+        "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+  const std::int64_t resident = std::int64_t(per_multiprocessor < 1 ? 1 : per_multiprocessor) *
+                                device_limits().multiprocessors;
+  const unsigned grid = static_cast<unsigned>(blocks < resident ? blocks : resident);
+  kernel<<<grid, threads, shared_bytes, stream>>>(arguments...);
+  check(cudaGetLastError(), "a kernel launch");
+}
+
+}  // namespace ROBUSTFLOW_ISA
+}  // namespace robustflow

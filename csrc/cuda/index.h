@@ -1,0 +1,111 @@
+// Elements by number: where they lie in each tensor of a call.
+#pragma once
+
+#include "../problem.h"
+#include "cuda/device.h"
+
+namespace robustflow {
+inline namespace ROBUSTFLOW_ISA {
+
+// Division of numbers below 2^31 by a constant, as a multiplication (Granlund and Montgomery 1994).
+struct Divisor {
+  std::uint32_t value = 1, multiplier = 1, shift = 0;
+
+  Divisor() = default;
+  explicit Divisor(std::int64_t n) : value(static_cast<std::uint32_t>(n)) {
+    while ((std::uint64_t(1) << shift) < value) ++shift;
+    const std::uint64_t power = std::uint64_t(1) << shift;
+    multiplier = static_cast<std::uint32_t>((((power - value) << 32) / value) + 1);
+  }
+  ROBUSTFLOW_DEVICE std::uint32_t quotient(std::uint32_t n) const {
+    const auto high = static_cast<std::uint32_t>((std::uint64_t(n) * multiplier) >> 32);
+    return (high + n) >> shift;
+  }
+};
+
+// The dimensions over which elements are numbered, the last one fastest.
+struct Space {
+  int dims = 1;
+  Divisor size[kMaxDims];
+};
+
+// A tensor over a space, with a stride of 0 where it is broadcast.
+struct View {
+  char* data = nullptr;  // null: nothing to read (a zero) or to write
+  DType dtype = DType::float32;
+  int planes = 1;
+  std::int64_t stride[kMaxDims] = {};
+  std::int64_t plane_stride = 0;
+};
+
+template <class S>
+ROBUSTFLOW_DEVICE S* at(const View& view, std::int64_t offset) {
+  return reinterpret_cast<S*>(view.data) + offset;
+}
+
+// Element number e in some tensors: each(coordinate, dimension) is called for every dimension.
+template <class F>
+ROBUSTFLOW_DEVICE void for_coordinates(const Space& space, std::uint32_t e, F&& each) {
+  for (int d = space.dims - 1; d > 0; --d) {
+    const std::uint32_t q = space.size[d].quotient(e);
+    each(e - q * space.size[d].value, d);
+    e = q;
+  }
+  each(e, 0);
+}
+
+ROBUSTFLOW_DEVICE std::int64_t offset_of(const Space& space, const View& view, std::uint32_t e) {
+  std::int64_t offset = 0;
+  for_coordinates(space, e, [&](std::uint32_t i, int d) { offset += view.stride[d] * i; });
+  return offset;
+}
+
+// The same for several tensors at once.
+template <int COUNT>
+struct Offsets {
+  std::int64_t of[COUNT] = {};
+
+  ROBUSTFLOW_DEVICE Offsets(const Space& space, const View (&views)[COUNT], std::uint32_t e) {
+    for_coordinates(space, e, [&](std::uint32_t i, int d) {
+#pragma unroll
+      for (int v = 0; v < COUNT; ++v) of[v] += views[v].stride[d] * i;
+    });
+  }
+};
+
+// work(S()) with the type S of the storage. A computation in float never meets a double.
+template <class T, class F>
+ROBUSTFLOW_DEVICE void with_storage(DType dtype, F&& work) {
+  switch (dtype) {
+    case DType::float64:
+      if constexpr (sizeof(T) == 8) work(double());
+      break;
+    case DType::float32:
+      work(float());
+      break;
+    case DType::bfloat16:
+      work(bfloat16());
+      break;
+    case DType::float16:
+      work(float16());
+      break;
+  }
+}
+
+template <class V>
+ROBUSTFLOW_DEVICE V load_element(const View& view, std::int64_t offset) {
+  V out(0);
+  if (!view.data) return out;
+  with_storage<scalar_t<V>>(
+      view.dtype, [&](auto type) { out = V(widen(*at<const decltype(type)>(view, offset))); });
+  return out;
+}
+template <class V>
+ROBUSTFLOW_DEVICE void store_element(const View& view, std::int64_t offset, V value) {
+  if (!view.data) return;
+  with_storage<scalar_t<V>>(
+      view.dtype, [&](auto type) { narrow(value_of(value), *at<decltype(type)>(view, offset)); });
+}
+
+}  // namespace ROBUSTFLOW_ISA
+}  // namespace robustflow

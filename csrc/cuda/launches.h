@@ -1,0 +1,386 @@
+// Fills the kernels' parameters from a problem, and launches them: once for all transforms.
+#pragma once
+
+#include <functional>
+#include <optional>
+
+#include "cuda/broadcast.h"
+#include "cuda/partials.h"
+#include "cuda/plan.h"
+#include "cuda/planes.h"
+
+namespace robustflow {
+inline namespace ROBUSTFLOW_ISA {
+
+using cuda::Context;
+using Index = std::int64_t;
+
+// The planar kernels take samples from this length on: a block has some work for each.
+inline constexpr Index kPlanarSample = 1024;
+// Tiles that keep a whole device busy; larger problems take larger tiles.
+inline constexpr Index kManyTiles = 512;
+// Threads that do so, and the least number of elements worth a slab of its own.
+inline constexpr Index kManyThreads = 262144, kSlabElements = 16;
+
+inline Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+
+// Where the cotangents stand among a problem's inputs: behind x and the parameters.
+template <class Op>
+inline constexpr int kGradYAt = 1 + Op::kGroups;
+static_assert(kGradYAt<ModifiedRqOp<float>> == operands::modified_rq::kGradY);
+static_assert(kGradYAt<AffineOp<float>> == operands::affine::kGradY);
+static_assert(kGradYAt<RqOp<float, 0>> == operands::rq::kGradY);
+
+// A launch that only lacks the memory for its partial sums.
+struct Prepared {
+  Index tiles_per_sample;
+  std::function<void(double* partial)> run;
+};
+
+// ---- planes ------------------------------------------------------------------------------------
+
+// f(X(), P()) with the storage types of x and of the parameters, where the planar kernels have them.
+template <class F>
+std::optional<Prepared> with_planar_types(DType x, DType p, const F& f) {
+  if (x == DType::float32 && p == DType::float32) return f(float(), float());
+  if (x == DType::bfloat16 && p == DType::bfloat16) return f(bfloat16(), bfloat16());
+  if (x == DType::float16 && p == DType::float16) return f(float16(), float16());
+  if (x == DType::float32 && p == DType::bfloat16) return f(float(), bfloat16());
+  if (x == DType::float32 && p == DType::float16) return f(float(), float16());
+  return {};
+}
+
+// Views, numbering and tiles of a piece for a planar kernel; false where its layout is another.
+// Inputs from `optional` on may be absent, or the same for all neighbours.
+template <class Params>
+bool plan_planes(Params& p, const Problem& problem, const Piece& piece, int optional, int vector) {
+  std::vector<View*> views;
+  for (View& view : p.in) {
+    view = view_of(problem.in, static_cast<int>(&view - p.in), piece);
+    views.push_back(&view);
+  }
+  for (View& view : p.out) {
+    view = view_of(problem.out, static_cast<int>(&view - p.out), piece);
+    views.push_back(&view);
+  }
+  p.space = number(piece.order, views);
+  for (int i = 1; i < optional; ++i) {
+    if (p.in[i].dtype != p.in[1].dtype) return false;
+  }
+  for (const View& view : p.in) {
+    if (&view - p.in >= optional && view.stride[p.space.dims - 1] == 0) continue;
+    if (!aligned(view, p.space, vector)) return false;
+  }
+  for (const View& view : p.out) {
+    if (!aligned(view, p.space, vector)) return false;
+  }
+  if (piece.length % vector) return false;
+  const Index step = kPlanesThreads * Index(vector);
+  const Index vectors = ceil_div(piece.samples * piece.length, step * kManyTiles);
+  const Index most = std::min(Index(kPlanesVectors), ceil_div(piece.length, step));
+  p.tiling = tiles_of(piece.samples, piece.length, step * std::min(vectors, most));
+  return true;
+}
+
+template <class Op, bool inverse>
+std::optional<Prepared> prepare_planes(const Problem& problem, const Op& op, const Piece& piece,
+                                       Stream stream) {
+  return with_planar_types(problem.in[0].dtype, problem.in[1].dtype,
+                           [&](auto x, auto parameter) -> std::optional<Prepared> {
+                             using X = decltype(x);
+                             using P = decltype(parameter);
+                             PlanesTransform<Op> p{op};
+                             if (!plan_planes(p, problem, piece, 1 + Op::kGroups, kVector<X, P>))
+                               return {};
+                             return Prepared{
+                                 p.tiling.per_sample.value, [=](double* partial) mutable {
+                                   p.partial = partial;
+                                   launch(planes_transform<Op, X, P, inverse>, p.tiling.tiles,
+                                          kPlanesThreads, kWarp * int(sizeof(float)), stream, p);
+                                 }};
+                           });
+}
+
+template <class Op, bool inverse>
+std::optional<Prepared> prepare_planes_gradient(const Problem& problem, const Op& op,
+                                                const Piece& piece, Stream stream) {
+  return with_planar_types(problem.in[0].dtype, problem.in[1].dtype,
+                           [&](auto x, auto parameter) -> std::optional<Prepared> {
+                             using X = decltype(x);
+                             using P = decltype(parameter);
+                             PlanesGradient<Op> p{op};
+                             if (!plan_planes(p, problem, piece, 1 + Op::kGroups, kVector<X, P>))
+                               return {};
+                             const DType gy = p.in[kGradYAt<Op>].dtype,
+                                         gl = p.in[kGradYAt<Op> + 1].dtype;
+                             if (p.in[kGradYAt<Op>].data && gy != problem.in[0].dtype) return {};
+                             if (p.in[kGradYAt<Op> + 1].data && gl != DType::float32) return {};
+                             return Prepared{0, [=](double*) {
+                                               launch(planes_gradient<Op, X, P, inverse>,
+                                                      p.tiling.tiles, kPlanesThreads, 0, stream, p);
+                                             }};
+                           });
+}
+
+// ---- any layout --------------------------------------------------------------------------------
+
+inline Staging staging_of(const View& view, const Space& space) {
+  if (view.plane_stride != 1 || view.planes == 1) return Staging::planes;
+  Index run = view.planes;
+  for (int d = space.dims - 1; d >= 0; --d) {
+    if (view.stride[d] != run) return Staging::rows;
+    run *= space.size[d].value;
+  }
+  return Staging::dense;
+}
+
+// The groups of parameters among operands: a packed tensor is one group. Returns their columns.
+template <int COUNT>
+int plan_groups(Group (&groups)[COUNT], const Operand* operands, int count, const Piece& piece) {
+  int column = 0;
+  for (int g = 0; g < count; ++g) {
+    const Operand& operand = operands[1 + g];
+    if (operand.part_of >= 0 || operand.on_host) continue;
+    groups[g].view = view_of(operand, piece);
+    groups[g].column = column;
+    column += operand.planes;
+  }
+  return column;
+}
+
+// All but tiles, shared memory and sums.
+template <class Op>
+Staged<Op> plan_staged(const Problem& problem, const Op& op, const Piece& piece, bool gradient) {
+  Staged<Op> p{op};
+  p.x = view_of(problem.in[0], piece);
+  p.y = view_of(problem.out[0], piece);
+  std::vector<View*> views{&p.x, &p.y, &p.logabsdet, &p.gy, &p.gl};
+  p.row = plan_groups(p.in, problem.in, Op::kGroups, piece) | 1;
+  if (gradient) {
+    p.gy = view_of(problem.in[kGradYAt<Op>], piece);
+    p.gl = view_of(problem.in[kGradYAt<Op> + 1], piece);
+    plan_groups(p.out, problem.out, problem.num_outputs - 1, piece);
+  } else {
+    p.logabsdet = view_of(problem.out[1], piece);
+  }
+  for (Group& group : p.in) views.push_back(&group.view);
+  for (Group& group : p.out) views.push_back(&group.view);
+  p.space = number(piece.order, views);
+  const auto finish = [&](Group& group) {
+    group.staging = staging_of(group.view, p.space);
+    group.planes = Divisor(group.view.planes);
+  };
+  for (Group& group : p.in) finish(group);
+  for (Group& group : p.out) finish(group);
+  return p;
+}
+
+// Elements of a tile, and the kernel's shared memory for it.
+template <class Op>
+Index plan_shared(Staged<Op>& p, int num_bins) {
+  p.workspace = Op::kWorkspace ? rq_workspace(num_bins) : 0;
+  return threads_that_fit(kStagedThreads, [&](Index tile) { return staged_bytes(p, tile); });
+}
+
+template <class Op, bool inverse, bool gradient>
+void launch_staged(Staged<Op> p, Stream stream) {
+  const Index tile = p.tiling.tile;
+  p.offsets_at = static_cast<int>(staged_offsets_at(p, tile));
+  const int threads = static_cast<int>(ceil_div(tile, kWarp) * kWarp);
+  launch(staged<Op, inverse, gradient>, p.tiling.tiles, threads,
+         static_cast<int>(staged_bytes(p, tile)), stream, p);
+}
+
+template <class Op, bool inverse>
+Prepared prepare_staged(const Problem& problem, const Op& op, const Piece& piece, Index length,
+                        void* sums, int num_bins, Stream stream) {
+  using T = scalar_t<typename Op::Lane>;
+  Staged<Op> p = plan_staged(problem, op, piece, false);
+  const Index tile = plan_shared(p, num_bins);
+  // Short samples, whole ones: a tile has several.
+  if (sums && piece.length == length && length <= tile) {
+    p.sums = static_cast<T*>(sums) + piece.first_sample;
+    p.sample = static_cast<int>(length);
+    p.tiling = tiles_of(1, piece.samples * length, tile / length * length);
+    return {0, [=](double*) { launch_staged<Op, inverse, false>(p, stream); }};
+  }
+  p.tiling = tiles_of(piece.samples, piece.length, std::min(tile, piece.samples * piece.length));
+  return {p.tiling.per_sample.value, [=](double* partial) mutable {
+            p.partial = partial;
+            launch_staged<Op, inverse, false>(p, stream);
+          }};
+}
+
+// ---- transforms --------------------------------------------------------------------------------
+
+template <class T>
+void add_samples(const double* partial, Index count, T* logabsdet, Index samples, Stream stream) {
+  for (Index first = 0; first < samples; first += cuda::largest_launch) {
+    const Index rows = std::min(cuda::largest_launch, samples - first);
+    Partials p{partial + first * count, static_cast<std::uint32_t>(rows),
+               static_cast<std::uint32_t>(count), Divisor(rows)};
+    p.space.size[0] = Divisor(rows);
+    p.out.data = reinterpret_cast<char*>(logabsdet + first);
+    p.out.dtype = sizeof(T) == 8 ? DType::float64 : DType::float32;
+    p.out.stride[0] = 1;
+    add_partials(p, stream);
+  }
+}
+
+template <class Op, bool inverse>
+void run_transform(const Problem& problem, const Op& op, int batch_dims, void* logabsdet,
+                   const Context& context, int num_bins = 0) {
+  using T = scalar_t<typename Op::Lane>;
+  const Stream stream = stream_of(context);
+  const bool summed = batch_dims < problem.dims;
+  const int fixed = summed ? batch_dims : 0;
+  const Order order = visiting_order(problem, fixed);
+  Index samples = 1;
+  for (int d = 0; d < fixed; ++d) samples *= problem.size[d];
+  const Index length = order.total / samples;
+
+  const std::vector<Piece> pieces = pieces_of(order, fixed);
+  std::vector<Prepared> prepared;
+  for (const Piece& piece : pieces) {
+    std::optional<Prepared> planes;
+    if constexpr (Op::kPlanes > 0 && sizeof(T) == 4) {
+      if (!summed || length >= kPlanarSample) {
+        planes = prepare_planes<Op, inverse>(problem, op, piece, stream);
+      }
+    }
+    prepared.push_back(planes ? *planes
+                              : prepare_staged<Op, inverse>(problem, op, piece, length,
+                                                            summed ? logabsdet : nullptr, num_bins,
+                                                            stream));
+  }
+  // Partial sums lie sample after sample. All samples are cut alike, so the first one tells how
+  // many each has; a piece has whole samples, or lies in one behind the pieces before it.
+  Index count = 0;
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    if (pieces[i].first_sample == pieces[0].first_sample) count += prepared[i].tiles_per_sample;
+  }
+  double* const partial =
+      summed && count > 0 ? allocate<double>(context, samples * count) : nullptr;
+  Index behind = 0;
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    if (i > 0 && pieces[i].first_sample != pieces[i - 1].first_sample) behind = 0;
+    prepared[i].run(partial ? partial + pieces[i].first_sample * count + behind : nullptr);
+    behind += prepared[i].tiles_per_sample;
+  }
+  if (partial) add_samples(partial, count, static_cast<T*>(logabsdet), samples, stream);
+}
+
+// ---- gradients ---------------------------------------------------------------------------------
+
+template <class Op, bool inverse>
+void run_gradient_each(const Problem& problem, const Op& op, const Context& context, int num_bins) {
+  const Stream stream = stream_of(context);
+  for (const Piece& piece : pieces_of(visiting_order(problem, 0), 0)) {
+    std::optional<Prepared> planes;
+    if constexpr (Op::kPlanes > 0 && sizeof(typename Op::Lane) == 4) {
+      planes = prepare_planes_gradient<Op, inverse>(problem, op, piece, stream);
+    }
+    if (planes) {
+      planes->run(nullptr);
+      continue;
+    }
+    Staged<Op> p = plan_staged(problem, op, piece, true);
+    const Index tile = plan_shared(p, num_bins);
+    p.tiling = tiles_of(1, piece.length, std::min(tile, piece.length));
+    launch_staged<Op, inverse, true>(p, stream);
+  }
+}
+
+// A tensor over the parameters' own dimensions and over those that share them.
+inline void view_twice(View (&views)[2], const Operand& operand, const Piece& own,
+                       const Piece& others) {
+  views[0] = view_of(operand, own);
+  views[1] = view_of(operand, others);
+  if (views[0].data) views[0].data += views[1].data - static_cast<char*>(operand.data);
+}
+
+template <class Op, bool inverse>
+void run_gradient_shared(const Problem& problem, const SharedDims& shared, const Op& op,
+                         const Context& context, int num_bins) {
+  const Stream stream = stream_of(context);
+  const auto keep = [&](bool is_shared) {
+    return visiting_order(problem, 0, [&](int d) { return shared.dim[d] == is_shared; });
+  };
+  const std::vector<Piece> owns = pieces_of(keep(false), 0), others = pieces_of(keep(true), 0);
+  for (const Piece& own : owns) {
+    const Index num_own = own.order.total;
+    const auto slabs_of = [&](const Piece& other) {
+      return std::clamp<Index>(other.order.total / kSlabElements, 1,
+                               ceil_div(kManyThreads, num_own));
+    };
+    Index all_slabs = 0;
+    for (const Piece& other : others) all_slabs += slabs_of(other);
+
+    Broadcast<Op> p{op};
+    p.all_slabs = static_cast<std::uint32_t>(all_slabs);
+    for (const Piece& other : others) {
+      Group in[Op::kGroups], out[Op::kGroups];
+      p.row = plan_groups(in, problem.in, Op::kGroups, own);
+      p.planes = plan_groups(out, problem.out, problem.num_outputs - 1, own);
+      p.workspace = Op::kWorkspace ? rq_workspace(num_bins) : 0;
+      std::vector<View*> own_views, other_views;
+      const auto over_both = [&](View(&views)[2], const Operand& operand) {
+        view_twice(views, operand, own, other);
+        own_views.push_back(&views[0]);
+        other_views.push_back(&views[1]);
+      };
+      over_both(p.x, problem.in[0]);
+      over_both(p.gx, problem.out[0]);
+      over_both(p.gy, problem.in[kGradYAt<Op>]);
+      over_both(p.gl, problem.in[kGradYAt<Op> + 1]);
+      for (int g = 0; g < Op::kGroups; ++g) {
+        p.in[g] = in[g].view;
+        p.out[g] = out[g].view;
+        p.column[g] = in[g].column;
+        own_views.push_back(&p.in[g]);
+        own_views.push_back(&p.out[g]);
+      }
+      p.own = number(own.order, own_views);
+      p.others = number(other.order, other_views);
+      p.num_own = Divisor(num_own);
+      p.num_others = static_cast<std::uint32_t>(other.order.total);
+      p.slabs = static_cast<std::uint32_t>(slabs_of(other));
+      if (all_slabs > 1 && !p.partial) {
+        p.partial = allocate<double>(context, p.planes * num_own * all_slabs);
+      }
+      p.threads = threads_that_fit(kBroadcastThreads,
+                                   [&](Index threads) { return broadcast_bytes(p, threads); });
+      const int threads = static_cast<int>(ceil_div(p.threads, kWarp) * kWarp);
+      launch(broadcast_gradient<Op, inverse>, ceil_div(num_own * p.slabs, p.threads), threads,
+             static_cast<int>(broadcast_bytes(p, p.threads)), stream, p);
+      p.first_slab += p.slabs;
+    }
+    for (int g = 0; p.partial && g < Op::kGroups; ++g) {
+      if (!p.out[g].data) continue;
+      const Index rows = num_own * p.out[g].planes;
+      Partials sums{p.partial + p.column[g] * num_own * all_slabs,
+                    static_cast<std::uint32_t>(rows),
+                    p.all_slabs,
+                    p.num_own,
+                    p.own,
+                    p.out[g]};
+      add_partials(sums, stream);
+    }
+  }
+}
+
+// `shared` is the transform for gradients of shared parameters: it may be one for any number of
+// bins, where `op` is for one.
+template <bool inverse, class Op, class SharedOp>
+void run_gradient(const Problem& problem, const Op& op, const SharedOp& shared_op,
+                  const Context& context, int num_bins = 0) {
+  const SharedDims shared(problem);
+  if (shared.any) {
+    run_gradient_shared<SharedOp, inverse>(problem, shared, shared_op, context, num_bins);
+  } else {
+    run_gradient_each<Op, inverse>(problem, op, context, num_bins);
+  }
+}
+
+}  // namespace ROBUSTFLOW_ISA
+}  // namespace robustflow

@@ -1,0 +1,225 @@
+// Kernels for parameter planes that are contiguous in space: 16-byte accesses, one thread for a few
+// neighbouring elements.
+#pragma once
+
+#include "../math/log_product.h"
+#include "cuda/index.h"
+#include "cuda/reduce.h"
+#include "cuda/transforms.h"
+
+namespace robustflow {
+inline namespace ROBUSTFLOW_ISA {
+
+inline constexpr int kPlanesThreads = 256;
+// Blocks that the registers of a multiprocessor must leave room for.
+inline constexpr int kPlanesBlocks = 2;
+// Vectors of a thread in a tile: one logarithm, and one reduction, for all their elements.
+inline constexpr int kPlanesVectors = 4;
+
+// Elements of a thread: as many as 16 bytes of the narrower type hold.
+template <class X, class P>
+inline constexpr int kVector = 16 / (sizeof(X) < sizeof(P) ? sizeof(X) : sizeof(P));
+
+// Elements in tiles, each within one sample.
+struct Tiling {
+  std::uint32_t tiles = 0, tile = 0;  // their number, and the elements of one
+  std::uint32_t length = 0;           // elements of a sample
+  Divisor per_sample;                 // tiles of a sample
+
+  struct Range {
+    std::uint32_t begin, end;
+  };
+  ROBUSTFLOW_DEVICE Range range(std::uint32_t t) const {
+    const std::uint32_t sample = per_sample.quotient(t), part = t - sample * per_sample.value;
+    const std::uint32_t begin = part * tile;
+    const std::uint32_t end = begin + tile < length ? begin + tile : length;
+    return {sample * length + begin, sample * length + end};
+  }
+};
+
+// Operands by role; the parameters' views are one for each of the transform's groups.
+template <class Op>
+struct PlanesTransform {
+  Op op;
+  Space space;
+  Tiling tiling;
+  View in[1 + Op::kGroups];  // x, parameters
+  View out[2];               // y, logabsdet
+  double* partial;           // of each tile, in place of a logabsdet for each element
+};
+template <class Op>
+struct PlanesGradient {
+  Op op;
+  Space space;
+  Tiling tiling;
+  View in[1 + Op::kGroups + 2];  // x, parameters, cotangents of y and of logabsdet
+  View out[1 + Op::kGroups];     // gradients by x, by the parameters
+};
+
+// N neighbouring numbers of storage type S, as they lie in memory.
+template <class S, int N>
+struct Packed {
+  static constexpr int kWords = N * sizeof(S) / sizeof(Words);
+  Words words[kWords];
+
+  ROBUSTFLOW_DEVICE static Packed load(const S* p) {
+    Packed out;
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      out.words[i] = load_words(p + i * (sizeof(Words) / sizeof(S)));
+    }
+    return out;
+  }
+  ROBUSTFLOW_DEVICE void store(S* p) const {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      store_words(p + i * (sizeof(Words) / sizeof(S)), words[i]);
+    }
+  }
+  ROBUSTFLOW_DEVICE Single operator[](int i) const {
+    if constexpr (sizeof(S) == 4) {
+      return Single(from_bits(static_cast<std::int32_t>(words[i / 4].word[i % 4])));
+    } else {
+      const std::uint32_t word = words[i / 8].word[i % 8 / 2];
+      return Single(widen(S{static_cast<std::uint16_t>(i % 2 ? word >> 16 : word)}));
+    }
+  }
+  ROBUSTFLOW_DEVICE static Packed from(const Single (&v)[N]) {
+    Packed out;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if constexpr (sizeof(S) == 4) {
+        out.words[i / 4].word[i % 4] = static_cast<std::uint32_t>(to_bits(v[i].v));
+      } else if (i % 2 == 0) {
+        out.words[i / 8].word[i % 8 / 2] = narrow_pair(v[i].v, v[i + 1].v, S{});
+      }
+    }
+    return out;
+  }
+  ROBUSTFLOW_DEVICE static Packed broadcast(S value) {
+    Packed out;
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if constexpr (sizeof(S) == 4) {
+          out.words[i].word[j] = static_cast<std::uint32_t>(to_bits(value));
+        } else {
+          out.words[i].word[j] = value.bits * 0x10001u;
+        }
+      }
+    }
+    return out;
+  }
+};
+
+// A cotangent, which may be absent, or one for all neighbours.
+template <int N, class S>
+ROBUSTFLOW_DEVICE Packed<S, N> load_cotangent(const View& view, std::int64_t offset, int inner) {
+  if (!view.data) return Packed<S, N>::broadcast(S{});
+  const S* p = at<const S>(view, offset);
+  if (view.stride[inner] == 0) return Packed<S, N>::broadcast(*p);
+  return Packed<S, N>::load(p);
+}
+
+// The parameters of N elements, as they lie in memory: planes of the groups one after another.
+template <class Op, class P, int N>
+struct PackedParameters {
+  Packed<P, N> plane[Op::kPlanes];
+
+  ROBUSTFLOW_DEVICE PackedParameters(const View* groups, const std::int64_t* offsets) {
+    constexpr int kEach = Op::kPlanes / Op::kGroups;
+#pragma unroll
+    for (int k = 0; k < Op::kPlanes; ++k) {
+      const View& group = groups[k / kEach];
+      plane[k] = Packed<P, N>::load(
+          at<const P>(group, offsets[k / kEach] + (k % kEach) * group.plane_stride));
+    }
+  }
+  // A row of element j.
+  struct Row {
+    const PackedParameters& all;
+    int j;
+    ROBUSTFLOW_DEVICE Single operator[](int k) const { return all.plane[k][j]; }
+  };
+  ROBUSTFLOW_DEVICE Row row(int j) const { return {*this, j}; }
+};
+
+template <class Op, class X, class P, bool inverse>
+ROBUSTFLOW_KERNEL(kPlanesThreads, kPlanesBlocks)
+planes_transform(ROBUSTFLOW_PARAMETER PlanesTransform<Op> p) {
+  constexpr int N = kVector<X, P>;
+  for (std::uint32_t tile = block_index(); tile < p.tiling.tiles; tile += grid_blocks()) {
+    const auto [begin, end] = p.tiling.range(tile);
+    LogProduct<Single> slopes;
+    for (std::uint32_t e = begin + thread_index() * N; e < end; e += block_threads() * N) {
+      const Offsets<1 + Op::kGroups> in(p.space, p.in, e);
+      const auto x = Packed<X, N>::load(at<const X>(p.in[0], in.of[0]));
+      const PackedParameters<Op, P, N> parameters(p.in + 1, in.of + 1);
+      Single y[N], logabsdet[N];
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        const auto row = parameters.row(j);
+        const auto point = p.op.template transform<inverse>(x[j], row, nullptr);
+        y[j] = point.value;
+        logabsdet[j] = point.slope;
+      }
+      const Offsets<2> out(p.space, p.out, e);
+      Packed<X, N>::from(y).store(at<X>(p.out[0], out.of[0]));
+      if (p.partial) {
+#pragma unroll
+        for (int j = 0; j < N; ++j) slopes.multiply(logabsdet[j]);
+      } else {
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+          const Single log = p.op.log_slope(parameters.row(j), logabsdet[j]);
+          logabsdet[j] = inverse ? Single(0) - log : log;
+        }
+        Packed<float, N>::from(logabsdet).store(at<float>(p.out[1], out.of[1]));
+      }
+    }
+    if (p.partial) {
+      const auto parts = slopes.parts();
+      const Single log = log_of_split(parts.mantissa, parts.exponent);
+      const double sum = block_sum(inverse ? -log.v : log.v, shared_memory<float>());
+      if (thread_index() == 0) p.partial[tile] = sum;
+      barrier();
+    }
+  }
+}
+
+template <class Op, class X, class P, bool inverse>
+ROBUSTFLOW_KERNEL(kPlanesThreads, kPlanesBlocks)
+planes_gradient(ROBUSTFLOW_PARAMETER PlanesGradient<Op> p) {
+  constexpr int N = kVector<X, P>, kEach = Op::kPlanes / Op::kGroups;
+  const int inner = p.space.dims - 1;
+  for (std::uint32_t tile = block_index(); tile < p.tiling.tiles; tile += grid_blocks()) {
+    const auto [begin, end] = p.tiling.range(tile);
+    for (std::uint32_t e = begin + thread_index() * N; e < end; e += block_threads() * N) {
+      const Offsets<1 + Op::kGroups + 2> in(p.space, p.in, e);
+      const auto x = Packed<X, N>::load(at<const X>(p.in[0], in.of[0]));
+      const PackedParameters<Op, P, N> parameters(p.in + 1, in.of + 1);
+      const int gy_at = 1 + Op::kGroups, gl_at = gy_at + 1;
+      const auto gy = load_cotangent<N, X>(p.in[gy_at], in.of[gy_at], inner);
+      const auto gl = load_cotangent<N, float>(p.in[gl_at], in.of[gl_at], inner);
+      Single gx[N], by_parameter[Op::kPlanes][N];
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        gx[j] = p.op.template gradient<inverse>(x[j], parameters.row(j), nullptr, gy[j], gl[j],
+                                                [&](int k, Single v) { by_parameter[k][j] = v; });
+      }
+      const Offsets<1 + Op::kGroups> out(p.space, p.out, e);
+      if (p.out[0].data) Packed<X, N>::from(gx).store(at<X>(p.out[0], out.of[0]));
+#pragma unroll
+      for (int k = 0; k < Op::kPlanes; ++k) {
+        const View& group = p.out[1 + k / kEach];
+        if (!group.data) continue;
+        Packed<P, N>::from(by_parameter[k])
+            .store(at<P>(group, out.of[1 + k / kEach] + (k % kEach) * group.plane_stride));
+      }
+    }
+  }
+}
+
+}  // namespace ROBUSTFLOW_ISA
+}  // namespace robustflow

@@ -1,0 +1,210 @@
+// Kernels for any layout: the parameters of a tile of elements pass through shared memory, one row
+// an element, so that each byte is read and written once and in order.
+#pragma once
+
+#include "cuda/planes.h"
+
+namespace robustflow {
+inline namespace ROBUSTFLOW_ISA {
+
+inline constexpr int kStagedThreads = 128;
+inline constexpr int kStagedBlocks = 4;
+
+// How a group of parameters lies in memory.
+enum class Staging : int {
+  planes,  // a plane after another: threads side by side read elements side by side
+  rows,    // an element's parameters side by side
+  dense,   // the same, and the rows of all elements without gaps
+};
+
+struct Group {
+  View view;
+  Staging staging = Staging::planes;
+  int column = 0;  // of its first parameter in a row
+  Divisor planes;  // = view.planes
+};
+
+// A row of shared memory has `row` numbers, an odd one, so that the rows of a warp lie in different
+// banks. Behind the rows of a tile come its workspace, a number an element, one a warp, and the
+// offsets of rows.
+template <class Op>
+struct Staged {
+  Op op;
+  Space space;
+  Tiling tiling;
+  int row = 0, workspace = 0;  // numbers an element
+  int offsets_at = 0;          // in numbers of 8 bytes
+  View x, y, logabsdet;        // of a backward problem: x, the gradient by x, nothing
+  View gy, gl;                 // cotangents
+  Group in[Op::kGroups];       // parameters
+  Group out[Op::kGroups];      // their gradients
+  double* partial = nullptr;   // a sum for each tile,
+  void* sums = nullptr;        // or one for each sample of a tile of whole ones, of type T
+  int sample = 0;              // elements of those
+};
+
+// Where the offsets begin, and what all takes, for tiles of `tile` elements.
+template <class Op>
+std::int64_t staged_offsets_at(const Staged<Op>& p, std::int64_t tile) {
+  const std::int64_t numbers = tile * (p.row + p.workspace + 1) + kWarp;
+  return (numbers * std::int64_t(sizeof(typename Op::Lane)) + 7) / 8;
+}
+template <class Op>
+std::int64_t staged_bytes(const Staged<Op>& p, std::int64_t tile) {
+  return (staged_offsets_at(p, tile) + tile) * 8;
+}
+
+// The tile's part of a group: move(number in the rows, offset in the view's memory) for each of its
+// numbers but the first `done`, which the caller has moved.
+template <class Op, class Move>
+ROBUSTFLOW_DEVICE void for_numbers(const Staged<Op>& p, const Group& group, std::uint32_t begin,
+                                   int count, int done, std::int64_t* offsets, Move&& move) {
+  const int planes = group.view.planes;
+  if (group.staging == Staging::planes) {
+    if (thread_index() >= count) return;
+    std::int64_t offset = offset_of(p.space, group.view, begin + thread_index());
+    for (int k = 0; k < planes; ++k, offset += group.view.plane_stride) {
+      move(thread_index() * p.row + group.column + k, offset);
+    }
+    return;
+  }
+  if (group.staging == Staging::rows) {
+    barrier();  // the offsets of the group before this one have been used
+    if (thread_index() < count) {
+      offsets[thread_index()] = offset_of(p.space, group.view, begin + thread_index());
+    }
+    barrier();
+  }
+  for (int i = done + thread_index(); i < count * planes; i += block_threads()) {
+    const int r = static_cast<int>(group.planes.quotient(i)), k = i - r * planes;
+    const std::int64_t start =
+        group.staging == Staging::rows ? offsets[r] : static_cast<std::int64_t>(begin + r) * planes;
+    move(r * p.row + group.column + k, start + k);
+  }
+}
+
+// Numbers that move by 16 bytes at a time, from the start of a tile's part of a group: where the
+// group is all there is to a row, rows are copied as one run.
+template <class S, class Op>
+ROBUSTFLOW_DEVICE int run_length(const Staged<Op>& p, const Group& group, const S* memory,
+                                 int count) {
+  constexpr int N = sizeof(Words) / sizeof(S);
+  if (sizeof(S) == 8 || group.staging != Staging::dense || group.view.planes != p.row) return 0;
+  if (reinterpret_cast<std::uintptr_t>(memory) % sizeof(Words)) return 0;
+  return count * group.view.planes / N * N;
+}
+
+// Parameters of `count` elements from `begin` on, into rows.
+template <class Op, class V>
+ROBUSTFLOW_DEVICE void stage(const Staged<Op>& p, std::uint32_t begin, int count, V* rows,
+                             std::int64_t* offsets) {
+  for (const Group& group : p.in) {
+    if (!group.view.data) continue;
+    with_storage<scalar_t<V>>(group.view.dtype, [&](auto type) {
+      using S = decltype(type);
+      const S* from = at<const S>(group.view, static_cast<std::int64_t>(begin) * group.view.planes);
+      const int run = run_length(p, group, from, count);
+      if constexpr (sizeof(S) < 8) {
+        constexpr int N = sizeof(Words) / sizeof(S);
+#pragma unroll 2
+        for (int i = thread_index() * N; i < run; i += block_threads() * N) {
+          const auto packed = Packed<S, N>::load(from + i);
+#pragma unroll
+          for (int j = 0; j < N; ++j) rows[i + j] = V(value_of(packed[j]));
+        }
+      }
+      for_numbers(p, group, begin, count, run, offsets, [&](int number, std::int64_t offset) {
+        rows[number] = V(widen(*at<const S>(group.view, offset)));
+      });
+    });
+  }
+  barrier();
+}
+
+// Gradients from rows to memory.
+template <class Op, class V>
+ROBUSTFLOW_DEVICE void unstage(const Staged<Op>& p, std::uint32_t begin, int count, const V* rows,
+                               std::int64_t* offsets) {
+  barrier();
+  for (const Group& group : p.out) {
+    if (!group.view.data) continue;
+    with_storage<scalar_t<V>>(group.view.dtype, [&](auto type) {
+      using S = decltype(type);
+      S* to = at<S>(group.view, static_cast<std::int64_t>(begin) * group.view.planes);
+      const int run = run_length(p, group, to, count);
+      if constexpr (sizeof(S) < 8) {
+        constexpr int N = sizeof(Words) / sizeof(S);
+        for (int i = thread_index() * N; i < run; i += block_threads() * N) {
+          Single v[N];
+#pragma unroll
+          for (int j = 0; j < N; ++j) v[j] = Single(value_of(rows[i + j]));
+          Packed<S, N>::from(v).store(to + i);
+        }
+      }
+      for_numbers(p, group, begin, count, run, offsets, [&](int number, std::int64_t offset) {
+        narrow(value_of(rows[number]), *at<S>(group.view, offset));
+      });
+    });
+  }
+}
+
+template <class Op, bool inverse, bool gradient>
+ROBUSTFLOW_KERNEL(kStagedThreads, kStagedBlocks)
+staged(ROBUSTFLOW_PARAMETER Staged<Op> p) {
+  using V = typename Op::Lane;
+  using T = scalar_t<V>;
+  const int capacity = static_cast<int>(p.tiling.tile), t = thread_index();
+  V* const rows = shared_memory<V>();
+  V* const workspace = rows + capacity * p.row;
+  V* const logs = workspace + capacity * p.workspace;
+  V* const warps = logs + capacity;
+  auto* const offsets = shared_memory<std::int64_t>() + p.offsets_at;
+  for (std::uint32_t tile = block_index(); tile < p.tiling.tiles; tile += grid_blocks()) {
+    const auto [begin, end] = p.tiling.range(tile);
+    const int count = static_cast<int>(end - begin);
+    stage(p, begin, count, rows, offsets);
+    V* const row = rows + t * p.row;
+    const StridedPointer<V> mine{workspace + t, capacity};
+    V logabsdet(0);
+    if (t < count) {
+      const std::uint32_t e = begin + t;
+      const V x = load_element<V>(p.x, offset_of(p.space, p.x, e));
+      if constexpr (gradient) {
+        const V gy = load_element<V>(p.gy, offset_of(p.space, p.gy, e));
+        const V gl = load_element<V>(p.gl, offset_of(p.space, p.gl, e));
+        const V gx =
+            p.op.template gradient<inverse>(x, row, mine, gy, gl, [&](int k, V v) { row[k] = v; });
+        store_element(p.y, offset_of(p.space, p.y, e), gx);
+      } else {
+        const auto point = p.op.template transform<inverse>(x, row, mine);
+        store_element(p.y, offset_of(p.space, p.y, e), point.value);
+        logabsdet = p.op.log_slope(row, point.slope);
+        if (inverse) logabsdet = V(0) - logabsdet;
+        store_element(p.logabsdet, offset_of(p.space, p.logabsdet, e), logabsdet);
+      }
+    }
+    if constexpr (gradient) {
+      unstage(p, begin, count, rows, offsets);
+    } else if (p.partial) {
+      const double sum = block_sum(value_of(logabsdet), reinterpret_cast<T*>(warps));
+      if (t == 0) p.partial[tile] = sum;
+    } else if (p.sums) {
+      // Whole samples: a warp sums one at a time.
+      if (t < count) logs[t] = logabsdet;
+      barrier();
+      const int samples = count / p.sample;
+      for (int s = t / kWarp; s < samples; s += block_threads() / kWarp) {
+        T sum = 0;
+        for (int i = t % kWarp; i < p.sample; i += kWarp) {
+          sum += value_of(logs[s * p.sample + i]);
+        }
+        sum = warp_sum(sum);
+        if (t % kWarp == 0) static_cast<T*>(p.sums)[begin / p.sample + s] = sum;
+      }
+    }
+    barrier();
+  }
+}
+
+}  // namespace ROBUSTFLOW_ISA
+}  // namespace robustflow

@@ -1,0 +1,52 @@
+// The half types as storage, and their conversions in portable code.
+#pragma once
+
+#include "lane.h"
+
+namespace robustflow {
+inline namespace ROBUSTFLOW_ISA {
+
+struct bfloat16 {
+  std::uint16_t bits;
+};
+struct float16 {
+  std::uint16_t bits;
+};
+
+ROBUSTFLOW_FN float widen(bfloat16 v) {
+  return from_bits(std::int32_t(std::uint32_t(v.bits) << 16));
+}
+ROBUSTFLOW_FN float widen_portably(float16 v) {
+  // Shift the exponent into place and let a multiplication by 2^112 do the bias and the subnormals.
+  const std::uint32_t magnitude = std::uint32_t(v.bits & 0x7fff) << 13;
+  const std::uint32_t sign = std::uint32_t(v.bits & 0x8000) << 16;
+  const std::uint32_t scaled =
+      std::uint32_t(to_bits(from_bits(std::int32_t(magnitude)) * 0x1p112f));
+  const bool special = (v.bits & 0x7c00) == 0x7c00;
+  return from_bits(std::int32_t((special ? magnitude | 0x7f800000u : scaled) | sign));
+}
+
+// Round to nearest, ties to even; NaN stays NaN.
+ROBUSTFLOW_FN bfloat16 narrow_portably(float v, bfloat16) {
+  const std::uint32_t bits = std::uint32_t(to_bits(v));
+  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return {std::uint16_t(v == v ? rounded : (bits >> 16) | 0x40u)};
+}
+ROBUSTFLOW_FN float16 narrow_portably(float v, float16) {
+  const std::uint32_t bits = std::uint32_t(to_bits(v));
+  const std::uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  std::uint32_t half;
+  if (magnitude > 0x7f800000u) {
+    half = 0x7e00u;
+  } else if (magnitude >= 0x477ff000u) {  // rounds to 65536 or more
+    half = 0x7c00u;
+  } else if (magnitude < 0x38800000u) {  // subnormal: adding 1/2 rounds at the right place
+    half = std::uint32_t(to_bits(from_bits(std::int32_t(magnitude)) + 0.5f)) - 0x3f000000u;
+  } else {
+    half = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  }
+  return {std::uint16_t(half | sign)};
+}
+
+}  // namespace ROBUSTFLOW_ISA
+}  // namespace robustflow

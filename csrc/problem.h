@@ -1,0 +1,88 @@
+// What the operators (csrc/ops.h) hand to a device: tensors as pointers and strides, and which
+// transform to run on them. No torch on this side.
+#pragma once
+
+#include <cstdint>
+
+namespace robustflow {
+
+enum class DType : int { float64, float32, bfloat16, float16 };
+
+inline constexpr std::int64_t size_of(DType dtype) {
+  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+}
+
+inline constexpr int kMaxDims = 16;
+
+// The most bins of a spline: what a kernel keeps of them lives in fast memory. The same number
+// stands in robustflow/ops/transforms.py.
+inline constexpr int kMaxBins = 256;
+
+// One tensor of a problem, over the problem's dimensions and an axis of planes (an element's
+// parameters).
+struct Operand {
+  void* data = nullptr;  // null: a zero input, or an output that nobody wants
+  DType dtype = DType::float32;
+  std::int64_t stride[kMaxDims] = {};  // 0 where the tensor is broadcast
+  int planes = 0;
+  std::int64_t plane_stride = 0;
+  // Planes of an operand that comes before, from `first_plane` on, in place of memory of its own.
+  int part_of = -1;
+  int first_plane = 0;
+  bool on_host = false;  // numbers for every element, in the host's memory
+};
+
+// Operands of a problem. Input 0 is x, output 0 is y (transforms) or the gradient by x (backward).
+inline constexpr int kMaxInputs = 7;
+inline constexpr int kMaxOutputs = 4;
+
+enum class Transform { modified_rq, rq, affine };
+
+// Where the operands of each transform stand in Problem::in and Problem::out.
+namespace operands::modified_rq {
+enum Input { kX, kParams, kGradY, kGradLogabsdet };
+enum Output { kY, kLogabsdet, kGradX = 0, kGradParams };
+}  // namespace operands::modified_rq
+namespace operands::rq {
+enum Input { kX, kWidths, kHeights, kDerivatives, kBox, kGradY, kGradLogabsdet };
+enum Output { kY, kLogabsdet, kGradX = 0, kGradWidths, kGradHeights, kGradDerivatives };
+}  // namespace operands::rq
+namespace operands::affine {
+enum Input { kX, kShift, kScale, kGradY, kGradLogabsdet };
+enum Output { kY, kLogabsdet, kGradX = 0, kGradShift, kGradScale };
+}  // namespace operands::affine
+
+struct Problem {
+  Transform transform;
+  bool inverse;
+  const void* config;  // the transform's own, from csrc/math
+  bool wide;           // compute in float64
+
+  int dims = 0;
+  std::int64_t size[kMaxDims] = {};
+  int num_inputs = 0, num_outputs = 0;
+  Operand in[kMaxInputs], out[kMaxOutputs];
+};
+
+// The dimensions over which a backward problem's parameters are shared, so that their gradients
+// are sums: those in which no gradient of a parameter that is wanted has a stride.
+struct SharedDims {
+  bool dim[kMaxDims] = {};
+  bool any = false;
+
+  explicit SharedDims(const Problem& problem) {
+    for (int d = 0; d < problem.dims; ++d) {
+      bool wanted = false, whole = false;
+      for (int i = 1; i < problem.num_outputs; ++i) {
+        const Operand& out = problem.out[i];
+        if (out.part_of >= 0 || !out.data) continue;
+        wanted = true;
+        whole = whole || out.stride[d] != 0;
+      }
+      dim[d] = wanted && problem.size[d] > 1 && !whole;
+      any = any || dim[d];
+    }
+  }
+};
+
+}  // namespace robustflow
