@@ -3,13 +3,57 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 
 import torch
+from torch import Tensor
 
-from robustflow import _native
+from robustflow import _native, _triton
+from robustflow._preferences import preferred
 
-BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
+
+@dataclass(frozen=True)
+class _Backend:
+    """What a name of :func:`backends` stands for."""
+
+    implementation: str  # of the transforms: robustflow/ops/registry.py
+    devices: tuple[str, ...]  # whose tensors it serves; empty: any
+    available: Callable[[], bool | str]  # or a sentence that says why not
+
+
+def _cpu() -> bool | str:
+    return _native.load() or (_native.load_error() or "The native library is missing.")
+
+
+def _cuda() -> bool | str:
+    if reason := _native.cuda_load_error():
+        return reason
+    return _gpu()
+
+
+def _triton_available() -> bool | str:
+    if reason := _triton.load_error():
+        return reason
+    return True if _triton.INTERPRETED else _gpu()
+
+
+def _gpu() -> bool | str:
+    return torch.cuda.is_available() or (
+        "torch sees no GPU: check that nvidia-smi lists one and that CUDA_VISIBLE_DEVICES does not "
+        "hide it."
+    )
+
+
+_BACKENDS = {
+    "cpu": _Backend("native", ("cpu",), _cpu),
+    "cuda": _Backend("native", ("cuda",), _cuda),
+    "triton": _Backend(
+        "triton", ("cuda", "cpu") if _triton.INTERPRETED else ("cuda",), _triton_available
+    ),
+    "reference": _Backend("reference", (), lambda: True),
+}
 
 # A plain global: torch.compile guards on it, where a ContextVar would break fullgraph.
 _choice = "auto"
@@ -27,19 +71,35 @@ def backends() -> dict[str, bool | str]:
         >>> robustflow.backends()["reference"]
         True
     """
-    cpu: bool | str = _native.load() or (_native.load_error() or "The native library is missing.")
-    no_gpu_kernels = "This version of robustflow has kernels for CPU tensors only."
-    return {"cpu": cpu, "cuda": no_gpu_kernels, "triton": no_gpu_kernels, "reference": True}
+    return {name: backend.available() for name, backend in _BACKENDS.items()}
+
+
+def add_backend(name: str, implementation: str, devices: tuple[str, ...]) -> None:
+    """Let :class:`use_backend` choose an implementation that was added to the transforms.
+
+    Args:
+        name: a new name.
+        implementation: as given to ``Transform.add_implementation``.
+        devices: types of the devices whose tensors it serves, such as ``("cpu",)``.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name == "auto" or name in _BACKENDS:
+        raise ValueError(f"There is a backend {name!r} already.")
+    _BACKENDS[name] = _Backend(implementation, devices, lambda: True)
 
 
 class use_backend:
     """Choose the backend of every following call; as a context manager, of the calls inside it.
 
     Args:
-        name: ``"auto"`` (the kernels where there are some for the tensor's device, else the
-            reference), ``"cpu"`` (the fused CPU kernels, an error where they cannot run), or
-            ``"reference"`` (plain PyTorch). The environment variable ``ROBUSTFLOW_BACKEND`` sets
-            the choice at import.
+        name: ``"auto"`` (on CPU tensors the fused CPU kernels; on CUDA tensors the faster of CUDA
+            and Triton kernels where that was measured, else CUDA where it is built, else Triton;
+            the reference where there are no kernels), or one backend, which then serves every
+            call or raises: ``"cpu"``, ``"cuda"``, ``"triton"`` (under ``TRITON_INTERPRET=1`` on
+            CPU tensors too) or ``"reference"`` (plain PyTorch on any device). The environment
+            variable ``ROBUSTFLOW_BACKEND`` sets the choice at import.
 
     Raises:
         ValueError: an unknown name.
@@ -54,10 +114,12 @@ class use_backend:
 
     def __init__(self, name: str) -> None:
         global _choice
-        if name not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}.")
-        if name != "auto" and (reason := backends()[name]) is not True:
-            raise RuntimeError(f"The backend {name!r} is not available. {reason}")
+        if name != "auto":
+            if name not in _BACKENDS:
+                names = ", ".join(("auto", *_BACKENDS))
+                raise ValueError(f"backend must be one of {names}, got {name!r}.")
+            if (reason := _BACKENDS[name].available()) is not True:
+                raise RuntimeError(f"The backend {name!r} is not available. {reason}")
         self.name = name
         self._previous = _choice
         _choice = name
@@ -83,22 +145,40 @@ def current_backend() -> str:
     return _choice
 
 
-def uses_kernels(x: torch.Tensor) -> bool:
-    """Whether a call on ``x`` goes to a registered operator rather than to the reference.
+def implementation(transform: str, x: Tensor, params: Tensor, inverse: bool) -> str:
+    """Which implementation of a transform serves a call, or "reference".
+
+    Args:
+        transform: its name.
+        x, params: of the call, the parameters (or the first tensor of them) in canonical form.
+        inverse: the call's direction.
 
     Raises:
         RuntimeError: a backend was forced that cannot serve the device of ``x``.
     """
-    if _choice == "reference":
-        return False
-    if x.is_cpu:
-        return _native.load()
-    if _choice == "cpu":
+    if _choice == "auto":
+        if x.is_cpu:
+            return "native" if _native.load() else "reference"
+        if x.is_cuda:
+            return _on_gpu(transform, x, params, inverse)
+        return "reference"
+    backend = _BACKENDS[_choice]
+    if backend.devices and x.device.type not in backend.devices:
+        devices = " and ".join(device.upper() for device in backend.devices)
         raise RuntimeError(
-            f"The backend 'cpu' serves CPU tensors, got one on {x.device}: "
+            f"The backend {_choice!r} serves {devices} tensors, got one on {x.device}: "
             "move the tensors, or choose use_backend('auto')."
         )
-    return False
+    return backend.implementation
+
+
+def _on_gpu(transform: str, x: Tensor, params: Tensor, inverse: bool) -> str:
+    """What "auto" takes for a CUDA tensor: the measured faster, else CUDA, Triton, reference."""
+    if not _triton.load():
+        return "native" if _native.cuda_loaded() else "reference"
+    if not _native.cuda_loaded():
+        return "triton"
+    return preferred(transform, x, params, inverse) or "native"
 
 
 if "ROBUSTFLOW_BACKEND" in os.environ:

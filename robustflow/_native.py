@@ -1,11 +1,14 @@
-"""The native library `robustflow._C`: loaded with the package, and if it will not load, why."""
+"""The native libraries, loaded with the package, and if one will not load, why.
+
+`robustflow._C` has the CPU kernels and is a Python module; `_cuda.so` beside it has the CUDA
+kernels, nothing but operators, and needs no GPU to load.
+"""
 
 from __future__ import annotations
 
 import importlib
 import json
 import os
-import re
 import sysconfig
 import warnings
 from pathlib import Path
@@ -13,13 +16,17 @@ from typing import Any
 
 import torch  # its libraries must be in the process before ours
 
-_MARK = b"robustflow-build-facts:"  # csrc/build_facts.h.in
+# csrc/build_facts.h.in and csrc/cuda/build_facts.h.in. Each stands before a JSON object in the
+# bytes of a library.
+_MARK = b"robustflow-build-facts:"
+_CUDA_MARK = b"robustflow-cuda-facts:"
 _REBUILD = (
     "run `pip install --no-build-isolation --force-reinstall --no-deps .` in robustflow's source"
 )
 
 _library: Any = None
 _error: str | None = None
+_cuda_error: str | None = None
 
 
 def load() -> bool:
@@ -35,27 +42,44 @@ def load_error() -> str | None:
     return _error
 
 
+def cuda_loaded() -> bool:
+    """Whether the CUDA library is loaded; :func:`cuda_load_error` says why not."""
+    return _cuda_error is None
+
+
+def cuda_load_error() -> str | None:
+    """Why the CUDA library did not load, as a sentence; None where it did."""
+    return _cuda_error
+
+
 def build_info() -> dict[str, Any]:
-    """How the native library was built, and what of it is in use.
+    """How the native libraries were built, and what of them is in use.
 
     Returns:
         ``loaded`` and, where there is a library, its ``compiler``, ``flags``, ``build_type``,
         ``processor``, ``instruction_sets`` (name to flags) and ``torch`` (the version built
         against; it serves later ones too). A loaded library adds ``isa`` (in use) and
         ``isa_supported`` (by this processor, the best first); one that is not adds ``reason``.
+        ``cuda`` tells the same of the CUDA library: ``loaded``, where there is one its
+        ``compiler``, ``architectures`` and ``torch``, and ``reason`` where it is not loaded.
 
     Example:
         >>> import robustflow
         >>> robustflow.build_info()["loaded"]
         True
     """
+    cuda = {"loaded": cuda_loaded(), **_facts_on_disk(_cuda_files(), _CUDA_MARK)}
+    if not cuda_loaded():
+        cuda["reason"] = _cuda_error
     if not load():
-        return {"loaded": False, **_facts_on_disk(), "reason": _error}
+        facts = _facts_on_disk(_files(), _MARK)
+        return {"loaded": False, **facts, "reason": _error, "cuda": cuda}
     return {
         "loaded": True,
         **_library.build_facts(),
         "isa": _library.isa_name(),
         "isa_supported": _library.isa_supported(),
+        "cuda": cuda,
     }
 
 
@@ -90,15 +114,48 @@ def _load() -> None:
     _library = library
 
 
+def _load_cuda() -> None:
+    global _cuda_error
+    files = _cuda_files()
+    if torch.version.cuda is None:
+        _cuda_error = (
+            f"This torch, {torch.__version__}, was built without CUDA: install one with it "
+            f"(https://pytorch.org/get-started), then {_REBUILD}."
+        )
+    elif not files:
+        _cuda_error = (
+            "robustflow was installed without its CUDA library (the build found no nvcc, or "
+            f"ROBUSTFLOW_CUDA=0): put the nvcc of CUDA {torch.version.cuda} on PATH, set "
+            f"ROBUSTFLOW_CUDA=1, and {_REBUILD}."
+        )
+    else:
+        try:
+            torch.ops.load_library(str(files[0]))
+        except OSError as error:
+            facts = _facts_on_disk(files, _CUDA_MARK)
+            compiler, built = (facts.get(name, "unknown") for name in ("compiler", "torch"))
+            _cuda_error = (
+                f"robustflow's CUDA library did not load: {error.__cause__ or error}. It was built "
+                f"for torch {built} (compiler: {compiler}), you have {torch.__version__} with CUDA "
+                f"{torch.version.cuda}: {_REBUILD}."
+            )
+
+
 def _files() -> list[Path]:
     return sorted(Path(__file__).parent.glob("_C.*"))
 
 
-def _facts_on_disk() -> dict[str, Any]:
+def _cuda_files() -> list[Path]:
+    return sorted(Path(__file__).parent.glob("_cuda*.so"))
+
+
+def _facts_on_disk(files: list[Path], mark: bytes) -> dict[str, Any]:
     """The build facts in a library's bytes, whether or not it loads here."""
-    for file in _files():
-        if found := re.search(re.escape(_MARK) + rb"(\{.*?\n\})", file.read_bytes(), re.DOTALL):
-            facts: dict[str, Any] = json.loads(found[1])
+    for file in files:
+        content = file.read_bytes()
+        if (start := content.find(mark + b"{")) >= 0:
+            text = content[start + len(mark) :].partition(b"\0")[0].decode()
+            facts: dict[str, Any] = json.loads(text)
             return facts
     return {}
 
@@ -115,7 +172,7 @@ def _explain(error: ImportError) -> str:
             f"robustflow's native library {_files()[0].name} is for another Python, this one "
             f"loads {suffix}: {_REBUILD}."
         )
-    built = _facts_on_disk().get("torch", "an unknown version")
+    built = _facts_on_disk(_files(), _MARK).get("torch", "an unknown version")
     return (
         f"robustflow's native library did not load: {error}. It was built for torch {built}, "
         f"you have {torch.__version__}: {_REBUILD}."
@@ -123,3 +180,4 @@ def _explain(error: ImportError) -> str:
 
 
 _load()
+_load_cuda()

@@ -1,14 +1,18 @@
-"""What all tests share: one thread unless a test is about threads, and the backends under test."""
+"""What all tests share: one thread unless a test is about threads, the backends under test, and
+how tests that need a GPU are run, or left out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from typing import Any
 
 import hypothesis
 import pytest
 import torch
 
 from conformance.targets import Target, target_params
+from gpu import summary, workers
 
 # The same examples on every run: a failure that comes and goes helps nobody.
 hypothesis.settings.register_profile(
@@ -47,8 +51,60 @@ def device_target(request: pytest.FixtureRequest) -> Iterator[Target]:
         yield request.param
 
 
+@pytest.fixture(params=target_params(native=True, host=True))
+def native_host(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """Every kernel that serves CPU tensors, for what only a CPU has: threads, guard pages."""
+    with request.param.chosen():
+        yield request.param
+
+
 @pytest.fixture(params=target_params(native=True, each_isa=False))
 def native_device(request: pytest.FixtureRequest) -> Iterator[Target]:
     """Both at once."""
     with request.param.chosen():
         yield request.param
+
+
+_GPU_TESTS = pytest.StashKey[AbstractSet[str]]()
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a GPU, tests that need one are named in one line, unless they were asked for."""
+    gpu = [item for item in items if item.get_closest_marker("gpu") is not None]
+    config.stash[_GPU_TESTS] = {item.nodeid for item in gpu}
+    if gpu and not torch.cuda.is_available() and "gpu" not in config.option.markexpr:
+        items[:] = [item for item in items if item.get_closest_marker("gpu") is None]
+        config.hook.pytest_deselected(items=gpu)
+    items[:] = workers.own_shard(items)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    number = workers.count(session.config)
+    if number == 0 or session.testsfailed:
+        return None
+    workers.run(session, number)
+    return True
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if _config is not None:
+        workers.send(_config, report)
+
+
+_config: pytest.Config | None = None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _config  # a report does not know it
+    _config = config
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if config.option.collectonly:
+        return
+    if told := summary.lines(terminalreporter.stats, config.stash.get(_GPU_TESTS, set())):
+        terminalreporter.section("GPU")
+        for line in told:
+            terminalreporter.write_line(line)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
 
 import robustflow
-from robustflow import cli
+from robustflow import _native, _preferences, _triton, cli
 from robustflow.cli import doctor
 
 
@@ -52,7 +54,7 @@ def test_doctor_finds_kernels_that_are_wrong(
 ) -> None:
     if not robustflow.build_info()["loaded"]:
         pytest.skip("the native library is not built")
-    results = iter([(torch.zeros(3), torch.zeros(3)), (torch.ones(3), torch.zeros(3))])
+    results = itertools.cycle([(torch.zeros(3), torch.zeros(3)), (torch.ones(3), torch.zeros(3))])
     monkeypatch.setattr(
         "robustflow.functional.modified_rq_spline", lambda *args, **kwargs: next(results)
     )
@@ -67,6 +69,52 @@ def test_doctor_quotes_a_native_library_that_failed(monkeypatch: pytest.MonkeyPa
     diagnosis = doctor.diagnose()
     assert diagnosis["problems"] == ["It fell over."] and not diagnosis["healthy"]
     assert doctor.render(diagnosis).count("It fell over.") == 1
+
+
+def test_doctor_tells_of_the_gpu_side(capsys: pytest.CaptureFixture[str]) -> None:
+    """Why each GPU backend is missing, or what serves there and on which card."""
+    cli.main(["doctor"])
+    output = capsys.readouterr().out
+    for name in ("cuda", "triton"):
+        reason = robustflow.backends()[name]
+        assert f"  {name:<18} {'yes' if reason is True else reason}" in output
+    info = robustflow.build_info()["cuda"]
+    assert f"  {'cuda':<18} {'loaded' if info['loaded'] else 'not loaded'}" in output
+    if torch.cuda.is_available():
+        assert torch.cuda.get_device_name(0) in output
+    else:
+        assert "none that torch sees" in output
+
+
+def test_doctor_reads_the_drivers_version(tmp_path: Path) -> None:
+    file = tmp_path / "version"
+    file.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release\n")
+    assert doctor.driver_version(file) == "580.95.05"
+    file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar 5\n")
+    assert doctor.driver_version(file) == "550.54.15"
+    assert doctor.driver_version(tmp_path / "none") == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "triton", "rules", "wanted"),
+    [
+        (False, False, 0, "reference"),
+        (False, True, 0, "triton"),
+        (True, False, 3, "cuda"),
+        (True, True, 0, "cuda (nothing is measured yet"),
+        (True, True, 3, "by 3 measurements on a card, b card"),
+    ],
+)
+def test_doctor_tells_what_auto_takes_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, triton: bool, rules: int, wanted: str
+) -> None:
+    cards = ["b card", "a card", "a card"][:rules]
+    monkeypatch.setattr(_native, "cuda_loaded", lambda: cuda)
+    monkeypatch.setattr(_triton, "load", lambda: triton)
+    monkeypatch.setattr(
+        _preferences, "read_rules", lambda: [{"measured": {"card": card}} for card in cards]
+    )
+    assert wanted in doctor._auto_on_gpu()
 
 
 def test_a_missing_package_is_named_with_its_extra(

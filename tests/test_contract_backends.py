@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -15,22 +16,24 @@ from conformance.layouts import ROWS
 from conformance.operations import RQ
 from conformance.samples import sample
 from conformance.targets import Target
+from robustflow import _backend, _native, _triton
 
 
-def _call() -> tuple[torch.Tensor, torch.Tensor]:
-    return F.modified_rq_spline(torch.linspace(-0.4, 0.4, 6).reshape(2, 3), torch.ones(2, 12))
+def _call(device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.linspace(-0.4, 0.4, 6, device=device).reshape(2, 3)
+    return F.modified_rq_spline(x, torch.ones(2, 12, device=device))
 
 
-def _operators() -> set[str]:
-    """Names of the operators of robustflow that _call runs."""
-    with torch.profiler.profile() as profiler:
-        _call()
-    return {e.key for e in profiler.key_averages() if e.key.startswith("robustflow::")}
+def _operators(device: str = "cpu") -> set[str]:
+    """Names of all operators that _call runs."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        _call(device)
+    return {event.key for event in profiler.key_averages()}
 
 
 def test_every_backend_is_named_with_a_reason() -> None:
     found = robustflow.backends()
-    assert set(found) == {"cpu", "cuda", "triton", "reference"}
+    assert {"cpu", "cuda", "triton", "reference"} <= set(found)
     assert found["reference"] is True
     for name, reason in found.items():
         assert reason is True or (isinstance(reason, str) and reason.endswith(".")), name
@@ -38,11 +41,19 @@ def test_every_backend_is_named_with_a_reason() -> None:
 
 def test_reference_runs_no_operator() -> None:
     with robustflow.use_backend("reference"):
-        assert _operators() == set()
+        found = _operators()
+    assert "aten::sigmoid" in found
+    assert not any(name.startswith("robustflow") for name in found)
 
 
-def test_native_runs_its_operator(native_device: Target) -> None:
-    assert _operators() == {"robustflow::modified_rq"}
+def test_a_kernel_serves_the_call(native_device: Target) -> None:
+    """One operator of robustflow, or a function called without one; nothing of the reference."""
+    found = _operators(native_device.device)
+    assert "aten::sigmoid" not in found and "aten::where" not in found
+    if native_device.backend in ("cpu", "cuda"):
+        assert {name for name in found if name.startswith("robustflow")} == {
+            "robustflow::modified_rq"
+        }
 
 
 def test_context_manager_restores_the_choice() -> None:
@@ -85,12 +96,56 @@ def test_missing_backend_says_why(name: str) -> None:
         assert str(reason) in str(caught.value)
 
 
-def test_cpu_kernels_refuse_another_device(native_device: Target) -> None:
-    if native_device.device != "cpu":
-        pytest.skip("about the CPU kernels")
+def test_kernels_refuse_another_device(native_device: Target) -> None:
+    name = native_device.backend
     x, params = torch.zeros(2, 3, device="meta"), torch.zeros(2, 12, device="meta")
-    with pytest.raises(RuntimeError, match=r"'cpu' serves CPU tensors, got one on meta"):
+    with pytest.raises(RuntimeError, match=rf"'{name}' serves .*tensors, got one on meta"):
         F.modified_rq_spline(x, params)
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_gpu_kernels_refuse_cpu_tensors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there is no GPU: the choice is made as if there were one."""
+    if _triton.INTERPRETED:
+        pytest.skip("under TRITON_INTERPRET=1 triton serves CPU tensors")
+    monkeypatch.setattr(_backend, "_choice", name)
+    with pytest.raises(
+        RuntimeError,
+        match=rf"'{name}' serves CUDA tensors, got one on cpu: .*use_backend\('auto'\)",
+    ):
+        _call()
+
+
+def test_why_there_is_no_gpu_backend() -> None:
+    """A torch without CUDA is the first reason, and the sentence says what to install."""
+    if torch.version.cuda or torch.version.hip or _triton.INTERPRETED:
+        pytest.skip("this torch has a GPU backend")
+    for name in ("cuda", "triton"):
+        reason = str(robustflow.backends()[name])
+        assert "was built without CUDA: install one with it" in reason
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_no_gpu_is_a_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that are loaded do not help where torch sees no GPU."""
+    if _triton.INTERPRETED:
+        pytest.skip("under TRITON_INTERPRET=1 triton needs no GPU")
+    monkeypatch.setattr(_native, "_cuda_error", None)
+    monkeypatch.setattr(_triton, "_error", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="torch sees no GPU: check that nvidia-smi lists one"):
+        robustflow.use_backend(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert robustflow.backends()[name] is True
+
+
+def test_triton_serves_cpu_tensors_in_its_interpreter() -> None:
+    """And without it the choice is refused, or needs a GPU."""
+    code = "import robustflow._backend as b; print(b._BACKENDS['triton'].devices)"
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed: pip install triton")
+    assert "'cpu'" in _python(code, TRITON_INTERPRET="1").stdout
+    assert "'cpu'" not in _python(code, TRITON_INTERPRET="0").stdout
 
 
 def _python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -107,10 +162,10 @@ def test_environment_variable() -> None:
     assert run.returncode != 0 and "backend must be one of" in run.stderr
 
 
-def test_instruction_set_variable(native_device: Target) -> None:
+def test_instruction_set_variable() -> None:
     """ROBUSTFLOW_ISA forces a set at load, and an unknown one is an error that lists the known."""
-    if native_device.device != "cpu":
-        pytest.skip("about the CPU kernels")
+    if not _native.load():
+        pytest.skip("about the CPU kernels, which are not built")
     code = "import robustflow; print(robustflow.build_info()['isa'])"
     slowest = robustflow.build_info()["isa_supported"][-1]
     assert _python(code, ROBUSTFLOW_ISA=slowest).stdout.strip() == slowest
@@ -118,10 +173,10 @@ def test_instruction_set_variable(native_device: Target) -> None:
     assert run.returncode != 0 and "mmx" in run.stderr and slowest in run.stderr
 
 
-def test_instruction_sets_agree(native_device: Target) -> None:
+def test_instruction_sets_agree() -> None:
     """To a few roundings: they share the formulas, but not contraction nor the order of sums."""
-    if native_device.device != "cpu":
-        pytest.skip("about the CPU kernels")
+    if not _native.load():
+        pytest.skip("about the CPU kernels, which are not built")
     call = sample(RQ(8, "linear", "softmax"), layout=ROWS)
     found = []
     for isa in robustflow.build_info()["isa_supported"]:

@@ -118,10 +118,10 @@ def test_position_of_gradients(native_target: Target, operation: Operation, inve
 
 @pytest.mark.parametrize("shared", [(), (0,), (2, 3), (0, 2, 3)], ids=str)
 @each_packed
-def test_thread_count(native_target: Target, operation: Operation, shared: tuple[int, ...]) -> None:
+def test_thread_count(native_host: Target, operation: Operation, shared: tuple[int, ...]) -> None:
     """Large enough to be shared out; sums over samples and over shared parameters included."""
     layout = Layout("large", (3, 2, 96, 131), shared=shared)
-    base = sample(operation, native_target, layout=layout)
+    base = sample(operation, native_host, layout=layout)
     for inverse in (False, True):
         for reduce in ("none", "sum"):
             torch.set_num_threads(1)
@@ -134,9 +134,9 @@ def test_thread_count(native_target: Target, operation: Operation, shared: tuple
 @pytest.mark.parametrize("shared", [(), (0,)], ids=str)
 @each_operation
 def test_thread_count_rows(
-    native_target: Target, operation: Operation, shared: tuple[int, ...]
+    native_host: Target, operation: Operation, shared: tuple[int, ...]
 ) -> None:
-    base = sample(operation, native_target, layout=Layout("many", (20_011, 3), shared=shared))
+    base = sample(operation, native_host, layout=Layout("many", (20_011, 3), shared=shared))
     for inverse in (False, True):
         for reduce in ("none", "sum"):
             torch.set_num_threads(1)

@@ -184,16 +184,18 @@ def test_export(native_device: Target, operation: Operation, inverse: bool) -> N
         torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
 
 
-def _raw_calls(dtype: torch.dtype, batch_dims: int, shared: bool) -> dict[str, tuple[Any, ...]]:
+def _raw_calls(
+    dtype: torch.dtype, batch_dims: int, shared: bool, device: str
+) -> dict[str, tuple[Any, ...]]:
     """Positional arguments of the raw operators for x of shape (5, 3)."""
     generator = torch.Generator().manual_seed(0)
 
     def made(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(dtype)
+        return torch.randn(*shape, generator=generator).to(device, dtype)
 
     lead = (1, 3) if shared else (5, 3)
     x = made(5, 3)
-    box = torch.tensor([-2.0, 2.0, -2.0, 2.0]).reshape(1, 1, 4)
+    box = torch.tensor([-2.0, 2.0, -2.0, 2.0], device=device).reshape(1, 1, 4)
     rq_config = (8, False, 1, 0, -2.0, 2.0, -2.0, 2.0, 1e-3, 1e-3, 1e-3, 1.0, batch_dims)
     return {
         "modified_rq": (x, made(*lead, 4), False, -0.5, 0.5, 1e-3, 1e-3, False, batch_dims),
@@ -217,9 +219,8 @@ def test_opcheck(
     native_device: Target, name: str, dtype: torch.dtype, batch_dims: int, shared: bool
 ) -> None:
     """Schema, fake kernel, autograd registration and dispatch of the forward operators."""
-    arguments = _raw_calls(dtype, batch_dims, shared)[name]
-    operator = getattr(torch.ops.robustflow, name.split()[0]).default
-    tensors = tuple(a.to(native_device.device) if isinstance(a, Tensor) else a for a in arguments)
+    tensors = _raw_calls(dtype, batch_dims, shared, native_device.device)[name]
+    operator = native_device.implementation(name.split()[0]).operator
     torch.library.opcheck(operator, tensors)
     differentiable = tuple(
         a.detach().requires_grad_() if isinstance(a, Tensor) and a.shape[-1] != 4 else a
@@ -233,10 +234,11 @@ def test_opcheck(
 @pytest.mark.parametrize("name", RAW)
 def test_opcheck_backward(native_device: Target, name: str, cotangents: str, shared: bool) -> None:
     """And of the backward operators, with either cotangent missing and each gradient unasked."""
-    arguments = _raw_calls(torch.float32, 1, shared)[name]
+    arguments = _raw_calls(torch.float32, 1, shared, native_device.device)[name]
     short = name.split()[0]
-    operator = getattr(torch.ops.robustflow, f"{short}_backward").default
-    y, logabsdet = getattr(torch.ops.robustflow, short)(*arguments)
+    implementation = native_device.implementation(short)
+    operator = implementation.backward
+    y, logabsdet = implementation.operator(*arguments)
     grad_y = None if cotangents == "logabsdet" else torch.ones_like(y)
     grad_logabsdet = None if cotangents == "y" else torch.ones_like(logabsdet)
     num_tensors = {"modified_rq": 2, "rq": 4, "affine": 3}[short]

@@ -28,8 +28,9 @@ EMPTY = [(0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0), (0, 3), (2, 0)]
 @each_packed
 def test_empty(target: Target, operation: Operation, shape: tuple[int, ...]) -> None:
     channels = shape[1] * operation.num_params
-    x = torch.zeros(shape, requires_grad=True)
-    params = torch.zeros(shape[0], channels, *shape[2:], requires_grad=True)
+    with torch.device(target.device):
+        x = torch.zeros(shape, requires_grad=True)
+        params = torch.zeros(shape[0], channels, *shape[2:], requires_grad=True)
     for inverse in (False, True):
         for reduce, wanted in (("none", shape), ("sum", shape[:1])):
             y, logabsdet = operation.call(x, (params,), inverse, reduce)
@@ -41,8 +42,9 @@ def test_empty(target: Target, operation: Operation, shape: tuple[int, ...]) -> 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)], ids=str)
 def test_empty_separate(target: Target, shape: tuple[int, ...]) -> None:
-    x = torch.zeros(shape, requires_grad=True)
-    groups = tuple(torch.zeros(*shape, size, requires_grad=True) for size in SEPARATE.parts)
+    with torch.device(target.device):
+        x = torch.zeros(shape, requires_grad=True)
+        groups = tuple(torch.zeros(*shape, size, requires_grad=True) for size in SEPARATE.parts)
     y, logabsdet = SEPARATE.call(x, groups, False, "none")
     assert y.shape == shape and logabsdet.shape == shape
     grads = torch.autograd.grad(y.sum() + logabsdet.sum(), (x, *groups))
@@ -52,8 +54,9 @@ def test_empty_separate(target: Target, shape: tuple[int, ...]) -> None:
 @each_packed
 def test_empty_batch_of_shared_parameters(target: Target, operation: Operation) -> None:
     """No sample at all: the shared parameters' gradient is a sum of nothing, zero everywhere."""
-    x = torch.zeros(0, 3, 4, requires_grad=True)
-    params = torch.zeros(1, 3 * operation.num_params, 4, requires_grad=True)
+    with torch.device(target.device):
+        x = torch.zeros(0, 3, 4, requires_grad=True)
+        params = torch.zeros(1, 3 * operation.num_params, 4, requires_grad=True)
     y, logabsdet = operation.call(x, (params,), False, "sum")
     (grad,) = torch.autograd.grad(y.sum() + logabsdet.sum(), (params,))
     assert torch.equal(grad, torch.zeros_like(params))
@@ -189,14 +192,14 @@ def test_strange_cotangents(target: Target, operation: Operation) -> None:
     layout = Layout("square", (6, 7))
     call = sample(operation, target, layout=layout, dtype=torch.float64).requires_grad_()
     y, logabsdet = call.call()
-    base = torch.randn(7, 6, dtype=torch.float64)
+    base = torch.randn(7, 6).to(y)
     for grad_y in (
-        torch.tensor(0.5, dtype=torch.float64).expand(6, 7),
+        torch.tensor(0.5).to(y).expand(6, 7),
         base.T,
-        torch.randn(12, 14, dtype=torch.float64)[::2, 1::2],
+        torch.randn(12, 14).to(y)[::2, 1::2],
         base[:1, :1].expand(6, 7),
     ):
-        for grad_logabsdet in (grad_y, torch.tensor(-2.0, dtype=torch.float64).expand(6, 7)):
+        for grad_logabsdet in (grad_y, torch.tensor(-2.0).to(y).expand(6, 7)):
             strange = torch.autograd.grad(
                 (y, logabsdet), call.tensors, (grad_y, grad_logabsdet), retain_graph=True
             )
@@ -230,9 +233,11 @@ def test_groups_may_broadcast_each_in_its_own_way(target: Target) -> None:
     """Widths one for all, heights a row each, derivatives a column each."""
     shape = (5, 4)
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(shape, generator=generator, dtype=torch.float64).requires_grad_()
+    x = torch.rand(shape, generator=generator).to(target.device, torch.float64).requires_grad_()
     groups = tuple(
-        torch.randn(*lead, size, generator=generator, dtype=torch.float64).requires_grad_()
+        torch.randn(*lead, size, generator=generator)
+        .to(target.device, torch.float64)
+        .requires_grad_()
         for lead, size in (((), 8), ((5, 1), 8), ((4,), 7))
     )
     y, logabsdet = SEPARATE.call(x, groups, False, "none")
@@ -271,10 +276,11 @@ def test_affine_with_its_scale_apart(target: Target, separate_log_scale: bool) -
 
 
 @each_packed
-def test_large_tensor_offsets(native_target: Target, operation: Operation) -> None:
-    """Strides whose offsets pass 2^31 elements: only the touched pages of the storage exist."""
-    if native_target.device != "cpu":
-        pytest.skip("sparse memory is the host's; the GPU suite has its own large tensor")
+def test_large_tensor_offsets(native_host: Target, operation: Operation) -> None:
+    """Strides whose offsets pass 2^31 elements: only the touched pages of the storage exist.
+
+    A GPU has no such sparse memory: tests/gpu/test_large.py fills its tensors.
+    """
     far = 1 << 31
     storage = torch.empty(far + 4096, dtype=torch.bfloat16)
     num_params = operation.num_params

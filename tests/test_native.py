@@ -1,13 +1,15 @@
-"""The native library's face: build facts, the choice of an instruction set, and failing well."""
+"""The native libraries' face: build facts, the choice of an instruction set, and failing well."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -125,3 +127,66 @@ def test_a_library_for_another_python_is_named(copy: Path) -> None:
     status, output = python(WITHOUT, directory=copy)
     assert status == 0
     assert "_C.cpython-27-elsewhere.so is for another Python" in output
+
+
+# A torch with CUDA, as far as robustflow asks before it meets a GPU.
+WITH_CUDA = """
+import json, sys, torch
+torch.version.cuda = "13.0"
+sys.meta_path = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")]
+import robustflow
+print("told", json.dumps([robustflow.build_info()["cuda"], robustflow.backends()["cuda"]]))
+"""
+FACTS = b"""noise robustflow-cuda-facts: robustflow-cuda-facts:{
+  "compiler": "NVIDIA 12.8.1",
+  "architectures": "80 90",
+  "torch": "2.10.0"
+}\0"""
+
+
+def cuda_library(copy: Path, content: bytes | None) -> tuple[dict[str, Any], bool | str]:
+    """What is told of a CUDA library of such bytes (None: there is none) where torch has CUDA."""
+    for library in copy.glob("robustflow/_cuda*.so"):
+        library.unlink()
+    if content is not None:
+        (copy / "robustflow" / "_cuda.so").write_bytes(content)
+    status, output = python(WITH_CUDA, directory=copy)
+    assert status == 0, output
+    info, backend = json.loads(output.partition("told ")[2].partition("\n")[0])
+    return info, backend
+
+
+def test_without_cuda_in_torch_its_library_is_left_alone() -> None:
+    if torch.version.cuda is not None:
+        pytest.skip("this torch has CUDA")
+    info = robustflow.build_info()["cuda"]
+    assert info["loaded"] is False
+    assert info["reason"] == robustflow.backends()["cuda"]
+    assert f"This torch, {torch.__version__}, was built without CUDA" in info["reason"]
+
+
+def test_a_missing_cuda_library_says_how_to_build_it(copy: Path) -> None:
+    info, backend = cuda_library(copy, None)
+    assert info["loaded"] is False and info["reason"] == backend
+    assert "put the nvcc of CUDA 13.0 on PATH, set ROBUSTFLOW_CUDA=1" in info["reason"]
+
+
+def test_a_cuda_library_that_does_not_load_tells_what_it_was_built_with(copy: Path) -> None:
+    info, backend = cuda_library(copy, b"not a library " + FACTS)
+    assert info["loaded"] is False and info["reason"] == backend
+    assert info["compiler"] == "NVIDIA 12.8.1" and info["architectures"] == "80 90"
+    assert "did not load: " in info["reason"] and "_cuda.so" in info["reason"]
+    assert "It was built for torch 2.10.0 (compiler: NVIDIA 12.8.1)" in info["reason"]
+    assert f"you have {torch.__version__} with CUDA 13.0" in info["reason"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="takes a library of Linux")
+def test_a_cuda_library_loads_without_a_gpu(copy: Path) -> None:
+    """Any library will do: that it loads, and what then still misses, is the question."""
+    any_library = Path(torch.__file__).parent / "lib" / "libtorch_global_deps.so"
+    info, backend = cuda_library(copy, any_library.read_bytes() + FACTS)
+    assert info["loaded"] is True and info["architectures"] == "80 90" and "reason" not in info
+    if torch.cuda.is_available():
+        assert backend is True
+    else:
+        assert str(backend).startswith("torch sees no GPU")

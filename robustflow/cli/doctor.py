@@ -6,9 +6,13 @@ import argparse
 import json
 import os
 import platform
+import re
 import warnings
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+
+_NOT_FACTS = ("loaded", "reason")
 
 HELP = "say what is installed, built and in use, and what is wrong with it"
 
@@ -33,8 +37,8 @@ def diagnose() -> dict[str, Any]:
 
     Returns:
         A JSON-ready dictionary: ``versions``, ``native`` (:func:`robustflow.build_info`),
-        ``backends`` (:func:`robustflow.backends`), ``threads``, ``memory``, ``problems``
-        (sentences) and ``healthy`` (there are none).
+        ``backends`` (:func:`robustflow.backends`), ``gpu`` (:func:`describe_gpu`), ``threads``,
+        ``memory``, ``problems`` (sentences) and ``healthy`` (there are none).
     """
     import torch
 
@@ -51,6 +55,7 @@ def diagnose() -> dict[str, Any]:
         },
         "native": native,
         "backends": backends,
+        "gpu": describe_gpu(),
         "threads": {
             "torch": torch.get_num_threads(),
             "cores": os.cpu_count(),
@@ -64,17 +69,81 @@ def diagnose() -> dict[str, Any]:
 
 def _native_report() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """The build facts, the backends, and what is wrong with them."""
+    import torch
+
     try:
         import robustflow
 
         native, backends = robustflow.build_info(), robustflow.backends()
     except (ImportError, RuntimeError, ValueError) as error:  # a variable ROBUSTFLOW_... is wrong
         return {"loaded": False}, {}, [str(error)]
-    return native, backends, _self_test() if native["loaded"] else [native["reason"]]
+    if not native["loaded"]:
+        return native, backends, [native["reason"]]
+    cuda = native["cuda"]
+    # A library that was built and fails is a fault; one that was not built is a choice.
+    problems = [cuda["reason"]] if torch.version.cuda and _built_in_vain(cuda) else []
+    problems += [
+        problem
+        for name, device in (("cpu", "cpu"), ("cuda", "cuda"), ("triton", "cuda"))
+        if backends[name] is True and _has(device)
+        for problem in _self_test(name, device)
+    ]
+    return native, backends, problems
 
 
-def _self_test() -> list[str]:
-    """Do the kernels that were built give what the reference gives?"""
+def _built_in_vain(library: dict[str, Any]) -> bool:
+    return not library["loaded"] and "architectures" in library
+
+
+def _has(device: str) -> bool:
+    """Whether there is such a device here."""
+    import torch
+
+    return device == "cpu" or torch.cuda.is_available()
+
+
+def describe_gpu() -> dict[str, str]:
+    """The cards that torch sees, their driver, and what "auto" takes for their tensors."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"cards": "none that torch sees"}
+    count = torch.cuda.device_count()
+    return {
+        "cards": ", ".join(torch.cuda.get_device_name(index) for index in range(count)),
+        "driver": driver_version(),
+        "auto": _auto_on_gpu(),
+    }
+
+
+def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str:
+    """The version of NVIDIA's driver, or "unknown" where the system does not tell."""
+    try:
+        found = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", file.read_text(encoding="utf-8"))
+    except OSError:
+        return "unknown"
+    return found[1] if found else "unknown"
+
+
+def _auto_on_gpu() -> str:
+    from robustflow import _native, _preferences, _triton
+
+    available = [
+        name
+        for name, loaded in (("cuda", _native.cuda_loaded()), ("triton", _triton.load()))
+        if loaded
+    ]
+    if len(available) < 2:
+        return available[0] if available else "reference"
+    rules = _preferences.read_rules()
+    if not rules:
+        return "cuda (nothing is measured yet: `python -m benchmarks.gpu`)"
+    cards = sorted({rule["measured"]["card"] for rule in rules})
+    return f"the faster of cuda and triton, by {len(rules)} measurements on {', '.join(cards)}"
+
+
+def _self_test(backend: str, device: str) -> list[str]:
+    """Do the kernels of a backend give what the reference gives?"""
     import torch
 
     import robustflow
@@ -82,10 +151,11 @@ def _self_test() -> list[str]:
 
     x = torch.linspace(-0.6, 0.6, 193).reshape(1, 1, -1)
     params = torch.stack([torch.cos(k * x[0, 0]) for k in (3, 5, 7, 11)]).unsqueeze(0)
+    x, params = x.to(device), params.to(device)
     results = []
     try:
-        for backend in ("cpu", "reference"):
-            with robustflow.use_backend(backend):
+        for name in (backend, "reference"):
+            with robustflow.use_backend(name):
                 results.append(torch.cat(functional.modified_rq_spline(x, params, reduce="none")))
     except Exception as error:  # whatever it is belongs into the report
         what = f"raise {type(error).__name__} ({str(error).splitlines()[0]})"
@@ -95,7 +165,7 @@ def _self_test() -> list[str]:
             return []
         what = "disagree with the reference"
     return [
-        f"The native kernels {what} on this machine: please report `robustflow doctor --json`; "
+        f"The {backend} kernels {what} on this machine: please report `robustflow doctor --json`; "
         "until then robustflow.use_backend('reference') gives right results."
     ]
 
@@ -124,7 +194,7 @@ def render(diagnosis: dict[str, Any]) -> str:
             continue
         lines.append(title)
         for name, value in section.items():
-            if name != "reason":  # it is a problem, below
+            if name != "reason":  # it is a problem, below, or stands beside its backend
                 lines.append(f"  {name:<18} {_text(value)}")
     lines += [f"problem: {problem}" for problem in diagnosis["problems"]]
     return "\n".join([*lines, "healthy" if diagnosis["healthy"] else "not healthy"])
@@ -134,7 +204,10 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return ", ".join(value)
+        if "loaded" not in value:
+            return ", ".join(value)
+        facts = [f"{name} {fact}" for name, fact in value.items() if name not in _NOT_FACTS]
+        return ", ".join(["loaded" if value["loaded"] else "not loaded", *facts])
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return str(value)

@@ -2,7 +2,8 @@
 
 Operators take tensors in canonical form: ``x`` of any shape S, and parameters whose last
 dimension is the parameter axis and whose other dimensions equal S or are 1. A packed tensor is
-brought to that form by a view.
+brought to that form by a view. Each transform has implementations (``registry``), of which
+:mod:`robustflow._backend` names the one that serves a call.
 """
 
 from robustflow.ops.transforms import (

@@ -1,7 +1,11 @@
 """Registration, once for all transforms: schema, fake kernel, autograd formula, vmap rule.
 
-A transform ``name`` is two operators, ``name`` and ``name_backward``. Kernels for a device
-register themselves under these schemas; nothing here knows which there are.
+A transform has *implementations*, each of which is a pair of operators of the same two schemas:
+
+- ``native``: ``robustflow::name`` and ``robustflow::name_backward``; the native libraries register
+  their kernels for a device under these, and nothing here knows which there are;
+- ``triton``: ``robustflow::name_triton`` and ``robustflow::name_triton_backward``, around the
+  functions of :mod:`robustflow.kernels`.
 
 The operators' own autograd (``torch.library.register_autograd``) is what torch.compile traces, but
 costs 100 us a call, as long as a small batch takes. An eager call therefore goes through a plain
@@ -10,28 +14,36 @@ costs 100 us a call, as long as a small batch takes. An eager call therefore goe
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 LIBRARY = torch.library.Library("robustflow", "DEF")
 
-Reference = Callable[..., tuple[Tensor, Tensor]]
-Transform = Callable[..., tuple[Tensor, Tensor]]
+Function = Callable[..., Any]
+Transformed = Callable[..., tuple[Tensor, Tensor]]  # what a user gets: y and logabsdet
 
 
-def register_transform(
-    name: str,
-    reference: Reference,
-    parameters: Sequence[str],
-    constants: Sequence[str],
-    config: Sequence[str],
-) -> Transform:
-    """Define ``robustflow::name`` and ``robustflow::name_backward``.
+@dataclass(frozen=True)
+class Implementation:
+    """The two ways into one implementation, with the same positional arguments."""
+
+    eager: Transformed  # the short way through autograd
+    operator: OpOverload  # as registered: what torch.compile and vmap see
+    backward: OpOverload  # of the operator
+
+
+class Transform:
+    """One transform: its reference, its schemas and its implementations.
 
     Args:
+        name: of its operators.
         reference: the same function in plain PyTorch, with the same positional arguments.
         parameters: schema arguments of the differentiable parameter tensors, in order.
         constants: schema arguments of tensors without a gradient.
@@ -39,107 +51,273 @@ def register_transform(
 
     The backward operator returns a gradient for ``x`` and for each parameter; bit i of ``needed``
     says that gradient i is wanted, and one that is not is an empty tensor.
-
-    Returns:
-        The transform for eager calls: positional arguments as in the schema.
     """
-    tensors = ("Tensor x", *parameters, *constants)
-    num_gradients = 1 + len(parameters)
-    num_tensors = len(tensors)
-    transform, backward = f"robustflow::{name}", f"robustflow::{name}_backward"
 
-    LIBRARY.define(f"{name}({', '.join((*tensors, *config))}) -> (Tensor, Tensor)")
-    gradients = ", ".join(["Tensor"] * num_gradients)
-    LIBRARY.define(
-        f"{name}_backward(Tensor? grad_y, Tensor? grad_logabsdet, "
-        f"{', '.join((*tensors, *config))}, int needed) -> ({gradients})"
-    )
+    def __init__(
+        self,
+        name: str,
+        reference: Transformed,
+        parameters: Sequence[str],
+        constants: Sequence[str],
+        config: Sequence[str],
+    ) -> None:
+        self.name = name
+        self.reference = reference
+        self.implementations: dict[str, Implementation] = {}
+        tensors = ("Tensor x", *parameters, *constants)
+        self._num_tensors = len(tensors)
+        self._num_gradients = 1 + len(parameters)
+        arguments = (*tensors, *config)
+        backward = ("Tensor? grad_y", "Tensor? grad_logabsdet", *arguments, "int needed")
+        # Arguments and number of results, of the operator and of its backward.
+        self._schemas = ((arguments, 2), (backward, self._num_gradients))
+        self.add_implementation("native", *self.define(LIBRARY, name))
 
-    def fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        dtype = compute_dtype(x, rest[: num_tensors - 1])
-        if rest[-1] == x.dim():
-            return torch.empty_like(x), torch.empty_like(x, dtype=dtype)
-        return torch.empty_like(x), x.new_empty(x.shape[: rest[-1]], dtype=dtype)
+    def define(self, library: torch.library.Library, name: str) -> tuple[OpOverload, OpOverload]:
+        """Define ``name`` and ``name_backward`` in a library: the operators, without a kernel."""
+        for operator, (arguments, results) in zip(_pair(name), self._schemas, strict=True):
+            returned = ", ".join(["Tensor"] * results)
+            library.define(f"{operator}({', '.join(arguments)}) -> ({returned})")
+        return _operators(library.ns, name)
 
-    def fake_backward(
-        grad_y: Tensor | None, grad_logabsdet: Tensor | None, x: Tensor, *rest: Any
-    ) -> tuple[Tensor, ...]:
-        inputs = (x, *rest[: num_gradients - 1])
-        return tuple(
-            torch.empty_like(tensor) if rest[-1] >> i & 1 and tensor is not None else x.new_empty(0)
-            for i, tensor in enumerate(inputs)
-        )
+    def add_implementation(
+        self, name: str, forward: Function, backward: Function, *, traced: bool = False
+    ) -> None:
+        """Add an implementation, which :func:`robustflow._backend.add_backend` can then choose.
 
-    torch.library.register_fake(transform, fake, lib=LIBRARY)
-    torch.library.register_fake(backward, fake_backward, lib=LIBRARY)
+        Args:
+            name: a new name.
+            forward, backward: two operators of these schemas, made by :meth:`define` and given
+                kernels elsewhere; or two Python functions with the schemas' positional arguments,
+                which become ``robustflow::<transform>_<name>`` and ``..._backward``, and which
+                eager calls reach without the dispatcher.
+            traced: of Python functions, that they launch Triton kernels, on traced tensors by
+                ``torch.library.wrap_triton``, and that torch.compile may look into them.
 
-    call = getattr(torch.ops.robustflow, name).default
-    call_backward = getattr(torch.ops.robustflow, f"{name}_backward").default
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:num_tensors])
-        ctx.config = inputs[num_tensors:]
-
-    def backward_formula(
-        ctx: Any, grad_y: Tensor | None, grad_logabsdet: Tensor | None
-    ) -> tuple[Any, ...]:
-        tensors = ctx.saved_tensors
-        needed = list(ctx.needs_input_grad[:num_gradients])
-        if torch.is_grad_enabled():  # a gradient of this gradient will be asked for
-            found = _reference_gradients(
-                reference, tensors, ctx.config, needed, (grad_y, grad_logabsdet)
-            )
+        Raises:
+            ValueError: the name is taken.
+        """
+        if name in self.implementations:
+            raise ValueError(f"The transform {self.name!r} has an implementation {name!r} already.")
+        calls = (forward, backward)
+        if isinstance(forward, OpOverload) and isinstance(backward, OpOverload):
+            operators = (forward, backward)
         else:
-            mask = sum(need << i for i, need in enumerate(needed))
-            with torch._C._AutoDispatchBelowAutograd():
-                made = call_backward(grad_y, grad_logabsdet, *tensors, *ctx.config, mask)
-            found = [grad if need else None for grad, need in zip(made, needed, strict=True)]
-        return *found, *(None,) * (num_tensors - num_gradients + len(ctx.config))
+            if traced:  # x is the first argument, after the cotangents
+                forward, backward = _on_its_device(forward, 0), _on_its_device(backward, 2)
+            operators = self._wrap(f"{self.name}_{name}", (forward, backward), traced)
+            calls = (_direct(forward, operators[0]), _direct(backward, operators[1]))
+        self._register(*operators)
+        self.implementations[name] = Implementation(self._eager(*calls), *operators)
 
-    torch.library.register_autograd(
-        transform, backward_formula, setup_context=setup_context, lib=LIBRARY
-    )
+    def _wrap(
+        self, name: str, functions: tuple[Function, Function], traced: bool
+    ) -> tuple[OpOverload, OpOverload]:
+        """The operators ``robustflow::name`` and ``..._backward`` around Python functions."""
+        if not traced:
+            operators = self.define(LIBRARY, name)
+            for operator, function in zip(operators, functions, strict=True):
+                LIBRARY.impl(operator, function, "CompositeExplicitAutograd")
+            return operators
+        for each, function, schema in zip(_pair(name), functions, self._schemas, strict=True):
+            torch.library.triton_op(
+                f"{LIBRARY.ns}::{each}", _annotated(function, *schema), mutates_args=()
+            )
+        return _operators(LIBRARY.ns, name)
 
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        batched = _batch_first(info.batch_size, in_dims, args[:num_tensors], expand=False)
-        x = batched[0].expand(info.batch_size, *batched[0].shape[1:])  # type: ignore[union-attr]
-        out = call(x, *batched[1:], *args[num_tensors:-1], args[-1] + 1)
-        return out, (0, 0)
+    def _register(self, forward: OpOverload, backward: OpOverload) -> None:
+        """Fake kernels, autograd and vmap of two operators."""
+        num_tensors, num_gradients = self._num_tensors, self._num_gradients
 
-    def vmap_backward(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        # Every example wants a gradient of its own, so shared tensors are expanded, not broadcast.
-        batched = _batch_first(info.batch_size, in_dims, args[: num_tensors + 2], expand=True)
-        *config, batch_dims, needed = args[num_tensors + 2 :]
-        made = call_backward(*batched, *config, batch_dims + 1, needed)
-        made = tuple(
-            grad if needed >> i & 1 and tensor is not None else grad.new_empty(info.batch_size, 0)
-            for i, (grad, tensor) in enumerate(zip(made, batched[2:], strict=False))
+        def fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+            dtype = compute_dtype(x, rest[: num_tensors - 1])
+            if rest[-1] == x.dim():
+                return torch.empty_like(x), torch.empty_like(x, dtype=dtype)
+            return torch.empty_like(x), x.new_empty(x.shape[: rest[-1]], dtype=dtype)
+
+        def fake_backward(
+            grad_y: Tensor | None, grad_logabsdet: Tensor | None, x: Tensor, *rest: Any
+        ) -> tuple[Tensor, ...]:
+            inputs = (x, *rest[: num_gradients - 1])
+            return tuple(
+                torch.empty_like(tensor)
+                if rest[-1] >> i & 1 and tensor is not None
+                else x.new_empty(0)
+                for i, tensor in enumerate(inputs)
+            )
+
+        def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+            batched = _batch_first(info.batch_size, in_dims, args[:num_tensors], expand=False)
+            x = batched[0].expand(info.batch_size, *batched[0].shape[1:])  # type: ignore[union-attr]
+            out = forward(x, *batched[1:], *args[num_tensors:-1], args[-1] + 1)
+            return out, (0, 0)
+
+        def vmap_backward(
+            info: Any, in_dims: tuple[int | None, ...], *args: Any
+        ) -> tuple[Any, Any]:
+            # Every example wants a gradient of its own: shared tensors are expanded, not broadcast.
+            batched = _batch_first(info.batch_size, in_dims, args[: num_tensors + 2], expand=True)
+            *config, batch_dims, needed = args[num_tensors + 2 :]
+            made = backward(*batched, *config, batch_dims + 1, needed)
+            made = tuple(
+                grad
+                if needed >> i & 1 and tensor is not None
+                else grad.new_empty(info.batch_size, 0)
+                for i, (grad, tensor) in enumerate(zip(made, batched[2:], strict=False))
+            )
+            return made, (0,) * num_gradients
+
+        library = LIBRARY
+        if forward.namespace != LIBRARY.ns:
+            library = torch.library.Library(forward.namespace, "FRAGMENT")
+            _FRAGMENTS.append(library)
+        names = (forward._schema.name, backward._schema.name)
+        rules: tuple[tuple[str, Function, Function], ...] = (
+            (names[0], fake, vmap),
+            (names[1], fake_backward, vmap_backward),
         )
-        return made, (0,) * num_gradients
+        for name, fake_kernel, rule in rules:
+            torch.library.register_fake(name, fake_kernel, lib=library)
+            torch.library.register_vmap(name, rule, lib=library)
+        torch.library.register_autograd(
+            names[0],
+            self._backward_formula(backward),
+            setup_context=self._setup_context,
+            lib=library,
+        )
 
-    torch.library.register_vmap(transform, vmap, lib=LIBRARY)
-    torch.library.register_vmap(backward, vmap_backward, lib=LIBRARY)
+    def _setup_context(
+        self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
+    ) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[: self._num_tensors])
+        ctx.config = inputs[self._num_tensors :]
 
-    class Eager(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+    def _backward_formula(self, call_backward: Function) -> Function:
+        reference, num_gradients = self.reference, self._num_gradients
+        num_constants = self._num_tensors - num_gradients
+
+        def backward_formula(
+            ctx: Any, grad_y: Tensor | None, grad_logabsdet: Tensor | None
+        ) -> tuple[Any, ...]:
+            tensors = ctx.saved_tensors
+            needed = list(ctx.needs_input_grad[:num_gradients])
+            if torch.is_grad_enabled():  # a gradient of this gradient will be asked for
+                found = _reference_gradients(
+                    reference, tensors, ctx.config, needed, (grad_y, grad_logabsdet)
+                )
+            else:
+                mask = sum(need << i for i, need in enumerate(needed))
+                with torch._C._AutoDispatchBelowAutograd():
+                    made = call_backward(grad_y, grad_logabsdet, *tensors, *ctx.config, mask)
+                found = [grad if need else None for grad, need in zip(made, needed, strict=True)]
+            return *found, *(None,) * (num_constants + len(ctx.config))
+
+        return backward_formula
+
+    def _eager(self, call: Function, call_backward: Function) -> Transformed:
+        """The short way: a plain autograd.Function, and none where no gradient is wanted."""
+        num_gradients, setup_context = self._num_gradients, self._setup_context
+
+        class Eager(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+                with torch._C._AutoDispatchBelowAutograd():
+                    output = call(*args)
+                setup_context(ctx, args, output)
+                return output
+
+            backward = staticmethod(self._backward_formula(call_backward))
+
+        def eager(*args: Any) -> tuple[Tensor, Tensor]:
+            if torch.is_grad_enabled() and any(
+                tensor is not None and tensor.requires_grad for tensor in args[:num_gradients]
+            ):
+                return Eager.apply(*args)
             with torch._C._AutoDispatchBelowAutograd():
-                output = call(*args)
-            setup_context(ctx, args, output)
-            return output
+                return call(*args)
 
-        backward = staticmethod(backward_formula)
+        return eager
 
-    def eager(*args: Any) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled() and any(
-            tensor is not None and tensor.requires_grad for tensor in args[:num_gradients]
+
+def _pair(name: str) -> tuple[str, str]:
+    """The names of a transform's two operators."""
+    return name, f"{name}_backward"
+
+
+def _operators(namespace: str, name: str) -> tuple[OpOverload, OpOverload]:
+    forward, backward = (getattr(getattr(torch.ops, namespace), each) for each in _pair(name))
+    return forward.default, backward.default
+
+
+_FRAGMENTS: list[torch.library.Library] = []  # a registration lives as long as its library
+
+
+def _direct(function: Function, operator: Function) -> Function:
+    """A Python function without the dispatcher, where nothing but the dispatcher would notice."""
+
+    def call(*args: Any) -> Any:
+        if (
+            torch._C._len_torch_dispatch_stack() == 0
+            and torch._C._functorch.peek_interpreter_stack() is None
+            and all(_is_plain(arg) for arg in args if isinstance(arg, Tensor))
         ):
-            return Eager.apply(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return call(*args)
+            return function(*args)
+        return operator(*args)
 
-    return eager
+    return call
+
+
+_PLAIN = {Tensor, torch.nn.Parameter}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Neither of another class nor of the batched kind that `is_grads_batched` makes."""
+    return type(tensor) in _PLAIN and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+
+
+def _on_its_device(function: Function, position: int) -> Function:
+    """A function that launches kernels, on the device of its tensor at ``position``."""
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        tensor = args[position]
+        if type(tensor) in _PLAIN and tensor.is_cuda:
+            index = tensor.get_device()
+            if index != torch.cuda.current_device():
+                with torch.cuda.device(index):
+                    return function(*args)
+        return function(*args)
+
+    return call
+
+
+_ANNOTATIONS = {
+    "Tensor": Tensor,
+    "Tensor?": Tensor | None,
+    "int": int,
+    "float": float,
+    "bool": bool,
+}
+
+
+def _annotated(function: Function, arguments: Sequence[str], results: int) -> Function:
+    """The function with the signature of a schema, which torch.library.triton_op reads."""
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [
+        inspect.Parameter(name, kind, annotation=_ANNOTATIONS[annotation])
+        for annotation, name in (argument.split() for argument in arguments)
+    ]
+    returned: Any = tuple[(Tensor,) * results]  # type: ignore[misc]
+    call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        parameters, return_annotation=returned
+    )
+    return call
 
 
 def compute_dtype(x: Tensor, others: Sequence[Tensor | None]) -> torch.dtype:
@@ -149,7 +327,7 @@ def compute_dtype(x: Tensor, others: Sequence[Tensor | None]) -> torch.dtype:
 
 
 def _reference_gradients(
-    reference: Reference,
+    reference: Transformed,
     tensors: Sequence[Tensor | None],
     config: Sequence[Any],
     needed: Sequence[bool],

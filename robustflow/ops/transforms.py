@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import enum
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from robustflow import reference
-from robustflow._backend import uses_kernels
-from robustflow.ops.registry import register_transform
+from robustflow import _triton, reference
+from robustflow._backend import implementation
+from robustflow.ops.registry import Transform, Transformed
 from robustflow.reference.affine import (
     SCALE_ATAN_EXP,
     SCALE_EXP,
@@ -52,7 +51,7 @@ SCALES = {
     "softclip_exp": (SCALE_SOFTCLIP_EXP, math.log(1000.0)),
 }
 
-_modified_rq = register_transform(
+MODIFIED_RQ = Transform(
     "modified_rq",
     reference.modified_rq,
     parameters=["Tensor params"],
@@ -67,7 +66,7 @@ _modified_rq = register_transform(
         "int batch_dims",
     ],
 )
-_rq = register_transform(
+RQ = Transform(
     "rq",
     reference.rq,
     parameters=["Tensor widths", "Tensor? heights", "Tensor? derivatives"],
@@ -88,7 +87,7 @@ _rq = register_transform(
         "int batch_dims",
     ],
 )
-_affine = register_transform(
+AFFINE = Transform(
     "affine",
     reference.affine,
     parameters=["Tensor params", "Tensor? log_scale"],
@@ -105,22 +104,21 @@ _affine = register_transform(
 )
 
 
-class _Path(enum.Enum):
-    """How a call is served."""
+TRANSFORMS = (MODIFIED_RQ, RQ, AFFINE)
 
-    EAGER = enum.auto()  # the operator, by its short way through autograd
-    OPERATOR = enum.auto()  # the operator as it is registered
-    REFERENCE = enum.auto()  # plain PyTorch
+if _triton.load():
+    for transform in TRANSFORMS:
+        transform.add_implementation(
+            "triton",
+            getattr(_triton.kernels, transform.name),
+            getattr(_triton.kernels, f"{transform.name}_backward"),
+            traced=not _triton.INTERPRETED,  # the interpreter needs numbers, not traces
+        )
 
 
 def modified_rq(x: Tensor, params: Tensor, *config: Any) -> tuple[Tensor, Tensor]:
     """``robustflow::modified_rq``, or the reference where no kernel serves the call."""
-    path = _path(x)
-    if path is _Path.EAGER:
-        return _modified_rq(x, params, *config)
-    if path is _Path.OPERATOR:
-        return torch.ops.robustflow.modified_rq.default(x, params, *config)
-    return reference.modified_rq(x, params, *config)
+    return _route(MODIFIED_RQ, x, params, config[0])(x, params, *config)
 
 
 def rq(
@@ -132,14 +130,13 @@ def rq(
     *config: Any,
 ) -> tuple[Tensor, Tensor]:
     """``robustflow::rq``, or the reference where no kernel serves the call."""
-    path = _path(x)
-    if path is _Path.REFERENCE or config[0] > MAX_BINS:
+    call = _route(RQ, x, widths, config[1])
+    if call is reference.rq or config[0] > MAX_BINS:
         return reference.rq(x, widths, heights, derivatives, box, *config)
     if heights is not None and derivatives is not None:
         widths, heights, derivatives = _same_leading_shape(x, widths, heights, derivatives)
     if box is not None:
         box = _with_dims(box, x.dim() + 1)
-    call = _rq if path is _Path.EAGER else torch.ops.robustflow.rq.default
     return call(x, widths, heights, derivatives, box, *config)
 
 
@@ -147,33 +144,32 @@ def affine(
     x: Tensor, params: Tensor, log_scale: Tensor | None, *config: Any
 ) -> tuple[Tensor, Tensor]:
     """``robustflow::affine``, or the reference where no kernel serves the call."""
-    path = _path(x)
-    if path is _Path.REFERENCE:
-        return reference.affine(x, params, log_scale, *config)
-    if log_scale is not None:
+    call = _route(AFFINE, x, params, config[0])
+    if call is not reference.affine and log_scale is not None:
         params, log_scale = _same_leading_shape(x, params, log_scale)
-    call = _affine if path is _Path.EAGER else torch.ops.robustflow.affine.default
     return call(x, params, log_scale, *config)
 
 
-def _path(x: Tensor) -> _Path:
-    """The way a call takes.
+def _route(transform: Transform, x: Tensor, params: Tensor, inverse: bool) -> Transformed:
+    """What serves a call: an implementation, by one of its two ways, or the reference.
 
     The operators know reverse mode and vmap. In forward mode, and inside a torch.func transform
     that differentiates, the reference answers: PyTorch would return a silent zero.
     """
-    if not uses_kernels(x):
-        return _Path.REFERENCE
+    name = implementation(transform.name, x, params, inverse)
+    if name == "reference":
+        return transform.reference
+    chosen = transform.implementations[name]
     if torch.compiler.is_compiling():
-        return _Path.OPERATOR
+        return chosen.operator
     if torch.autograd.forward_ad._current_level >= 0:
-        return _Path.REFERENCE
+        return transform.reference
     if torch._C._functorch.peek_interpreter_stack() is None:
-        return _Path.EAGER
+        return chosen.eager
     vmap = torch._C._functorch.TransformType.Vmap
     if all(level.key() == vmap for level in torch._C._functorch.get_interpreter_stack()):
-        return _Path.OPERATOR
-    return _Path.REFERENCE
+        return chosen.operator
+    return transform.reference
 
 
 def _with_dims(tensor: Tensor, dims: int) -> Tensor:

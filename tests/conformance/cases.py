@@ -6,6 +6,7 @@ each kernel on every layout in every dtype. Both directions and both reductions 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,18 +55,34 @@ def _layouts(operation: Operation, usual: bool) -> tuple[Layout, ...]:
 def all_cases(grid: str) -> list[Case]:
     """The combinations of a grid.
 
-    "full", or "thin": float32 on one usual layout, and two of the kernels on every layout.
+    "full"; or "thin": float32 on one usual layout, and two of the kernels on every layout; or
+    "compiled": that, and the kernels in every dtype and on large tensors.
     """
-    if grid == "thin":
-        return [
+    representatives = operations.REPRESENTATIVES
+    large = [
+        Case(operation, layout, DTYPES[0])
+        for operation in representatives
+        for layout in (
+            layouts.LARGE_PACKED if len(operation.parts) == 1 else layouts.LARGE_SEPARATE
+        )
+    ]
+    if grid in ("thin", "compiled"):
+        thin = [
             Case(operation, layout, DTYPES[0])
             for operation in operations.ALL
             for layout in _layouts(operation, usual=True)[:1]
         ] + [
             Case(operation, layout, DTYPES[0])
-            for operation in operations.REPRESENTATIVES[1:4:2]
+            for operation in representatives[1:4:2]
             for layout in _layouts(operation, usual=False)
         ]
+        every_dtype = [
+            Case(operation, layout, dtypes)
+            for operation in representatives
+            for layout in _layouts(operation, usual=True)
+            for dtypes in DTYPES
+        ]
+        return thin if grid == "thin" else list(dict.fromkeys(thin + every_dtype + large))
     every_configuration = [
         Case(operation, layout, dtypes)
         for operation in operations.ALL
@@ -74,28 +91,29 @@ def all_cases(grid: str) -> list[Case]:
     ]
     every_layout = [
         Case(operation, layout, dtypes)
-        for operation in operations.REPRESENTATIVES
+        for operation in representatives
         for layout in _layouts(operation, usual=False)
         for dtypes in DTYPES
-    ]
-    large = [
-        Case(operation, layout, DTYPES[0])
-        for operation in operations.REPRESENTATIVES
-        for layout in (
-            layouts.LARGE_PACKED if len(operation.parts) == 1 else layouts.LARGE_SEPARATE
-        )
     ]
     return list(dict.fromkeys(every_configuration + every_layout + large))
 
 
 def case_params() -> list[Any]:
-    """(target, case) for pytest; a target that is missing is one skipped line."""
+    """(target, case) for pytest; a target that is missing is one skipped line.
+
+    A case's targets stand together: they share its oracle (:func:`expected`).
+    """
     params = []
+    by_case: dict[Case, list[Any]] = {}
     for entry in target_params():
         target = entry.values[0]
         skipped = any(mark.name == "skip" for mark in entry.marks)
         cases = all_cases(target.grid)
         for case in cases[:1] if skipped else cases:
+            by_case.setdefault(case, []).append(entry)
+    for case, entries in by_case.items():
+        for entry in entries:
+            target = entry.values[0]
             params.append(pytest.param(target, case, id=f"{target}-{case}", marks=entry.marks))
     return params
 
@@ -158,11 +176,18 @@ def run_target(target: Target, case: Case, data: Data, inverse: bool, reduce: st
     return Results(*(t.detach().cpu() for t in (y, logabsdet, grad_x, grad_params)))
 
 
-def check(target: Target, case: Case, inverse: bool, reduce: str) -> None:
-    """Run a case on a target and hold every result to the oracle."""
-    data = make_data(case, inverse, reduce)
-    actual = run_target(target, case, data, inverse, reduce)
+@dataclass(frozen=True)
+class Expected:
+    """What the oracle says of a case: each result, and how far from it one may be."""
 
+    value: Results
+    bound: Results
+
+
+@functools.lru_cache(maxsize=4)  # the directions and reductions of the case that is running
+def expected(case: Case, inverse: bool, reduce: str) -> tuple[Data, Expected]:
+    """The data of a case, and what it must give."""
+    data = make_data(case, inverse, reduce)
     operation, shape = case.operation, case.layout.shape
     params = data.params.expand(*shape, operation.num_params)
     per_element = data.grad_logabsdet
@@ -177,6 +202,7 @@ def check(target: Target, case: Case, inverse: bool, reduce: str) -> None:
 
     shared = () if case.layout.expanded else case.layout.shared
     stored = {"y": case.dtypes[0], "grad_x": case.dtypes[0], "grad_params": case.dtypes[1]}
+    values, bounds = [], []
     for name, value in exact.items():
         bound = ARITHMETIC[name] * eps * getattr(size, name) + CONDITIONING * getattr(moved, name)
         if name == "logabsdet" and reduce == "sum" and len(shape) > 1:
@@ -184,6 +210,15 @@ def check(target: Target, case: Case, inverse: bool, reduce: str) -> None:
             value, bound = value.sum(dim=dims), bound.sum(dim=dims)
         if name == "grad_params" and shared:
             value, bound = (t.sum(dim=shared, keepdim=True) for t in (value, bound))
-        bound = bound + storage(value, stored.get(name, compute))
-        context = f"{target}, {case}, inverse={inverse}, reduce={reduce!r}"
-        assert_within(name, getattr(actual, name), value, bound, context)
+        values.append(value)
+        bounds.append(bound + storage(value, stored.get(name, compute)))
+    return data, Expected(Results(*values), Results(*bounds))
+
+
+def check(target: Target, case: Case, inverse: bool, reduce: str) -> None:
+    """Run a case on a target and hold every result to the oracle."""
+    data, wanted = expected(case, inverse, reduce)
+    actual = run_target(target, case, data, inverse, reduce)
+    context = f"{target}, {case}, inverse={inverse}, reduce={reduce!r}"
+    for name, value in wanted.value.items():
+        assert_within(name, getattr(actual, name), value, getattr(wanted.bound, name), context)

@@ -89,18 +89,19 @@ def movement(
     """
     edge = max(abs(edge) for edge in operation.box)
     signs = torch.randint(0, 2, params.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    signs, moves = signs.to(params.device), _MOVES.to(params.device)
 
     def repeated(cotangent: Tensor) -> Tensor:
         return cotangent.unsqueeze(-1).expand(*cotangent.shape, _MOVES.shape[1])
 
     moved = run_oracle(
         operation,
-        x.unsqueeze(-1) + distance * x.abs().clamp(min=edge).unsqueeze(-1) * _MOVES[0],
+        x.unsqueeze(-1) + distance * x.abs().clamp(min=edge).unsqueeze(-1) * moves[0],
         params.unsqueeze(-2)
-        + (distance * signs * params.abs().clamp(min=1.0)).unsqueeze(-2) * _MOVES[1].unsqueeze(-1),
+        + (distance * signs * params.abs().clamp(min=1.0)).unsqueeze(-2) * moves[1].unsqueeze(-1),
         inverse,
         (repeated(cotangents[0]), repeated(cotangents[1])),
-        (distance, (_MOVES[2:4].mT, _MOVES[4:6].mT)),
+        (distance, (moves[2:4].mT, moves[4:6].mT)),
     )
 
     def total(after: Tensor, before: Tensor, dim: int) -> Tensor:

@@ -16,6 +16,7 @@ _M_PERTURB = -6  # glibc's malloc.h
 # starts from garbage is as visible as an element that is never written. NaN would need the byte 0,
 # which glibc takes for "off".
 _FREED = 0x40
+_GPU_BLOCKS = (1 << 24, *([1 << 17] * 16))  # float32 numbers; below 1 MiB is torch's small pool
 
 
 def _mallopt_perturb(byte: int) -> bool:
@@ -30,8 +31,9 @@ def _mallopt_perturb(byte: int) -> bool:
 def poisoned(device: str = "cpu") -> Iterator[None]:
     """Within it, new memory holds garbage: NaN from torch.empty, -1.5 or so from malloc.
 
-    Two ways, because an operator's C++ side may allocate below ``torch.empty``. On a GPU a large
-    block of NaN is handed back to torch's caching allocator first.
+    Two ways, because an operator's C++ side may allocate below ``torch.empty``. On a GPU blocks of
+    NaN are handed back to torch's caching allocator first, a large one and small ones, which it
+    keeps apart.
     """
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -40,8 +42,8 @@ def poisoned(device: str = "cpu") -> Iterator[None]:
     deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     if device == "cuda":
-        block = torch.full((1 << 24,), float("nan"), device=device)
-        del block
+        blocks = [torch.full((size,), float("nan"), device=device) for size in _GPU_BLOCKS]
+        del blocks
     _mallopt_perturb(_FREED)
     try:
         yield
