@@ -93,7 +93,7 @@ def memory_ratio(row: Row) -> float:
         raise ValueError(f"Row {row.name} has no peak_bytes.")
     workload = workloads.find(row.name)
     workload = replace(workload, shape=row.shape)
-    inputs, outputs = workload.input_bytes, workload.output_bytes
+    inputs, outputs = workload.traffic.inputs, workload.traffic.outputs
     return (inputs + outputs + row.peak_bytes) / (2 * inputs + outputs)
 
 

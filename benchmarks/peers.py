@@ -1,7 +1,7 @@
 """The installed peers, called as their users call them.
 
-Both are optional: ``pip install nflows==0.14 zuko==1.6.0``. A benchmark that wants one that is
-missing leaves it out and says so.
+All are optional: ``pip install nflows==0.14 normflows==1.7.3 zuko==1.6.0``. A benchmark that wants
+one that is missing leaves it out and says so.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-VERSIONS = {"nflows": "0.14", "zuko": "1.6.0"}
+VERSIONS = {"nflows": "0.14", "normflows": "1.7.3", "zuko": "1.6.0"}
+# nflows' spline, and the one that normflows made of it: one signature.
+_SPLINES = {"nflows": "nflows.transforms.splines", "normflows": "normflows.utils.splines"}
 
 Transform = Callable[..., Any]
 
@@ -36,7 +38,8 @@ def version(peer: str) -> str | None:
         return None
 
 
-def nflows_rq_spline(
+def masked_rq_spline(
+    peer: str,
     inputs: Tensor,
     widths: Tensor,
     heights: Tensor,
@@ -45,12 +48,12 @@ def nflows_rq_spline(
     inverse: bool,
     tail_bound: float,
 ) -> tuple[Tensor, Tensor]:
-    """nflows' spline with linear tails: inputs (*,), widths and heights (*, K), derivatives
-    (*, K-1); returns ``(y, logabsdet)`` per element.
+    """The spline of nflows or normflows with linear tails: inputs (*,), widths and heights (*, K),
+    derivatives (*, K-1); returns ``(y, logabsdet)`` per element.
 
     It is not compiled: its boolean masks give shapes that depend on the data.
     """
-    splines = _load("nflows", "nflows.transforms.splines")
+    splines = _load(peer, _SPLINES[peer])
     result: tuple[Tensor, Tensor] = splines.unconstrained_rational_quadratic_spline(
         inputs,
         widths,

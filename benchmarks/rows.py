@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -53,10 +54,12 @@ KEYS = tuple(item.name for item in fields(Row))
 
 
 def write_json(path: Path, machine: dict[str, Any], rows: Sequence[Row], **more: Any) -> None:
-    """Write ``{"machine": …, "rows": […], **more}``."""
+    """Write ``{"machine": …, "rows": […], **more}``; the file is never there in part."""
     record = {"machine": machine, "rows": [asdict(row) for row in rows], **more}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(unfinished, path)
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -7,6 +7,7 @@ all alike; the median over the rounds is reported with its interquartile range.
 
 from __future__ import annotations
 
+import functools
 import gc
 import statistics
 import sys
@@ -14,10 +15,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 Function = Callable[[], object]
+Timed = TypeVar("Timed", bound=Function)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def spread(samples: Sequence[float]) -> float:
 
 
 def alternate(
-    functions: Mapping[str, Function],
+    functions: Mapping[str, Timed],
     *,
     seconds: float = 5.0,
     min_rounds: int = 5,
@@ -58,6 +61,7 @@ def alternate(
     warmup: int = 3,
     min_sample: float = 2e-3,
     clock: Callable[[], float] = time.perf_counter,
+    sampler: Callable[[Timed, int], float] | None = None,
 ) -> dict[str, Timing]:
     """Time the functions in alternation.
 
@@ -70,6 +74,8 @@ def alternate(
         min_sample: a function faster than this many seconds is called in a loop, and a sample is
             the loop's time over its length.
         clock: the clock, in seconds.
+        sampler: takes a sample of a function and a number of calls of it, in seconds a call,
+            where ``clock`` cannot: work on a GPU goes on after the call.
 
     Returns:
         A :class:`Timing` for each function.
@@ -92,14 +98,18 @@ def alternate(
     for _ in range(max(1, warmup)):
         for function in functions.values():
             function()
-    calls = {name: _calls_for(function, min_sample, clock) for name, function in functions.items()}
+    sample = sampler or functools.partial(sample_by, clock)
+    calls = {
+        name: _calls_for(functools.partial(sample, function), min_sample)
+        for name, function in functions.items()
+    }
     samples: dict[str, list[float]] = {name: [] for name in functions}
     compiled_before = _compiled_graphs()
     with _no_garbage_collection():
         begin = clock()
         while len(samples[next(iter(functions))]) < max_rounds:
             for name, function in functions.items():
-                samples[name].append(_sample(function, calls[name], clock))
+                samples[name].append(sample(function, calls[name]))
             rounds = len(samples[name])
             if rounds >= min_rounds and clock() - begin >= seconds:
                 break
@@ -122,18 +132,18 @@ def copy_of(num_bytes: int) -> Function:
     return lambda: target.copy_(source)
 
 
-def _sample(function: Function, calls: int, clock: Callable[[], float]) -> float:
+def sample_by(clock: Callable[[], float], function: Function, calls: int) -> float:
+    """Seconds a call of a loop of calls."""
     begin = clock()
     for _ in range(calls):
         function()
     return (clock() - begin) / calls
 
 
-def _calls_for(function: Function, min_sample: float, clock: Callable[[], float]) -> int:
+def _calls_for(sample: Callable[[int], float], min_sample: float) -> int:
     calls = 1
     while calls < 1 << 20:
-        elapsed = _sample(function, calls, clock) * calls
-        if elapsed >= min_sample:
+        if sample(calls) * calls >= min_sample:
             break
         calls *= 2
     return calls

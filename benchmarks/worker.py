@@ -25,7 +25,7 @@ _PRIMED_INPUTS = 12
 def time_workload(workload: workloads.Workload, policy: str, seconds: float) -> dict[str, Any]:
     """A row (without peak memory) and the competitors that were left out, with the reason."""
     if policy == "keeping":
-        allocator.prime(_PRIMED_INPUTS * workload.input_bytes)
+        allocator.prime(_PRIMED_INPUTS * workload.traffic.inputs)
     case = workloads.prepare(workload)
     workloads.check_agreement(case)
     times = timing.alternate(

@@ -79,6 +79,20 @@ def test_fast_functions_are_timed_in_a_loop() -> None:
     assert times["fast"].median == pytest.approx(1e-5)
 
 
+def test_a_sampler_stands_in_for_the_clock() -> None:
+    counts: list[int] = []
+
+    def sampler(function: Callable[[], None], calls: int) -> float:
+        counts.append(calls)
+        return 3.0 / calls
+
+    times = timing.alternate(
+        {"a": lambda: None}, seconds=0.0, min_rounds=4, min_sample=0.0, sampler=sampler
+    )
+    assert times["a"].samples == (3.0,) * 4
+    assert counts == [1] * 5
+
+
 def test_time_is_kept_to() -> None:
     clock = Clock()
     times = timing.alternate(
@@ -287,7 +301,8 @@ def test_every_target_has_its_workload_and_competitor() -> None:
 
 def test_memory_target_counts_cotangents_above_the_line_only() -> None:
     workload = workloads.find("modified_rq.train")
-    row = _row("modified_rq.train", peak_bytes=workload.input_bytes + workload.output_bytes)
+    traffic = workload.traffic
+    row = _row("modified_rq.train", peak_bytes=traffic.inputs + traffic.outputs)
     # x, params and their gradients 5 + 5, y 1, cotangent of y 1: 12 alive, 11 below the line.
     assert foundation.memory_ratio(row) == pytest.approx(12 / 11, rel=1e-4)
 

@@ -1,0 +1,178 @@
+"""Measure the GPU kernels: one command of at most eight minutes.
+
+The card's own copy bandwidth comes first; then every operation, direction, dtype and shape by both
+backends, checked against the float64 reference and timed beside PyTorch and the installed peers;
+a short table of the targets comes last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import robustflow
+from benchmarks.gpu import card, preferences, report, targets
+from benchmarks.gpu.calls import AGAINST
+from benchmarks.gpu.meter import CudaMeter, HostMeter, Meter
+from benchmarks.gpu.plan import FULL, QUICK, REHEARSAL, Task, plan
+from benchmarks.gpu.predictions import Predictions
+from benchmarks.gpu.suite import Budget, Suite
+from benchmarks.rows import write_json
+
+# Of eight minutes: the rest is for starting up and for the last task, should it take longer.
+_BUDGET_S = 450.0
+_QUICK_BUDGET_S = 75.0
+_CASE_S = {FULL: 0.4, QUICK: 0.2, REHEARSAL: 0.005}
+_BACKENDS = {"cuda": preferences.BACKENDS, "cpu": ("cpu", "reference")}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.seconds is None:
+        options.seconds = _QUICK_BUDGET_S if options.quick else _BUDGET_S
+    budget = Budget(options.seconds)
+    device = torch.device(options.device)
+    try:
+        backends = _backends(device)
+        _check_preferences_wanted(options.write_preferences, backends)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 2
+    against = [name for name in options.against.split(",") if name]
+    if unknown := sorted(set(against) - set(AGAINST)):
+        parser.error(f"--against knows {', '.join(AGAINST)}, got {', '.join(unknown)}")
+    on_gpu = device.type == "cuda"
+    scale = REHEARSAL if not on_gpu else QUICK if options.quick else FULL
+    tasks = plan(scale, options.filter, against)
+    if not tasks:
+        parser.error(
+            f"no case's name contains {options.filter!r}; names are such as "
+            f"{plan(FULL)[0].case.name}"
+        )
+    description = card.describe(device)
+    predictions = Predictions(description["card"]["name"])
+    states = {"before": card.state(device)}
+    print(report.headline(description, states["before"]), flush=True)
+    meter = _meter(device)
+    copies = card.copy_speeds(
+        meter, card.COPIES if on_gpu else card.REHEARSED_COPIES, _CASE_S[scale]
+    )
+    print(report.copies(copies), flush=True)
+    suite = Suite(
+        description["card"]["name"],
+        backends,
+        meter,
+        card.best_copy(copies),
+        predictions,
+        _CASE_S[scale],
+        secrets.randbelow(2**31) if options.seed is None else options.seed,
+    )
+    results = suite.results
+
+    def verdicts() -> list[targets.Verdict]:
+        return targets.judge(results.rows, on_gpu, options.filter)
+
+    def write(complete: bool) -> None:
+        if options.json is None:
+            return
+        more: dict[str, Any] = {
+            "gpu_measurement": on_gpu,
+            "scale": scale,
+            "complete": complete,
+            "seconds": budget.spent,
+            "budget_seconds": budget.seconds,
+            "seed": suite.seed,
+            "states": states,
+            "copies": copies,
+            "copy_bytes_per_s": suite.copy_bytes_per_s,
+            "targets": targets.as_json(verdicts()),
+            "wrong": results.wrong,
+            "failed": results.failed,
+            "left_out": results.left_out,
+            "not_measured": results.not_measured,
+        }
+        write_json(options.json, description, results.rows, **more)
+
+    def done(task: Task) -> None:
+        # After every task, so that a run that is cut short leaves what it measured.
+        print(f"{budget.spent:5.0f} s  {task.name}", flush=True)
+        write(complete=False)
+
+    suite.run(tasks, budget, done)
+    states["after"] = card.state(device)
+    write(complete=True)
+    print("\n" + report.measured(results.rows))
+    print("\n" + "\n".join(filter(None, (predictions.missing, report.notes(results)))))
+    if options.write_preferences:
+        rules = preferences.make_rules(results.rows)
+        preferences.write(rules)
+        print(f"\n{len(rules)} rules written for backend 'auto'.")
+    print("\n" + report.targets(verdicts()))
+    print(f"\n{len(results.rows)} rows in {budget.spent:.0f} s on: {suite.device_name}.")
+    return int(bool(results.wrong or results.failed))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    add = parser.add_argument
+    add("--quick", action="store_true", help="8 M elements at most, and little more than a minute")
+    add("--filter", default="", metavar="TEXT", help="only cases whose name contains this")
+    add(
+        "--against",
+        default=",".join(AGAINST),
+        metavar="NAMES",
+        help="what to compare with, of %(default)s",
+    )
+    add("--seconds", type=float, help=f"the budget of time; {_BUDGET_S:g} without --quick")
+    add("--seed", type=int, help="of the inputs; a fresh one by default")
+    add("--json", type=Path, metavar="FILE", help="write the rows, verdicts and card here")
+    add(
+        "--write-preferences",
+        action="store_true",
+        help="write which backend was faster where into robustflow's preferences.json",
+    )
+    # For tests of this suite: tiny tensors on the CPU, and no figure that is a GPU's.
+    add("--device", default="cuda", choices=tuple(_BACKENDS), help=argparse.SUPPRESS)
+    return parser
+
+
+def _backends(device: torch.device) -> list[str]:
+    """Those that can serve the device; RuntimeError, with the reasons, where none can."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(
+            "This measures a GPU, and torch sees none: run it where nvidia-smi lists one and torch "
+            f"was built with CUDA (this is torch {torch.__version__}). For CPUs there is "
+            "`python -m benchmarks.foundation`."
+        )
+    reasons = robustflow.backends()
+    usable = [name for name in _BACKENDS[device.type] if reasons[name] is True]
+    if not usable:
+        why = " ".join(f"{name}: {reasons[name]}" for name in _BACKENDS[device.type])
+        raise RuntimeError(f"No backend of robustflow can be measured here. {why}")
+    for name in _BACKENDS[device.type]:
+        if name not in usable:
+            print(f"Not measured: backend {name}. {reasons[name]}", flush=True)
+    return usable
+
+
+def _check_preferences_wanted(wanted: bool, backends: Sequence[str]) -> None:
+    if wanted and not set(preferences.BACKENDS) <= set(backends):
+        raise RuntimeError(
+            "--write-preferences compares the cuda and triton backends, and both are needed for "
+            f"it; here there is {' and '.join(backends)}. `robustflow doctor` says why."
+        )
+
+
+def _meter(device: torch.device) -> Meter:
+    return CudaMeter(device, card.cache_bytes(device)) if device.type == "cuda" else HostMeter()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

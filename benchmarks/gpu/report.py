@@ -1,0 +1,93 @@
+"""The tables: every row, then, last and short, the targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.gpu.row import GpuRow
+from benchmarks.gpu.suite import Results
+from benchmarks.gpu.targets import COPY, Verdict
+from benchmarks.rows import duration, table
+
+
+def headline(description: dict[str, Any], state: dict[str, str]) -> str:
+    card = description["card"]
+    versions = ", ".join(
+        f"{name} {card.get(name) or 'none'}" for name in ("driver", "cuda", "triton")
+    )
+    lines = [f"{card['name']}: torch {description['torch']}, {versions}"]
+    lines += [", ".join(f"{name} {value}" for name, value in state.items())] if state else []
+    return "\n".join(lines)
+
+
+def copies(speeds: Sequence[dict[str, float]]) -> str:
+    lines = [
+        [
+            f"{speed['bytes'] / 2**20:.0f} MiB",
+            duration(speed["median_s"]),
+            f"{speed['spread']:.1%}",
+            f"{speed['bytes_per_s'] / 1e9:.4g}",
+        ]
+        for speed in speeds
+    ]
+    return table(["copy, read and written", "median", "spread", "GB/s"], lines)
+
+
+def measured(rows: Sequence[GpuRow]) -> str:
+    """Every row. ``floor`` is the measured fraction of the copy's speed, ``predicted`` the one that
+    was foretold; a small case's latency has no such fraction."""
+    lines = [
+        [
+            row.name,
+            row.backend,
+            duration(row.median_s),
+            f"{row.spread:.1%}",
+            f"{row.elements_per_s / 1e9:.3g}",
+            "-" if row.timing == "latency" else f"{row.floor_fraction:.0%}",
+            "-" if row.predicted_fraction is None else f"{row.predicted_fraction:.0%}",
+            row.predicted_bound or "-",
+            "-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}",
+            "-" if row.graph_s is None else duration(row.graph_s),
+            ", ".join(f"{ratio:.3g}x {who}" for who, ratio in row.ratio.items()),
+        ]
+        for row in rows
+    ]
+    header = ["case", "backend", "median", "spread", "G el/s", "floor", "predicted", "bound"]
+    return table([*header, "peak MiB", "in a graph", "ratios"], lines)
+
+
+def notes(results: Results) -> str:
+    """What there is no row or ratio of, and why."""
+    titles = {
+        "Wrong, so no speed is reported": results.wrong,
+        "Failed": results.failed,
+        "Left out": results.left_out,
+        "Not measured": results.not_measured,
+    }
+    return "\n".join(
+        f"{title}: {name}: {reason}"
+        for title, items in titles.items()
+        for name, reason in items.items()
+    )
+
+
+def targets(verdicts: Sequence[Verdict]) -> str:
+    if not verdicts:
+        return "No target is about these cases."
+    lines = [
+        [
+            verdict.target,
+            verdict.backend or "-",
+            "-" if verdict.value is None else _value(verdict),
+            verdict.word,
+            verdict.why,
+        ]
+        for verdict in verdicts
+    ]
+    return table(["target", "backend", "measured", "verdict", ""], lines)
+
+
+def _value(verdict: Verdict) -> str:
+    assert verdict.value is not None
+    return f"{verdict.value:.1%}" if verdict.measure == COPY else f"{verdict.value:.3g}x"

@@ -1,0 +1,49 @@
+"""What is measured of a case: a row of the JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from benchmarks.rows import Row
+
+
+@dataclass(frozen=True)
+class GpuRow(Row):
+    """A case by one backend: the keys of :class:`benchmarks.rows.Row`, and these.
+
+    ``dtype`` is that of x alone, ``allocator`` is torch's own on a GPU, ``floor_fraction`` is
+    relative to the card's best copy, and ``ratio`` may be of a smaller shape: see
+    ``ratio_elements``.
+
+    Attributes:
+        device: the card's name, or that this was a rehearsal on a CPU.
+        backend: of robustflow.
+        layout: ``planar`` or ``rows``.
+        parameter_dtype: of the parameters.
+        scale: ``full``, or why the shape is smaller.
+        timing: ``cold`` (device time of one call, its inputs not in the cache) or ``latency`` (of
+            calls in a row, with the work of launching them).
+        graph_s: seconds a call inside a CUDA graph, of small cases; None where it was not taken.
+        ratio_elements: contestant to the elements of the shape at which it was timed with ours.
+        predicted_fraction, predicted_bound: the fraction of the floor that the ahead-of-time
+            analysis of the kernels predicts, and what it says binds them; None without one.
+    """
+
+    device: str = ""
+    backend: str = ""
+    layout: str = ""
+    parameter_dtype: str = ""
+    scale: str = "full"
+    timing: str = "cold"
+    graph_s: float | None = None
+    ratio_elements: dict[str, int] = field(default_factory=dict)
+    predicted_fraction: float | None = None
+    predicted_bound: str | None = None
+
+
+def fastest(rows: Sequence[GpuRow], name: str) -> GpuRow | None:
+    """The faster backend's row of a case: what "auto" can have."""
+    return min(
+        (row for row in rows if row.name == name), key=lambda row: row.median_s, default=None
+    )

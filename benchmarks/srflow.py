@@ -1,0 +1,421 @@
+"""The published super-resolution network with the couplings of `robustflow.compat.srflow`.
+
+    python -m benchmarks.srflow [--kind modified_rq|affine|reparam ...] [--allocator NAME ...]
+                                [--json FILE] [--quick]
+
+The network has the published 4x shape: 160 x 160 pixels, three levels of 16 steps (12 channels at
+80 x 80, 24 at 40 x 40, 96 at 20 x 20) and 320 conditioning channels; the encoder is left out, and
+so is the learned scale of the latents that leave after the first level. Three designs of one
+network are timed, with the same weights:
+
+- ``robustflow``: the couplings of :mod:`robustflow.compat.srflow`;
+- ``free``: the same, with a transform that does nothing but keep the parameters' gradient alive;
+- ``published``: one convolution of the concatenation, unfolded actnorms, the transform in plain
+  PyTorch (`benchmarks.eager`, without the published code's masks, which would be slower).
+
+A training step is encoding, the likelihood and its gradients for all weights and the features.
+"Ten samples" of one condition are ten decodings within ``condition_once``, the projection
+included, or one decoding of ten latents; the published design takes ten times one decoding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import allocator, eager, machine, timing
+from benchmarks.rows import duration, table, write_json
+from robustflow.compat import srflow
+from robustflow.nn import ActNorm, InvertibleConv1x1, Squeeze
+
+KINDS: dict[str, Any] = {
+    "modified_rq": srflow.CondRQsplineSeparatedAndCond,
+    "affine": srflow.CondAffineSeparatedAndCond,
+    "reparam": srflow.CondAffineReparamSeparatedAndCond,
+}
+DESIGNS = ("robustflow", "free", "published")
+SAMPLES = 10
+TARGET_OF_FREE = 1.1  # sampling and training take at most this much of the free transform's time
+TARGET_ONCE = 5.0  # ten samples, one by one, at least this much faster than the published design
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of the network and its picture."""
+
+    pixels: int = 160
+    steps: int = 16
+    features: int = 320
+    seconds: float = 60.0
+
+
+QUICK = Shape(pixels=16, steps=2, features=16, seconds=0.3)
+
+
+@dataclass(frozen=True)
+class Free:
+    """A transform that costs nothing: z as it is; the parameters stay in the graph."""
+
+    num_params: int
+
+    def __call__(
+        self, x: Tensor, params: Tensor, *, inverse: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        return x, params.flatten(1)[:, 0].expand(x.shape[0])
+
+
+@dataclass(frozen=True)
+class Eager:
+    """The same transform in plain PyTorch."""
+
+    transform: Any
+
+    @property
+    def num_params(self) -> int:
+        return self.transform.num_params
+
+    def __call__(
+        self, x: Tensor, params: Tensor, *, inverse: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        if self.num_params == 4:
+            interval = self.transform.interval
+            return eager.modified_rq_spline(x, params, inverse=inverse, interval=interval)
+        if not self.transform.reciprocal:
+            return eager.conditional_affine(x, params, inverse=inverse)
+        # 1/s for s: (x + shift) / s and back, which are not the affine's own two directions.
+        shift, logit = params.unflatten(1, (-1, 2)).unbind(2)
+        s = torch.sigmoid(logit + 2) + self.transform.eps
+        logabsdet = torch.log(s).flatten(1).sum(1)
+        return (x * s - shift, logabsdet) if inverse else ((x + shift) / s, -logabsdet)
+
+
+def published_net(net: nn.Sequential, x: Tensor) -> Tensor:
+    """A conditioner as published, on the weights of ours."""
+    convolve = torch.nn.functional.conv2d
+    for index, padding in ((0, 1), (2, 0)):
+        layer: Any = net[index]
+        x = convolve(x, layer.weight, padding=padding)
+        x = torch.relu((x + layer.actnorm.bias) * torch.exp(layer.actnorm.logs))
+    head: Any = net[4]
+    return convolve(x, head.weight, head.bias, padding=1) * torch.exp(3 * head.logs)
+
+
+class Published(nn.Module):
+    """One of our couplings in the published design, without the std-conditional step."""
+
+    def __init__(self, coupling: Any) -> None:
+        super().__init__()
+        self.coupling = coupling
+        self.transform = Eager(coupling.transform)
+
+    def forward(
+        self, input: Tensor, logdet: Tensor, reverse: bool, ft: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        z = input
+
+        def inject() -> tuple[Tensor, Tensor]:
+            return self.transform(z, published_net(self.coupling.fFeatures, ft), inverse=reverse)
+
+        def couple() -> tuple[Tensor, Tensor]:
+            kept = self.coupling.kept_channels
+            z1, z2 = z[:, :kept], z[:, kept:]
+            params = published_net(self.coupling._net(), torch.cat([z1, ft], dim=1))
+            y2, change = self.transform(z2, params, inverse=reverse)
+            return torch.cat([z1, y2], dim=1), change
+
+        for step in (couple, inject) if reverse else (inject, couple):
+            z, change = step()
+            logdet = logdet + change
+        return z, logdet
+
+
+class Level(nn.Module):
+    """Squeeze, two steps without a coupling, then steps of actnorm, 1x1 and coupling."""
+
+    def __init__(self, channels: int, steps: int, make: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.squeeze = Squeeze()
+        self.layers = nn.ModuleList()
+        for index in range(steps + 2):
+            self.layers += [ActNorm(channels), InvertibleConv1x1(channels)]
+            if index >= 2:
+                self.layers.append(make(channels))
+
+    def forward(
+        self, z: Tensor, logdet: Tensor, ft: Tensor, reverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        if not reverse:
+            z = self.squeeze(z)[0]
+        for layer in reversed(self.layers) if reverse else self.layers:
+            if isinstance(layer, ActNorm | InvertibleConv1x1):
+                z, change = layer(z, inverse=reverse)
+                logdet = logdet + change
+            else:
+                z, logdet = layer(z, logdet, reverse, ft)
+        return (self.squeeze(z, inverse=True)[0] if reverse else z), logdet
+
+
+class Network(nn.Module):
+    """Three levels; six of the first one's twelve channels leave after it."""
+
+    channels = (12, 24, 96)
+
+    def __init__(self, shape: Shape, kind: str, design: str) -> None:
+        super().__init__()
+        opt = {"network_G": {"flow": {"conditionInFeaDim": shape.features}}}
+
+        def make(channels: int) -> nn.Module:
+            coupling = KINDS[kind](channels, opt, std_mode=False)
+            if design == "published":
+                return Published(coupling)
+            if design == "free":
+                coupling.transform = Free(coupling.transform.num_params)
+            return coupling
+
+        self.levels = nn.ModuleList(Level(each, shape.steps, make) for each in self.channels)
+
+    def encode(self, x: Tensor, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        logdet, left = x.new_zeros(len(x)), []
+        for index, (level, ft) in enumerate(zip(self.levels, features, strict=True)):
+            x, logdet = level(x, logdet, ft, False)
+            if index == 0:
+                x, latent = x.chunk(2, dim=1)
+                left.append(latent)
+        return [*left, x], logdet
+
+    def decode(self, latents: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:
+        left, z = latents
+        logdet = z.new_zeros(len(z))
+        for index in (2, 1, 0):
+            if index == 0:
+                z = torch.cat([z, left], dim=1)
+            z, logdet = self.levels[index](z, logdet, features[index], True)
+        return z
+
+
+def networks(shape: Shape, kind: str) -> dict[str, Network]:
+    """The three designs, with the same weights: of a network after training, in size."""
+    made = {design: Network(shape, kind, design).eval() for design in DESIGNS}
+    ours = made["robustflow"]
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            if ".4." in name:  # zero at first
+                parameter.copy_(0.01 * torch.randn_like(parameter))
+    for network in made.values():
+        for mine, other in zip(ours.parameters(), network.parameters(), strict=True):
+            other.data.copy_(mine)
+        for kept, same in zip(ours.buffers(), network.buffers(), strict=True):
+            same.copy_(kept)
+    return made
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed: one network's work on one picture, or ten samples of it."""
+
+    network: Network
+    x: Tensor
+    latents: list[Tensor]
+    features: list[Tensor]
+
+    @torch.no_grad()
+    def sample(self) -> Tensor:
+        return self.network.decode(self.latents, self.features)
+
+    def train(self) -> tuple[Tensor, ...]:
+        latents, logdet = self.network.encode(self.x, self.features)
+        loss = sum((latent.square().sum() for latent in latents), -2 * logdet.sum()) / 2
+        leaves = [*self.network.parameters(), *self.features]
+        used = torch.autograd.grad(loss, leaves, allow_unused=True)
+        return tuple(gradient for gradient in used if gradient is not None)
+
+    @torch.no_grad()
+    def one_by_one(self) -> Tensor:
+        with srflow.condition_once():
+            return torch.cat([self.sample() for _ in range(SAMPLES)])
+
+    @torch.no_grad()
+    def batch(self) -> Tensor:
+        many = [latent.expand(SAMPLES, *latent.shape[1:]).contiguous() for latent in self.latents]
+        return self.network.decode(many, self.features)
+
+
+def cases(shape: Shape, kind: str) -> dict[str, Case]:
+    size = shape.pixels
+    latents = [torch.randn(1, 6, size // 2, size // 2), torch.randn(1, 96, size // 8, size // 8)]
+    features = [
+        torch.randn(1, shape.features, size // side, size // side).requires_grad_()
+        for side in (2, 4, 8)
+    ]
+    x = torch.randn(1, 3, size, size)
+    return {
+        name: Case(network, x, latents, features) for name, network in networks(shape, kind).items()
+    }
+
+
+def check_agreement(made: Mapping[str, Case]) -> None:
+    """Raises RuntimeError where ours and the published design differ, gradients included."""
+    ours, published = made["robustflow"], made["published"]
+    pairs = [("samples", ours.sample(), published.sample())]
+    pairs += [("samples, condition once", ours.one_by_one()[-1:], published.sample())]
+    pairs += [("samples, as a batch", ours.batch()[-1:], published.sample())]
+    pairs += [
+        ("gradients", mine, other)
+        for mine, other in zip(ours.train(), published.train(), strict=True)
+    ]
+    for what, mine, other in pairs:
+        error = float((mine - other).norm() / other.norm().clamp(min=1e-6))
+        if not error < 1e-2:
+            raise RuntimeError(f"The published design's {what} differ by {error:.1e}.")
+
+
+def measure(shape: Shape, kind: str) -> dict[str, Any]:
+    """Median seconds and spread of every case, and the shares of where ours takes its time."""
+    torch.manual_seed(0)
+    made = cases(shape, kind)
+    check_agreement(made)
+    groups: dict[str, dict[str, timing.Function]] = {
+        "sampling": {name: case.sample for name, case in made.items()},
+        "training": {name: case.train for name, case in made.items()},
+        "ten samples": {
+            f"{name}, {way}": getattr(made[name], way)
+            for way in ("one_by_one", "batch")
+            for name in ("robustflow", "free")
+        },
+    }
+    groups["ten samples"]["published, a tenth"] = made["published"].sample
+    seconds: dict[str, dict[str, dict[str, float]]] = {}
+    for group, functions in groups.items():
+        times = timing.alternate(functions, seconds=shape.seconds, min_rounds=3, warmup=1)
+        seconds[group] = {
+            name: {"median_s": each.median, "spread": each.spread} for name, each in times.items()
+        }
+    ours = made["robustflow"]
+    parts = {"sampling": ours.sample, "training": ours.train, "ten samples": ours.one_by_one}
+    shares = {name: breakdown(part, shape.features) for name, part in parts.items()}
+    return {"kind": kind, "shape": asdict(shape), "seconds": seconds, "shares": shares}
+
+
+_PARTS = {  # an operator's name, or the beginning of it, to the part of the work it belongs to
+    "robustflow::": "transforms",
+    "aten::bmm": "1x1 mixing",
+    "aten::mm": "1x1 mixing",
+    "aten::linalg_": "1x1 mixing",
+    "aten::cat": "copies",
+    "aten::copy_": "copies",
+    "aten::clone": "copies",
+}
+
+
+def breakdown(function: Callable[[], object], features: int) -> dict[str, float]:
+    """Part of the work to its share of the time of all operators, by their own time.
+
+    Convolutions are told apart by whether they read the features; "elementwise and other" holds
+    sums of gradients, actnorms and ReLUs. Python between the operators is not in it.
+    """
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        function()
+    spent: Counter[str] = Counter()
+    for event in profiler.events():
+        spent[_part(event.name, event.input_shapes or [], features)] += event.self_cpu_time_total
+    return {part: time / spent.total() for part, time in spent.most_common()}
+
+
+def _part(name: str, shapes: Sequence[Any], features: int) -> str:
+    if "conv" in name:
+        reads = [each[1] for each in shapes[:3] if len(each) == 4]
+        return "convolutions of features" if features in reads else "other convolutions"
+    for beginning, part in _PARTS.items():
+        if name.startswith(beginning):
+            return part
+    return "elementwise and other"
+
+
+def verdicts(result: Mapping[str, Any]) -> dict[str, tuple[float, bool]]:
+    """The ratios that have a target, and whether they meet it."""
+
+    def median(group: str, name: str) -> float:
+        return result["seconds"][group][name]["median_s"]
+
+    found = {}
+    for group in ("sampling", "training"):
+        ratio = median(group, "robustflow") / median(group, "free")
+        found[f"{group}: time over the free transform's"] = (ratio, ratio <= TARGET_OF_FREE)
+    published = SAMPLES * median("ten samples", "published, a tenth")
+    for way in ("one_by_one", "batch"):
+        ratio = published / median("ten samples", f"robustflow, {way}")
+        found[f"ten samples, {way}: times faster than published"] = (ratio, ratio >= TARGET_ONCE)
+    return found
+
+
+def report(result: Mapping[str, Any]) -> str:
+    lines = [
+        [group, name, duration(each["median_s"]), f"{each['spread']:.0%}"]
+        for group, times in result["seconds"].items()
+        for name, each in times.items()
+    ]
+    shares = [
+        [group, part, f"{share:.1%}"]
+        for group, parts in result["shares"].items()
+        for part, share in parts.items()
+    ]
+    targets = [
+        [name, f"{ratio:.2f}", "met" if met else "MISSED"]
+        for name, (ratio, met) in verdicts(result).items()
+    ]
+    return "\n\n".join(
+        (
+            f"{result['kind']}, {result['allocator']} allocator",
+            table(["case", "who", "median", "spread"], lines),
+            table(["case", "part", "share"], shares),
+            table(["target", "value", ""], targets),
+        )
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--kind", nargs="+", choices=KINDS, default=["modified_rq", "affine"])
+    parser.add_argument(
+        "--allocator", nargs="+", choices=("default", "keeping"), default=["default"]
+    )
+    parser.add_argument("--seconds", type=float, help="a group of cases, beyond warm-up")
+    parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument("--quick", action="store_true", help="a tiny network: a rehearsal")
+    given = parser.parse_args(arguments)
+    shape = QUICK if given.quick else Shape()
+    if given.seconds is not None:
+        shape = replace(shape, seconds=given.seconds)
+    results = []
+    for policy in given.allocator:
+        for kind in given.kind:
+            work = json.dumps({"shape": asdict(shape), "kind": kind})
+            result = allocator.run(policy, "benchmarks.srflow", ["--worker", work])
+            results.append({**result, "allocator": policy})
+            print(report(results[-1]), end="\n\n", flush=True)
+            if given.json:
+                write_json(given.json, machine.describe(), [], srflow=results)
+
+
+def worker(work: str, file: str) -> None:
+    """One kind in this process, under the allocator that it was started with."""
+    given = json.loads(work)
+    result = measure(Shape(**given["shape"]), given["kind"])
+    Path(file).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        worker(*sys.argv[2:])
+    else:
+        main()
