@@ -57,6 +57,7 @@ template <bool inverse, class V, class T, class Compute, class LogSlope>
 ROBUSTFLOW_FN void transform_block(const Block<T>& block, Compute&& compute, LogSlope&& log_slope) {
   T *y = block.out[0].data, *logabsdet = block.out[1].data;
   LogProduct<V> product;
+  int factors = 0;
   for (std::int64_t i = 0; i < block.size; i += V::lanes) {
     auto out = compute(i);
     out.value.store(y + i);
@@ -70,6 +71,10 @@ ROBUSTFLOW_FN void transform_block(const Block<T>& block, Compute&& compute, Log
       out.slope = select(counts, out.slope, V(1));
     }
     product.multiply(out.slope);
+    if (++factors == product.kMostFactors) {
+      product.fold();
+      factors = 0;
+    }
   }
   if (!logabsdet) *block.logabsdet_sum += inverse ? -sum_of(product) : sum_of(product);
 }

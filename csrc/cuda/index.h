@@ -38,8 +38,8 @@ struct View {
   std::int64_t plane_stride = 0;
 };
 
-template <class S>
-ROBUSTFLOW_DEVICE S* at(const View& view, std::int64_t offset) {
+template <class S, class Offset>
+ROBUSTFLOW_DEVICE S* at(const View& view, Offset offset) {
   return reinterpret_cast<S*>(view.data) + offset;
 }
 
@@ -60,15 +60,20 @@ ROBUSTFLOW_DEVICE std::int64_t offset_of(const Space& space, const View& view, s
   return offset;
 }
 
-// The same for several tensors at once.
-template <int COUNT>
+// The same for all tensors of a call at once, in 32 bits: where fits_32_bits() says so.
+template <int INPUTS, int OUTPUTS>
 struct Offsets {
-  std::int64_t of[COUNT] = {};
+  std::uint32_t in[INPUTS] = {}, out[OUTPUTS] = {};
 
-  ROBUSTFLOW_DEVICE Offsets(const Space& space, const View (&views)[COUNT], std::uint32_t e) {
+  ROBUSTFLOW_DEVICE Offsets(const Space& space, const View (&inputs)[INPUTS],
+                            const View (&outputs)[OUTPUTS], std::uint32_t e) {
     for_coordinates(space, e, [&](std::uint32_t i, int d) {
 #pragma unroll
-      for (int v = 0; v < COUNT; ++v) of[v] += views[v].stride[d] * i;
+      for (int v = 0; v < INPUTS; ++v) in[v] += static_cast<std::uint32_t>(inputs[v].stride[d]) * i;
+#pragma unroll
+      for (int v = 0; v < OUTPUTS; ++v) {
+        out[v] += static_cast<std::uint32_t>(outputs[v].stride[d]) * i;
+      }
     });
   }
 };

@@ -67,6 +67,9 @@ bool plan_planes(Params& p, const Problem& problem, const Piece& piece, int opti
   for (int i = 1; i < optional; ++i) {
     if (p.in[i].dtype != p.in[1].dtype) return false;
   }
+  for (const View* view : views) {
+    if (!fits_32_bits(*view, p.space)) return false;
+  }
   for (const View& view : p.in) {
     if (&view - p.in >= optional && view.stride[p.space.dims - 1] == 0) continue;
     if (!aligned(view, p.space, vector)) return false;

@@ -2,7 +2,7 @@
 
 namespace robustflow {
 
-std::int64_t cuda::largest_launch = std::int64_t(1) << 30;
+std::int64_t cuda::largest_launch = std::int64_t(1) << 29;
 
 inline namespace ROBUSTFLOW_ISA {
 namespace {
@@ -109,6 +109,12 @@ Tiling tiles_of(Index samples, Index length, Index tile) {
   tiling.per_sample = Divisor(per_sample);
   tiling.tiles = static_cast<std::uint32_t>(samples * per_sample);
   return tiling;
+}
+
+bool fits_32_bits(const View& view, const Space& space) {
+  Index last = (view.planes - 1) * view.plane_stride;
+  for (int d = 0; d < space.dims; ++d) last += (space.size[d].value - 1) * view.stride[d];
+  return last < Index(1) << 32;
 }
 
 bool aligned(const View& view, const Space& space, int width) {

@@ -32,6 +32,9 @@ Space number(const Order& order, const std::vector<View*>& views);
 // Tiles of at most `tile` elements, each within one of the samples of this length.
 Tiling tiles_of(std::int64_t samples, std::int64_t length, std::int64_t tile);
 
+// Whether all offsets into a view, in elements, are below 2^32.
+bool fits_32_bits(const View& view, const Space& space);
+
 // Whether `width` neighbours of a view lie side by side, aligned for 16-byte accesses.
 bool aligned(const View& view, const Space& space, int width);
 

@@ -15,6 +15,7 @@ inline constexpr int kPlanesThreads = 256;
 inline constexpr int kPlanesBlocks = 2;
 // Vectors of a thread in a tile: one logarithm, and one reduction, for all their elements.
 inline constexpr int kPlanesVectors = 4;
+static_assert(kPlanesVectors * 16 / sizeof(bfloat16) <= LogProduct<Single>::kMostFactors);
 
 // Elements of a thread: as many as 16 bytes of the narrower type hold.
 template <class X, class P>
@@ -115,11 +116,15 @@ struct Packed {
 
 // A cotangent, which may be absent, or one for all neighbours.
 template <int N, class S>
-ROBUSTFLOW_DEVICE Packed<S, N> load_cotangent(const View& view, std::int64_t offset, int inner) {
+ROBUSTFLOW_DEVICE Packed<S, N> load_cotangent(const View& view, std::uint32_t offset, int inner) {
   if (!view.data) return Packed<S, N>::broadcast(S{});
   const S* p = at<const S>(view, offset);
   if (view.stride[inner] == 0) return Packed<S, N>::broadcast(*p);
   return Packed<S, N>::load(p);
+}
+
+ROBUSTFLOW_DEVICE std::uint32_t plane_offset(const View& view, int plane) {
+  return static_cast<std::uint32_t>(view.plane_stride) * plane;
 }
 
 // The parameters of N elements, as they lie in memory: planes of the groups one after another.
@@ -127,13 +132,13 @@ template <class Op, class P, int N>
 struct PackedParameters {
   Packed<P, N> plane[Op::kPlanes];
 
-  ROBUSTFLOW_DEVICE PackedParameters(const View* groups, const std::int64_t* offsets) {
+  ROBUSTFLOW_DEVICE PackedParameters(const View* groups, const std::uint32_t* offsets) {
     constexpr int kEach = Op::kPlanes / Op::kGroups;
 #pragma unroll
     for (int k = 0; k < Op::kPlanes; ++k) {
       const View& group = groups[k / kEach];
       plane[k] = Packed<P, N>::load(
-          at<const P>(group, offsets[k / kEach] + (k % kEach) * group.plane_stride));
+          at<const P>(group, offsets[k / kEach] + plane_offset(group, k % kEach)));
     }
   }
   // A row of element j.
@@ -153,9 +158,9 @@ planes_transform(ROBUSTFLOW_PARAMETER PlanesTransform<Op> p) {
     const auto [begin, end] = p.tiling.range(tile);
     LogProduct<Single> slopes;
     for (std::uint32_t e = begin + thread_index() * N; e < end; e += block_threads() * N) {
-      const Offsets<1 + Op::kGroups> in(p.space, p.in, e);
-      const auto x = Packed<X, N>::load(at<const X>(p.in[0], in.of[0]));
-      const PackedParameters<Op, P, N> parameters(p.in + 1, in.of + 1);
+      const Offsets offsets(p.space, p.in, p.out, e);
+      const auto x = Packed<X, N>::load(at<const X>(p.in[0], offsets.in[0]));
+      const PackedParameters<Op, P, N> parameters(p.in + 1, offsets.in + 1);
       Single y[N], logabsdet[N];
 #pragma unroll
       for (int j = 0; j < N; ++j) {
@@ -164,8 +169,7 @@ planes_transform(ROBUSTFLOW_PARAMETER PlanesTransform<Op> p) {
         y[j] = point.value;
         logabsdet[j] = point.slope;
       }
-      const Offsets<2> out(p.space, p.out, e);
-      Packed<X, N>::from(y).store(at<X>(p.out[0], out.of[0]));
+      Packed<X, N>::from(y).store(at<X>(p.out[0], offsets.out[0]));
       if (p.partial) {
 #pragma unroll
         for (int j = 0; j < N; ++j) slopes.multiply(logabsdet[j]);
@@ -175,7 +179,7 @@ planes_transform(ROBUSTFLOW_PARAMETER PlanesTransform<Op> p) {
           const Single log = p.op.log_slope(parameters.row(j), logabsdet[j]);
           logabsdet[j] = inverse ? Single(0) - log : log;
         }
-        Packed<float, N>::from(logabsdet).store(at<float>(p.out[1], out.of[1]));
+        Packed<float, N>::from(logabsdet).store(at<float>(p.out[1], offsets.out[1]));
       }
     }
     if (p.partial) {
@@ -196,26 +200,25 @@ planes_gradient(ROBUSTFLOW_PARAMETER PlanesGradient<Op> p) {
   for (std::uint32_t tile = block_index(); tile < p.tiling.tiles; tile += grid_blocks()) {
     const auto [begin, end] = p.tiling.range(tile);
     for (std::uint32_t e = begin + thread_index() * N; e < end; e += block_threads() * N) {
-      const Offsets<1 + Op::kGroups + 2> in(p.space, p.in, e);
-      const auto x = Packed<X, N>::load(at<const X>(p.in[0], in.of[0]));
-      const PackedParameters<Op, P, N> parameters(p.in + 1, in.of + 1);
+      const Offsets offsets(p.space, p.in, p.out, e);
+      const auto x = Packed<X, N>::load(at<const X>(p.in[0], offsets.in[0]));
+      const PackedParameters<Op, P, N> parameters(p.in + 1, offsets.in + 1);
       const int gy_at = 1 + Op::kGroups, gl_at = gy_at + 1;
-      const auto gy = load_cotangent<N, X>(p.in[gy_at], in.of[gy_at], inner);
-      const auto gl = load_cotangent<N, float>(p.in[gl_at], in.of[gl_at], inner);
+      const auto gy = load_cotangent<N, X>(p.in[gy_at], offsets.in[gy_at], inner);
+      const auto gl = load_cotangent<N, float>(p.in[gl_at], offsets.in[gl_at], inner);
       Single gx[N], by_parameter[Op::kPlanes][N];
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         gx[j] = p.op.template gradient<inverse>(x[j], parameters.row(j), nullptr, gy[j], gl[j],
                                                 [&](int k, Single v) { by_parameter[k][j] = v; });
       }
-      const Offsets<1 + Op::kGroups> out(p.space, p.out, e);
-      if (p.out[0].data) Packed<X, N>::from(gx).store(at<X>(p.out[0], out.of[0]));
+      if (p.out[0].data) Packed<X, N>::from(gx).store(at<X>(p.out[0], offsets.out[0]));
 #pragma unroll
       for (int k = 0; k < Op::kPlanes; ++k) {
         const View& group = p.out[1 + k / kEach];
         if (!group.data) continue;
         Packed<P, N>::from(by_parameter[k])
-            .store(at<P>(group, out.of[1 + k / kEach] + (k % kEach) * group.plane_stride));
+            .store(at<P>(group, offsets.out[1 + k / kEach] + plane_offset(group, k % kEach)));
       }
     }
   }

@@ -6,20 +6,27 @@
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
-// Every kFold factors the product is folded, long before it can leave the range. NaN and infinite
-// factors make the result NaN.
+// NaN and infinite factors make the result NaN.
 template <class V>
 class LogProduct {
  public:
+  // So many factors can be multiplied before the product must be folded.
+  static constexpr int kMostFactors = 64;
+
   ROBUSTFLOW_FN void multiply(V factor) {
     V m, e;
     split(factor, m, e);
     mantissa_ = mantissa_ * m + (factor - factor);  // NaN and infinity have no mantissa
     exponent_ = exponent_ + e;
-    if (++count_ == kFold) fold();
   }
-  // The logarithm of the product is log(mantissa) + exponent log 2, with the mantissa as split()
-  // leaves it.
+  ROBUSTFLOW_FN void fold() {
+    V m, e;
+    split(mantissa_, m, e);
+    mantissa_ = m + (mantissa_ - mantissa_);
+    exponent_ = exponent_ + e;
+  }
+  // The logarithm of the product is log(mantissa) + exponent log 2, with a mantissa as split()
+  // gives it.
   struct Parts {
     V mantissa, exponent;
   };
@@ -29,16 +36,7 @@ class LogProduct {
   }
 
  private:
-  static constexpr int kFold = 32;
-  ROBUSTFLOW_FN void fold() {
-    V m, e;
-    split(mantissa_, m, e);
-    mantissa_ = m + (mantissa_ - mantissa_);
-    exponent_ = exponent_ + e;
-    count_ = 0;
-  }
   V mantissa_ = V(1), exponent_ = V(0);
-  int count_ = 0;
 };
 
 }  // namespace ROBUSTFLOW_ISA

@@ -21,13 +21,18 @@ struct ModifiedRq {
   V left, right, length, min_bin, free_bins, min_derivative, free_derivative, inverse_bound;
   bool softclip;
 
-  // The bin of an element, and what its gradients need of the parameters.
+  // Both bins lie between an edge of the box and the inner knot. Seen from the edge inwards they
+  // are one formula: the upper bin is mirrored, and with it the signs of x and y.
   struct Element {
     Sigmoid<V> width, height;
     V derivative, exponential;  // d' and, for "exp", the exponential in it
-    RqBin<V> bin;
-    mask_t<V> upper;    // the element lies in the second bin
-    mask_t<V> outside;  // it lies outside the box
+    RqShape<V> shape;           // from the edge to the inner knot
+    V edge, inner_x, inner_y;   // the box is a square: its edges are the same on both axes
+    mask_t<V> upper;            // the element lies in the second bin
+    mask_t<V> outside;          // it lies outside the box
+
+    // v, or where the element's bin is mirrored -v.
+    ROBUSTFLOW_FN V mirrored(V v) const { return select(upper, V(0) - v, v); }
   };
   struct Output {
     V value, slope;  // the transformed element and T = dy/dx of the forward transform
@@ -65,27 +70,31 @@ struct ModifiedRq {
     const V H0 = length * (min_bin + free_bins * e.height.value);
     const V H1 = length * (min_bin + free_bins * e.height.complement);
     // From the nearer end, whose rounding is the smaller.
-    const V x_mid = select(W0 < W1, left + W0, right - W1);
-    const V y_mid = select(H0 < H1, left + H0, right - H1);
-    e.upper = key >= (inverse ? y_mid : x_mid);
+    e.inner_x = select(W0 < W1, left + W0, right - W1);
+    e.inner_y = select(H0 < H1, left + H0, right - H1);
+    e.upper = key >= (inverse ? e.inner_y : e.inner_x);
     e.outside = (key <= left) | (key >= right);
-    e.bin = {select(e.upper, x_mid, left),
-             select(e.upper, right, x_mid),
-             select(e.upper, y_mid, left),
-             select(e.upper, right, y_mid),
-             select(e.upper, W1, W0),
-             select(e.upper, H1, H0),
-             select(e.upper, e.derivative, V(1)),
-             select(e.upper, V(1), e.derivative)};
+    e.edge = select(e.upper, right, left);
+    e.shape = {select(e.upper, W1, W0), select(e.upper, H1, H0), V(1), e.derivative};
     return e;
+  }
+
+  // Of the key from the edge and from the inner knot.
+  template <bool inverse>
+  ROBUSTFLOW_FN static Distances<V> distances_of(const Element& e, V key) {
+    return distances(absolute(key - e.edge), absolute((inverse ? e.inner_y : e.inner_x) - key),
+                     inverse ? e.shape.height : e.shape.width);
   }
 
   template <bool inverse>
   ROBUSTFLOW_FN Output transform(V x, V w, V h, V d, V shift) const {
     const V key = inverse ? x - shift : x;
     const Element e = locate<inverse>(key, w, h, d);
-    const RqPoint<V> point = inverse ? rq_inverse(e.bin, key) : rq_forward(e.bin, key);
-    const V value = select(e.outside, key, point.value);
+    const auto [a, b] = distances_of<inverse>(e, key);
+    const RqPoint<V> point = inverse ? rq_inverse(e.shape, a, b) : rq_forward(e.shape, a, b);
+    const V from = select(point.near_left, e.edge, inverse ? e.inner_x : e.inner_y);
+    const V step = select(point.near_left, point.left, V(0) - point.right);
+    const V value = select(e.outside, key, from + e.mirrored(step));
     return {inverse ? value : value + shift, select(e.outside, V(1), point.slope)};
   }
 
@@ -94,16 +103,17 @@ struct ModifiedRq {
   ROBUSTFLOW_FN Gradient gradient(V x, V w, V h, V d, V shift, V grad_y, V grad_logabsdet) const {
     const V key = inverse ? x - shift : x;
     const Element e = locate<inverse>(key, w, h, d);
-    const RqGradient<V> g = inverse ? rq_inverse_gradient(e.bin, key, grad_y, grad_logabsdet)
-                                    : rq_forward_gradient(e.bin, key, grad_y, grad_logabsdet);
-    // The inner knot is the right one of the first bin and the left one of the second.
+    const auto [a, b] = distances_of<inverse>(e, key);
+    const V grad = e.mirrored(grad_y);
+    const RqGradient<V> g = inverse ? rq_inverse_gradient(e.shape, a, b, grad, grad_logabsdet)
+                                    : rq_forward_gradient(e.shape, a, b, grad, grad_logabsdet);
     const V size = length * free_bins;
-    const V by_width = select(e.upper, g.x0, g.x1) * (size * e.width.slope(w));
-    const V by_height = select(e.upper, g.y0, g.y1) * (size * e.height.slope(h));
+    const V by_width = e.mirrored(g.x1) * (size * e.width.slope(w));
+    const V by_height = e.mirrored(g.y1) * (size * e.height.slope(h));
     const V log_slope = softclip ? soft_clip(d, inverse_bound).slope
                                  : free_derivative * e.exponential / e.derivative * saturation(d);
-    const V by_derivative = select(e.upper, g.log_d0, g.log_d1) * log_slope;
-    const V by_x = select(e.outside, grad_y, g.x);
+    const V by_derivative = g.log_d1 * log_slope;
+    const V by_x = select(e.outside, grad_y, e.mirrored(g.x));
     const V zero = V(0);
     return {by_x, select(e.outside, zero, by_width), select(e.outside, zero, by_height),
             select(e.outside, zero, by_derivative), inverse ? zero - by_x : grad_y};

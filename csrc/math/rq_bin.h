@@ -15,31 +15,36 @@
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
-// Knots x0 < x1 and y0 < y1; width, height and the derivatives d0, d1 at the knots come from their
-// own formulas: subtracting knots would cancel.
+// Width, height, and the derivatives at the left and at the right knot: the curve up to a shift.
 template <class V>
-struct RqBin {
-  V x0, x1, y0, y1, width, height, d0, d1;
+struct RqShape {
+  V width, height, d0, d1;
 };
 
-// Distances of v from the ends of [v0, v1] that sum to its size: the smaller one from its own end,
-// the other as what is left. (The ends are rounded, so both differences would sum to another size.)
+// A bin with its knots, x0 < x1 and y0 < y1. Its shape comes from formulas of its own: subtracting
+// knots would cancel.
+template <class V>
+struct RqBin {
+  V x0, x1, y0, y1;
+  RqShape<V> shape;
+};
+
+// Distances from both ends of an interval that sum to its size: the smaller one as it is, the other
+// as what is left. (The ends are rounded, so both as they are would sum to another size.)
 template <class V>
 struct Distances {
   V left, right;
 };
 template <class V>
-ROBUSTFLOW_FN Distances<V> distances(V v, V v0, V v1, V size) {
-  const V left = at_least(V(0), v - v0), right = at_least(V(0), v1 - v);
+ROBUSTFLOW_FN Distances<V> distances(V left, V right, V size) {
   const auto near_left = left < right;
   return {select(near_left, left, size - right), select(near_left, size - left, right)};
 }
-
-// A point of the curve: distances to the knots, value, derivative.
+// The same for a point v of [v0, v1].
 template <class V>
-struct RqPoint {
-  V a, b, value, slope;
-};
+ROBUSTFLOW_FN Distances<V> distances(V v, V v0, V v1, V size) {
+  return distances(at_least(V(0), v - v0), at_least(V(0), v1 - v), size);
+}
 
 // T: in this order no factor leaves the range.
 template <class V>
@@ -52,24 +57,32 @@ template <class V>
 struct RqFactors {
   V v, u;
 
-  ROBUSTFLOW_FN RqFactors(const RqBin<V>& bin, V a, V b)
-      : v(a * bin.height + bin.d0 * bin.width * b), u(b * bin.height + bin.d1 * bin.width * a) {}
+  ROBUSTFLOW_FN RqFactors(const RqShape<V>& s, V a, V b)
+      : v(a * s.height + s.d0 * s.width * b), u(b * s.height + s.d1 * s.width * a) {}
 };
 
+// A point of the curve: its distances from the left and the right knot along the result's axis, the
+// nearer of them, and the slope dy/dx.
 template <class V>
-ROBUSTFLOW_FN RqPoint<V> rq_forward(const RqBin<V>& bin, V x) {
-  const auto [a, b] = distances(x, bin.x0, bin.x1, bin.width);
-  const RqFactors<V> f(bin, a, b);
+struct RqPoint {
+  V left, right;
+  mask_t<V> near_left;
+  V slope;
+};
+
+// From distances a and b along x to those along y.
+template <class V>
+ROBUSTFLOW_FN RqPoint<V> rq_forward(const RqShape<V>& s, V a, V b) {
+  const RqFactors<V> f(s, a, b);
   const V P = a * f.v, R = b * f.u, N = a * f.u + b * f.v;
-  const V g = bin.height / (P + R);
-  const V y = select(P < R, bin.y0 + g * P, bin.y1 - g * R);
-  return {a, b, y, rq_slope(g, bin.width, N)};
+  const V g = s.height / (P + R);
+  return {g * P, g * R, P < R, rq_slope(g, s.width, N)};
 }
 
+// From distances p and q along y to those along x.
 template <class V>
-ROBUSTFLOW_FN RqPoint<V> rq_inverse(const RqBin<V>& bin, V y) {
-  const auto [p, q] = distances(y, bin.y0, bin.y1, bin.height);
-  const V r = bin.width * (bin.d0 * q - bin.d1 * p) / bin.height;
+ROBUSTFLOW_FN RqPoint<V> rq_inverse(const RqShape<V>& s, V p, V q) {
+  const V r = s.width * (s.d0 * q - s.d1 * p) / s.height;
   const V size = absolute(r);
   const V huge = V(is_single<V> ? 1e18 : 1e150);  // past it r^2 overflows and 4 p q is nothing
   const V S = select(size > huge, size, square_root(r * r + V(4) * p * q));
@@ -79,11 +92,28 @@ ROBUSTFLOW_FN RqPoint<V> rq_inverse(const RqBin<V>& bin, V y) {
   const V share = V(1) / (twice + g);
   const V small = twice * share, large = g * share;
   const V t = select(rising, small, large), c = select(rising, large, small);
-  const V a = t * bin.width, b = c * bin.width;
-  const V x = select(t < c, bin.x0 + a, bin.x1 - b);
-  const RqFactors<V> f(bin, a, b);
-  const V slope_g = bin.height / (a * f.v + b * f.u), N = a * f.u + b * f.v;
-  return {a, b, x, rq_slope(slope_g, bin.width, N)};
+  const V a = t * s.width, b = c * s.width;
+  const RqFactors<V> f(s, a, b);
+  const V slope_g = s.height / (a * f.v + b * f.u), N = a * f.u + b * f.v;
+  return {a, b, t < c, rq_slope(slope_g, s.width, N)};
+}
+
+// x to y and back in a bin with knots; the result is measured from the nearer one.
+template <class V>
+struct RqValue {
+  V value, slope;
+};
+template <bool inverse, class V>
+ROBUSTFLOW_FN RqValue<V> rq_transform(const RqBin<V>& bin, V key) {
+  if constexpr (inverse) {
+    const auto [p, q] = distances(key, bin.y0, bin.y1, bin.shape.height);
+    const RqPoint<V> at = rq_inverse(bin.shape, p, q);
+    return {select(at.near_left, bin.x0 + at.left, bin.x1 - at.right), at.slope};
+  } else {
+    const auto [a, b] = distances(key, bin.x0, bin.x1, bin.shape.width);
+    const RqPoint<V> at = rq_forward(bin.shape, a, b);
+    return {select(at.near_left, bin.y0 + at.left, bin.y1 - at.right), at.slope};
+  }
 }
 
 // Gradients by x, the knots and the logarithms of the derivatives. x_knots is x0 + x1, the gradient
@@ -100,9 +130,9 @@ template <class V>
 struct RqShares {
   V a, b, width, height, g, slope, h0, h1, u0, u1, n0, n1, E, A, B, p, r;
 
-  ROBUSTFLOW_FN RqShares(const RqBin<V>& bin, V a_, V b_)
-      : a(a_), b(b_), width(bin.width), height(bin.height) {
-    const V D0 = bin.d0 * width, D1 = bin.d1 * width;
+  ROBUSTFLOW_FN RqShares(const RqShape<V>& s, V a_, V b_)
+      : a(a_), b(b_), width(s.width), height(s.height) {
+    const V D0 = s.d0 * width, D1 = s.d1 * width;
     const V aH = a * height, bH = b * height, D0b = D0 * b, D1a = D1 * a;
     const V v = aH + D0b, u = bH + D1a, N = a * u + b * v;
     const V one_over_Q = V(1) / (a * v + b * u), one_over_N = V(1) / N;
@@ -142,29 +172,29 @@ struct RqShares {
   }
 };
 
-// Of the forward transform at x, from cotangents of y and of logabsdet = l.
+// Of the forward transform at distances a and b, from cotangents of y and of logabsdet = l.
 template <class V>
-ROBUSTFLOW_FN RqGradient<V> rq_forward_gradient(const RqBin<V>& bin, V x, V grad_y,
+ROBUSTFLOW_FN RqGradient<V> rq_forward_gradient(const RqShape<V>& s, V a, V b, V grad_y,
                                                 V grad_logabsdet) {
-  const auto [a, b] = distances(x, bin.x0, bin.x1, bin.width);
-  return RqShares<V>(bin, a, b).apply(grad_y, grad_logabsdet);
+  return RqShares<V>(s, a, b).apply(grad_y, grad_logabsdet);
 }
 
-// Of the inverse at y, by implicit differentiation, from cotangents of x and of logabsdet = -l; the
-// field x of the result is the gradient by y. The gradients by the knots of x are written out: in
-// the sum of the two ways that they take, through y and through l, large terms cancel.
+// Of the inverse at distances p and q, by implicit differentiation, from cotangents of x and of
+// logabsdet = -l; the field x of the result is the gradient by y. The gradients by the knots of x
+// are written out: in the sum of the two ways that they take, through y and through l, large terms
+// cancel.
 template <class V>
-ROBUSTFLOW_FN RqGradient<V> rq_inverse_gradient(const RqBin<V>& bin, V y, V grad_x,
+ROBUSTFLOW_FN RqGradient<V> rq_inverse_gradient(const RqShape<V>& shape, V p, V q, V grad_x,
                                                 V grad_logabsdet) {
-  const RqPoint<V> point = rq_inverse(bin, y);
-  const V a = point.a, b = point.b;
-  const RqShares<V> s(bin, a, b);
+  const RqPoint<V> point = rq_inverse(shape, p, q);
+  const V a = point.left, b = point.right;
+  const RqShares<V> s(shape, a, b);
   const V one_over_T = V(1) / s.slope;
   const V lambda = (grad_x - grad_logabsdet * (s.A - s.B)) * one_over_T;
   RqGradient<V> out = s.apply(V(0) - lambda, V(0) - grad_logabsdet);
   // dx/dx0 and dx/dx1 at fixed y; they sum to one.
-  const V one_over_W = V(1) / bin.width;
-  const V t = a * one_over_W, c = b * one_over_W, two_g_H = V(2) * s.g * bin.height * one_over_T;
+  const V one_over_W = V(1) / shape.width;
+  const V t = a * one_over_W, c = b * one_over_W, two_g_H = V(2) * s.g * shape.height * one_over_T;
   const V by_x0 = c * (c + two_g_H * b * s.p), by_x1 = t * (t + two_g_H * a * s.r);
   const V by_l = grad_logabsdet * (s.A * by_x1 + s.B * by_x0 + V(2) * s.E * one_over_W);
   out.x = lambda;
@@ -172,6 +202,19 @@ ROBUSTFLOW_FN RqGradient<V> rq_inverse_gradient(const RqBin<V>& bin, V y, V grad
   out.x1 = grad_x * by_x1 - by_l;
   out.x_knots = grad_x;
   return out;
+}
+
+// Either, in a bin with knots.
+template <bool inverse, class V>
+ROBUSTFLOW_FN RqGradient<V> rq_gradient(const RqBin<V>& bin, V key, V grad_value,
+                                        V grad_logabsdet) {
+  if constexpr (inverse) {
+    const auto [p, q] = distances(key, bin.y0, bin.y1, bin.shape.height);
+    return rq_inverse_gradient(bin.shape, p, q, grad_value, grad_logabsdet);
+  } else {
+    const auto [a, b] = distances(key, bin.x0, bin.x1, bin.shape.width);
+    return rq_forward_gradient(bin.shape, a, b, grad_value, grad_logabsdet);
+  }
 }
 
 }  // namespace ROBUSTFLOW_ISA

@@ -229,7 +229,7 @@ struct RqSpline {
       width = select(reached, x.end - x0, width);
       height = select(reached, y.end - y0, height);
     }
-    e.bin = {x0, x1, y0, y1, width, height, e.d0.value, e.d1.value};
+    e.bin = {x0, x1, y0, y1, {width, height, e.d0.value, e.d1.value}};
     return e;
   }
 
@@ -241,7 +241,7 @@ struct RqSpline {
     const Axis y = axis(box.bottom, box.top, min_bin_height, workspace + rq_axis_workspace(bins()),
                         [&](int k) ROBUSTFLOW_INLINE { return source.height(k); });
     const Element e = locate<inverse>(x, y, source, key);
-    const RqPoint<V> point = inverse ? rq_inverse(e.bin, key) : rq_forward(e.bin, key);
+    const RqValue<V> point = rq_transform<inverse>(e.bin, key);
     if (tails == Tails::none) {
       const V nan = V(__builtin_nan(""));
       return {select(e.outside, nan, point.value), select(e.outside, nan, point.slope)};
@@ -260,8 +260,7 @@ struct RqSpline {
     const Axis y = axis(box.bottom, box.top, min_bin_height, workspace + rq_axis_workspace(bins()),
                         [&](int k) ROBUSTFLOW_INLINE { return source.height(k); });
     const Element e = locate<inverse>(x, y, source, key);
-    const RqGradient<V> g = inverse ? rq_inverse_gradient(e.bin, key, grad_y, grad_logabsdet)
-                                    : rq_forward_gradient(e.bin, key, grad_y, grad_logabsdet);
+    const RqGradient<V> g = rq_gradient<inverse>(e.bin, key, grad_y, grad_logabsdet);
     const V zero = V(0);
     size_gradients(
         x, e, {e.before_x, e.size_x, e.after_x}, {g.x0, g.x1, g.x_knots},
