@@ -93,6 +93,14 @@ ROBUSTFLOW_DEVICE Single exponential(Single x) {
   return Single(power * power_of_two(shifted));
 }
 
+// e^x for x <= 0, where it is to be added to something of its size or more: the error is that of x
+// moved by half of its last place, and no further.
+ROBUSTFLOW_DEVICE Single exponential_of_negative(Single x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x.v * 1.44269502f));
+  return Single(power);
+}
+
 ROBUSTFLOW_FN float value_of(Single v) { return v.v; }
 ROBUSTFLOW_FN double value_of(double v) { return v; }
 
@@ -146,6 +154,16 @@ ROBUSTFLOW_DEVICE Words load_words(const void* p) {
 ROBUSTFLOW_DEVICE void store_words(void* p, Words w) {
   *static_cast<uint4*>(p) = make_uint4(w.word[0], w.word[1], w.word[2], w.word[3]);
 }
+
+// 16 bytes from global to shared memory, on their way while the thread goes on; wait_for_copies()
+// waits for this thread's.
+ROBUSTFLOW_DEVICE void copy_async(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                   static_cast<std::uint32_t>(__cvta_generic_to_shared(shared))),
+               "l"(global)
+               : "memory");
+}
+ROBUSTFLOW_DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // ---- threads -----------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
 inline constexpr int kStagedThreads = 128;
-inline constexpr int kStagedBlocks = 4;
 
 // How a group of parameters lies in memory.
 enum class Staging : int {
@@ -94,6 +93,31 @@ ROBUSTFLOW_DEVICE int run_length(const Staged<Op>& p, const Group& group, const 
   return count * group.view.planes / N * N;
 }
 
+// A run of numbers into shared memory. Enough of it is under way at any time to hide its latency:
+// all of it where nothing is converted, a few accesses of a thread elsewhere.
+template <class S, class V>
+ROBUSTFLOW_DEVICE void load_run(const S* from, V* to, int run) {
+  constexpr int N = sizeof(Words) / sizeof(S), kAtOnce = 2;
+  const int step = block_threads() * N;
+  if constexpr (std::is_same_v<S, scalar_t<V>>) {
+    for (int i = thread_index() * N; i < run; i += step) copy_async(to + i, from + i);
+    return;
+  }
+  for (int first = thread_index() * N; first < run; first += kAtOnce * step) {
+    Packed<S, N> packed[kAtOnce];
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      if (first + n * step < run) packed[n] = Packed<S, N>::load(from + first + n * step);
+    }
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      if (first + n * step >= run) break;
+#pragma unroll
+      for (int j = 0; j < N; ++j) to[first + n * step + j] = V(value_of(packed[n][j]));
+    }
+  }
+}
+
 // Parameters of `count` elements from `begin` on, into rows.
 template <class Op, class V>
 ROBUSTFLOW_DEVICE void stage(const Staged<Op>& p, std::uint32_t begin, int count, V* rows,
@@ -104,20 +128,13 @@ ROBUSTFLOW_DEVICE void stage(const Staged<Op>& p, std::uint32_t begin, int count
       using S = decltype(type);
       const S* from = at<const S>(group.view, static_cast<std::int64_t>(begin) * group.view.planes);
       const int run = run_length(p, group, from, count);
-      if constexpr (sizeof(S) < 8) {
-        constexpr int N = sizeof(Words) / sizeof(S);
-#pragma unroll 2
-        for (int i = thread_index() * N; i < run; i += block_threads() * N) {
-          const auto packed = Packed<S, N>::load(from + i);
-#pragma unroll
-          for (int j = 0; j < N; ++j) rows[i + j] = V(value_of(packed[j]));
-        }
-      }
+      if constexpr (sizeof(S) < 8) load_run(from, rows, run);
       for_numbers(p, group, begin, count, run, offsets, [&](int number, std::int64_t offset) {
         rows[number] = V(widen(*at<const S>(group.view, offset)));
       });
     });
   }
+  wait_for_copies();
   barrier();
 }
 
@@ -149,7 +166,7 @@ ROBUSTFLOW_DEVICE void unstage(const Staged<Op>& p, std::uint32_t begin, int cou
 }
 
 template <class Op, bool inverse, bool gradient>
-ROBUSTFLOW_KERNEL(kStagedThreads, kStagedBlocks)
+ROBUSTFLOW_KERNEL(kStagedThreads, Op::kBlocks[gradient])
 staged(ROBUSTFLOW_PARAMETER Staged<Op> p) {
   using V = typename Op::Lane;
   using T = scalar_t<V>;

@@ -21,7 +21,10 @@ struct StridedPointer {
 // An Op<V> has
 //   kGroups              tensors of parameters, after x among the operands
 //   kPlanes              parameters of an element, 0 where that is known at run time only
-//   kWorkspace           whether it takes a workspace of workspace() lanes
+//   kWorkspace           whether it takes a workspace
+//   kBlocks              blocks of kStagedThreads that the registers of a multiprocessor must hold
+//                        at once, for the transform and for its gradient: as many as do without
+//                        spilling (tests/aot shows the registers)
 //   transform<inverse>(x, row, workspace)           {value, slope}
 //   log_slope(row, slope)                           the logarithm of that slope
 //   gradient<inverse>(x, row, workspace, gy, gl, sink)
@@ -34,6 +37,7 @@ struct ModifiedRqOp {
   using Config = ModifiedRqConfig;
   static constexpr int kGroups = 1, kPlanes = 4;
   static constexpr bool kWorkspace = false;
+  static constexpr int kBlocks[] = {is_single<V> ? 8 : 4, is_single<V> ? 8 : 4};
 
   ModifiedRq<V> math;
 
@@ -64,6 +68,7 @@ struct AffineOp {
   using Config = AffineConfig;
   static constexpr int kGroups = 2, kPlanes = 2;
   static constexpr bool kWorkspace = false;
+  static constexpr int kBlocks[] = {is_single<V> ? 8 : 4, is_single<V> ? 8 : 4};
 
   Affine<V> math;
 
@@ -94,6 +99,14 @@ struct RqOp {
   using Config = RqSplineConfig;
   static constexpr int kGroups = 4, kPlanes = 0;
   static constexpr bool kWorkspace = BINS == 0;
+  static constexpr int kBlocks[] = {!is_single<V> ? 4
+                                    : BINS > 10   ? 5
+                                    : BINS > 8    ? 7
+                                                  : 8,
+                                    !is_single<V> ? 4
+                                    : BINS > 8    ? 4
+                                    : BINS > 0    ? 5
+                                                  : 7};
   using Workspace = std::conditional_t<kWorkspace, StridedPointer<V>, V*>;
 
   RqSpline<V, BINS, Workspace> math;

@@ -30,7 +30,8 @@ struct RqBin {
 };
 
 // Distances from both ends of an interval that sum to its size: the smaller one as it is, the other
-// as what is left. (The ends are rounded, so both as they are would sum to another size.)
+// as what is left. (The ends are rounded, so both as they are would sum to another size, and in an
+// interval below the rounding even the smaller one may be larger than that.)
 template <class V>
 struct Distances {
   V left, right;
@@ -38,7 +39,8 @@ struct Distances {
 template <class V>
 ROBUSTFLOW_FN Distances<V> distances(V left, V right, V size) {
   const auto near_left = left < right;
-  return {select(near_left, left, size - right), select(near_left, size - left, right)};
+  const V nearer = at_most(size, select(near_left, left, right)), other = size - nearer;
+  return {select(near_left, nearer, other), select(near_left, other, nearer)};
 }
 // The same for a point v of [v0, v1].
 template <class V>

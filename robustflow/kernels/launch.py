@@ -1,0 +1,31 @@
+"""How kernels are launched: at once, or into the graph that torch.compile is tracing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def launch(
+    kernel: Any, programs: int, arguments: Sequence[Any], constants: dict[str, Any], num_warps: int
+) -> None:
+    """Launch a Triton kernel on a grid of ``programs``.
+
+    Args:
+        arguments: positional; the first is a tensor.
+        constants: compile-time arguments, by name.
+
+    Traced tensors take the way that torch.compile sees into; plain ones the direct one, without
+    its cost, and with products that are not contracted into sums: the kernels say where that
+    shall happen, so that layouts, and the presence of outputs, cannot change an element's bits.
+    """
+    if type(arguments[0]) in _PLAIN:
+        kernel[(programs,)](*arguments, **constants, num_warps=num_warps, enable_fp_fusion=False)
+    else:
+        traced = torch.library.wrap_triton(kernel)
+        traced[(programs,)](*arguments, **constants, num_warps=num_warps)
