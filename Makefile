@@ -1,5 +1,6 @@
-# make demo | test | bench | lint | clean. Each prepares its own environment, .venv, and builds what
-# has changed in csrc/. PYTHON= chooses the interpreter, TORCH= the torch for a fresh environment.
+# make demo | test | aot-all | bench | lint | clean. Each prepares its own environment, .venv, and
+# builds what has changed in csrc/. PYTHON= chooses the interpreter, TORCH= the torch for a fresh
+# environment.
 
 # The first Python in this list that is 3.10 or later and can make an environment.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 python3; do \
@@ -11,13 +12,17 @@ BIN := .venv/bin
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 .SECONDARY:  # stamps are kept
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test aot-all bench lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/robustflow demo $(ARGS)
 
 test: .venv/test.stamp
 	$(BIN)/python -m pytest $(ARGS)
+
+# The GPU kernels for every architecture, without a GPU; `make test` compiles them for sm_90 only.
+aot-all: .venv/test.stamp
+	$(BIN)/python -m pytest tests/aot -m aot --aot-all $(ARGS)
 
 bench: .venv/bench.stamp
 	$(BIN)/python -m benchmarks.foundation $(ARGS)

@@ -1,13 +1,20 @@
 """Fused kernels for conditional and spline normalizing flows that cannot blow up.
 
 ``robustflow.functional`` has the transforms, ``robustflow.nn`` the layers,
-``robustflow.reference`` the plain PyTorch that the kernels are held to.
+``robustflow.compat`` the drop-ins for existing flow libraries, ``robustflow.reference`` the plain
+PyTorch that the kernels are held to.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from robustflow import functional, nn, ops, reference
 from robustflow._backend import backends, current_backend, use_backend
 from robustflow._native import build_info
 from robustflow.memory import retain_memory
+
+if TYPE_CHECKING:
+    from robustflow import compat
 
 __version__ = "0.1.0"
 
@@ -15,6 +22,7 @@ __all__ = [
     "__version__",
     "backends",
     "build_info",
+    "compat",
     "current_backend",
     "functional",
     "nn",
@@ -23,3 +31,10 @@ __all__ = [
     "retain_memory",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # compat needs torch._dynamo, which takes longer to import than all the rest.
+    if name == "compat":
+        return importlib.import_module("robustflow.compat")
+    raise AttributeError(f"module 'robustflow' has no attribute {name!r}")

@@ -22,7 +22,7 @@ TEXT = README.read_text(encoding="utf-8")
 
 def test_examples_run_and_give_what_they_say() -> None:
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 5
     names: dict[str, Any] = {}
     torch.manual_seed(0)
     exec(blocks[0], names)
@@ -30,6 +30,14 @@ def test_examples_run_and_give_what_they_say() -> None:
     exec(blocks[1], names)
     assert torch.isfinite(names["loss"])
     assert names["samples"].shape == (4, 10, 3, 16, 16)
+    exec(blocks[2], names)
+    assert torch.isfinite(names["loss"])
+    assert names["counts"] == {"nflows": {"kernel": 1, "fallback": 0}}
+    exec(blocks[3], names)
+    assert names["z"].shape == (2, 12, 40, 40)
+    torch.testing.assert_close(names["logdet"], torch.zeros(2), atol=1e-3, rtol=0)
+    exec(blocks[4], names)
+    assert [sample.shape for sample in names["samples"]] == [(2, 12, 40, 40)] * 10
 
 
 @pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m ([\w.]+)", TEXT))))

@@ -104,6 +104,7 @@ template <class T, int COUNT>
 struct Pack : PackTail<T, COUNT> {
   using scalar = T;
   using mask = PackMask<T, COUNT>;
+  using integer = PackMask<T, COUNT>;
   static constexpr int count = COUNT;
   static constexpr int lanes = COUNT * kRegisterLanes<T>;
 
@@ -162,6 +163,15 @@ struct Pack : PackTail<T, COUNT> {
 #undef ROBUSTFLOW_PACK_COMPARISON
 };
 
+// A mask's registers hold whole numbers too.
+template <class T, int COUNT>
+ROBUSTFLOW_FN PackMask<T, COUNT> operator+(const PackMask<T, COUNT>& a,
+                                           const PackMask<T, COUNT>& b) {
+  PackMask<T, COUNT> out;
+  out.head = a.head + b.head;
+  if constexpr (COUNT > 1) out.tail = a.tail + b.tail;
+  return out;
+}
 template <class T, int COUNT>
 ROBUSTFLOW_FN PackMask<T, COUNT> operator|(const PackMask<T, COUNT>& a,
                                            const PackMask<T, COUNT>& b) {
@@ -236,6 +246,26 @@ ROBUSTFLOW_FN void split(const Pack<T, COUNT>& v, Pack<T, COUNT>& mantissa,
   exponent.head = (vec<T>)(e + magic) - ieee<T>::round_to_integer;
   mantissa.head = (vec<T>)((bitvec<T>)v.head - (e << ieee<T>::mantissa_bits));
   if constexpr (COUNT > 1) split(v.tail, mantissa.tail, exponent.tail);
+}
+template <class T, int COUNT>
+ROBUSTFLOW_FN Pack<T, COUNT> mantissa_field(const Pack<T, COUNT>& v) {
+  constexpr auto kField = (typename ieee<T>::integer(1) << ieee<T>::mantissa_bits) - 1;
+  Pack<T, COUNT> out;
+  out.head = (vec<T>)(((bitvec<T>)v.head & kField) | ieee<T>::one);
+  if constexpr (COUNT > 1) out.tail = mantissa_field(v.tail);
+  return out;
+}
+template <class T, int COUNT>
+ROBUSTFLOW_FN PackMask<T, COUNT> exponent_field(const Pack<T, COUNT>& v) {
+  PackMask<T, COUNT> out;
+  out.head = (bitvec<T>)v.head >> ieee<T>::mantissa_bits;
+  if constexpr (COUNT > 1) out.tail = exponent_field(v.tail);
+  return out;
+}
+template <class T, int COUNT>
+ROBUSTFLOW_FN void convert(const PackMask<T, COUNT>& n, Pack<T, COUNT>& out) {
+  for (int i = 0; i < kRegisterLanes<T>; ++i) out.head[i] = static_cast<T>(n.head[i]);
+  if constexpr (COUNT > 1) convert(n.tail, out.tail);
 }
 
 }  // namespace ROBUSTFLOW_ISA

@@ -46,6 +46,7 @@ ROBUSTFLOW_DEVICE S* at(const View& view, Offset offset) {
 // Element number e in some tensors: each(coordinate, dimension) is called for every dimension.
 template <class F>
 ROBUSTFLOW_DEVICE void for_coordinates(const Space& space, std::uint32_t e, F&& each) {
+#pragma unroll 1
   for (int d = space.dims - 1; d > 0; --d) {
     const std::uint32_t q = space.size[d].quotient(e);
     each(e - q * space.size[d].value, d);

@@ -26,21 +26,26 @@ template <class V>
 struct lane_traits {  // a pack says these of itself
   using scalar = typename V::scalar;
   using mask = typename V::mask;
+  using integer = typename V::integer;
 };
 template <>
 struct lane_traits<float> {
   using scalar = float;
   using mask = bool;
+  using integer = std::int32_t;
 };
 template <>
 struct lane_traits<double> {
   using scalar = double;
   using mask = bool;
+  using integer = std::int64_t;
 };
 template <class V>
 using scalar_t = typename lane_traits<V>::scalar;
 template <class V>
 using mask_t = typename lane_traits<V>::mask;
+template <class V>
+using integer_t = typename lane_traits<V>::integer;  // whole numbers, which can be added
 template <class V>
 inline constexpr bool is_single = sizeof(scalar_t<V>) == 4;
 
@@ -54,6 +59,7 @@ struct ieee<float> {
   using bits = std::uint32_t;
   static constexpr int mantissa_bits = 23;
   static constexpr integer bias = 127;
+  static constexpr integer one = 0x3f800000;
   static constexpr integer sqrt_half = 0x3f3504f3;
   static constexpr float round_to_integer = 12582912.0f + bias;  // 1.5 * 2^23
 };
@@ -63,6 +69,7 @@ struct ieee<double> {
   using bits = std::uint64_t;
   static constexpr int mantissa_bits = 52;
   static constexpr integer bias = 1023;
+  static constexpr integer one = 0x3ff0000000000000;
   static constexpr integer sqrt_half = 0x3fe6a09e667f3bcd;
   static constexpr double round_to_integer = 6755399441055744.0 + bias;  // 1.5 * 2^52
 };
@@ -91,7 +98,16 @@ struct ieee<double> {
     const auto e = (to_bits(v) - ieee<T>::sqrt_half) >> ieee<T>::mantissa_bits;               \
     exponent = static_cast<T>(e);                                                             \
     mantissa = from_bits(to_bits(v) - (e << ieee<T>::mantissa_bits));                         \
-  }
+  }                                                                                           \
+  /* Cheaper: v = mantissa_field * 2^(exponent_field - bias) with the mantissa in [1, 2). */  \
+  ROBUSTFLOW_FN T mantissa_field(T v) {                                                       \
+    constexpr auto kField = (ieee<T>::integer(1) << ieee<T>::mantissa_bits) - 1;              \
+    return from_bits((to_bits(v) & kField) | ieee<T>::one);                                   \
+  }                                                                                           \
+  ROBUSTFLOW_FN ieee<T>::integer exponent_field(T v) {                                        \
+    return to_bits(v) >> ieee<T>::mantissa_bits;                                              \
+  }                                                                                           \
+  ROBUSTFLOW_FN void convert(ieee<T>::integer n, T& out) { out = static_cast<T>(n); }
 ROBUSTFLOW_SCALAR_LANE(float)
 ROBUSTFLOW_SCALAR_LANE(double)
 #undef ROBUSTFLOW_SCALAR_LANE

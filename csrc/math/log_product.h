@@ -14,29 +14,36 @@ class LogProduct {
   static constexpr int kMostFactors = 64;
 
   ROBUSTFLOW_FN void multiply(V factor) {
-    V m, e;
-    split(factor, m, e);
-    mantissa_ = mantissa_ * m + (factor - factor);  // NaN and infinity have no mantissa
-    exponent_ = exponent_ + e;
+    // NaN and infinity have no mantissa.
+    mantissa_ = mantissa_ * mantissa_field(factor) + (factor - factor);
+    exponents_ = exponents_ + exponent_field(factor);
+    ++factors_;
   }
   ROBUSTFLOW_FN void fold() {
-    V m, e;
-    split(mantissa_, m, e);
-    mantissa_ = m + (mantissa_ - mantissa_);
-    exponent_ = exponent_ + e;
+    const V nan_or_zero = mantissa_ - mantissa_;
+    exponents_ = exponents_ + exponent_field(mantissa_);
+    mantissa_ = mantissa_field(mantissa_) + nan_or_zero;
+    ++factors_;
   }
   // The logarithm of the product is log(mantissa) + exponent log 2, with a mantissa as split()
   // gives it.
   struct Parts {
     V mantissa, exponent;
   };
-  ROBUSTFLOW_FN Parts parts() {
-    fold();
-    return {mantissa_, exponent_};
+  ROBUSTFLOW_FN Parts parts() const {
+    Parts out;
+    V last, whole;
+    split(mantissa_, out.mantissa, last);
+    out.mantissa = out.mantissa + (mantissa_ - mantissa_);
+    convert(exponents_, whole);
+    out.exponent = (whole - V(ieee<scalar_t<V>>::bias) * V(factors_)) + last;
+    return out;
   }
 
  private:
-  V mantissa_ = V(1), exponent_ = V(0);
+  V mantissa_ = V(1);
+  integer_t<V> exponents_ = {};  // as they stand in the numbers: with the bias
+  int factors_ = 0;
 };
 
 }  // namespace ROBUSTFLOW_ISA

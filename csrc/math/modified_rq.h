@@ -18,7 +18,9 @@ struct ModifiedRqConfig {
 
 template <class V>
 struct ModifiedRq {
-  V left, right, length, min_bin, free_bins, min_derivative, free_derivative, inverse_bound;
+  V left, right;
+  V smallest, free;  // sizes: of the smallest bin, and of what the bins share beyond that
+  V min_derivative, free_derivative, inverse_bound;
   bool softclip;
 
   // Both bins lie between an edge of the box and the inner knot. Seen from the edge inwards they
@@ -44,9 +46,8 @@ struct ModifiedRq {
   ROBUSTFLOW_FN explicit ModifiedRq(const ModifiedRqConfig& c)
       : left(c.left),
         right(c.right),
-        length(c.right - c.left),
-        min_bin(c.min_bin),
-        free_bins(1 - 2 * c.min_bin),
+        smallest((c.right - c.left) * c.min_bin),
+        free((c.right - c.left) * (1 - 2 * c.min_bin)),
         min_derivative(c.min_derivative),
         free_derivative(1 - c.min_derivative),
         inverse_bound(c.inverse_bound),
@@ -65,10 +66,10 @@ struct ModifiedRq {
       e.exponential = saturating_exponential(d);
       e.derivative = min_derivative + free_derivative * e.exponential;
     }
-    const V W0 = length * (min_bin + free_bins * e.width.value);
-    const V W1 = length * (min_bin + free_bins * e.width.complement);
-    const V H0 = length * (min_bin + free_bins * e.height.value);
-    const V H1 = length * (min_bin + free_bins * e.height.complement);
+    const V W0 = smallest + free * e.width.value;
+    const V W1 = smallest + free * e.width.complement;
+    const V H0 = smallest + free * e.height.value;
+    const V H1 = smallest + free * e.height.complement;
     // From the nearer end, whose rounding is the smaller.
     e.inner_x = select(W0 < W1, left + W0, right - W1);
     e.inner_y = select(H0 < H1, left + H0, right - H1);
@@ -107,9 +108,8 @@ struct ModifiedRq {
     const V grad = e.mirrored(grad_y);
     const RqGradient<V> g = inverse ? rq_inverse_gradient(e.shape, a, b, grad, grad_logabsdet)
                                     : rq_forward_gradient(e.shape, a, b, grad, grad_logabsdet);
-    const V size = length * free_bins;
-    const V by_width = e.mirrored(g.x1) * (size * e.width.slope(w));
-    const V by_height = e.mirrored(g.y1) * (size * e.height.slope(h));
+    const V by_width = e.mirrored(g.x1) * (free * e.width.slope(w));
+    const V by_height = e.mirrored(g.y1) * (free * e.height.slope(h));
     const V log_slope = softclip ? soft_clip(d, inverse_bound).slope
                                  : free_derivative * e.exponential / e.derivative * saturation(d);
     const V by_derivative = g.log_d1 * log_slope;

@@ -56,11 +56,9 @@ class ActNorm(nn.Module):
     @torch.no_grad()
     def _initialise_once(self, z: Tensor) -> None:
         if not self.initialised:
-            values = z.transpose(0, 1).reshape(self.channels, -1)
-            mean = values.mean(dim=1)
-            deviation = (values - mean[:, None]).square().mean(dim=1).sqrt()
-            self.bias.copy_(-mean)
-            self.log_scale.copy_(-torch.log(deviation + self.eps))
+            bias, log_scale = standardisation(z, self.eps)
+            self.bias.copy_(bias)
+            self.log_scale.copy_(log_scale)
             self.initialised.fill_(True)
         self._known_initialised = True
 
@@ -70,3 +68,14 @@ class ActNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.channels}"
+
+
+def standardisation(z: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """bias and log_scale (C,) that give z (N, C, \\*S) mean 0 and deviation 1 in each channel.
+
+    In float32 at least: squares of half-precision values may be beyond their range.
+    """
+    values = z.transpose(0, 1).flatten(1).to(torch.promote_types(z.dtype, torch.float32))
+    mean = values.mean(dim=1)
+    deviation = (values - mean[:, None]).square().mean(dim=1).sqrt()
+    return -mean, -torch.log(deviation + eps)

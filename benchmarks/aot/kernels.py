@@ -1,0 +1,131 @@
+"""Every kernel that robustflow ships, and the pinned ones, compiled for an architecture."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from benchmarks.aot.catalogue import PINNED, Subject, cuda_subjects, triton_subject
+from benchmarks.aot.occupancy import Occupancy, occupancy
+from benchmarks.aot.pipes import Counts
+from benchmarks.aot.sass import Instruction, parse
+from benchmarks.aot.toolchain import (
+    CACHE,
+    SOURCES,
+    Resources,
+    ToolMissing,
+    compile_cuda,
+    disassemble,
+    readable,
+    resources,
+)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel.
+
+    Attributes:
+        backend: ``cuda`` or ``triton``.
+        single: whether it computes in float32.
+        subjects: what is predicted of it.
+    """
+
+    backend: str
+    name: str
+    arch: int
+    taken: Resources
+    instructions: tuple[Instruction, ...]
+    single: bool
+    subjects: tuple[Subject, ...] = ()
+
+    @cached_property
+    def counts(self) -> Counts:
+        """Of all its instructions, once each."""
+        return Counts.of(self.instructions)
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """By what the compiler knows: memory that a launch adds is left out."""
+        return occupancy(self.arch, self.taken.threads, self.taken.registers, self.taken.shared)
+
+    @property
+    def local_accesses(self) -> int:
+        """Instructions that load from or store to memory of the thread's own: spills, or arrays
+        that are indexed at run time."""
+        return sum(n for (space, *_), n in self.counts.accesses.items() if space == "local")
+
+
+def cuda_kernels(arch: int, sources: tuple[Path, ...] = ()) -> Iterator[Compiled]:
+    """Of each .cu file of csrc in turn, or of ``sources``.
+
+    Raises:
+        ToolMissing: a compiler or the disassembler is not there.
+        RuntimeError: a file does not compile.
+    """
+    for source in sources or sorted(SOURCES.rglob("*.cu")):
+        cubin = compile_cuda(source, arch)
+        taken = resources(cubin)
+        if not taken:
+            continue  # a file of launches
+        for symbol, instructions in parse(disassemble(cubin)).items():
+            name = readable(symbol)
+            single = "double" not in name
+            yield Compiled("cuda", name, arch, taken[symbol], instructions, single)
+
+
+def pinned_kernels(arch: int) -> Iterator[Compiled]:
+    """The CUDA kernels as the catalogue's subjects run them.
+
+    Raises:
+        ValueError: the catalogue names a kernel that there is not.
+    """
+    kernels = {kernel.name: kernel for kernel in cuda_kernels(arch, (PINNED,))}
+    subjects = tuple(cuda_subjects())
+    if missing := {subject.kernel for subject in subjects} - set(kernels):
+        raise ValueError(f"{PINNED.name} lacks {', '.join(missing)}; it has {', '.join(kernels)}.")
+    for name, kernel in kernels.items():
+        yield replace(kernel, subjects=tuple(s for s in subjects if s.kernel == name))
+
+
+def triton_kernels(arch: int) -> Iterator[Compiled]:
+    """Of each launch in ``triton_launches``.
+
+    Raises:
+        ToolMissing: triton or the disassembler is not there, or this process interprets kernels.
+    """
+    try:
+        import triton
+
+        from benchmarks.aot.triton_launches import Launch, all_launches
+    except ModuleNotFoundError as error:
+        raise ToolMissing(f"{error.name} is not installed: `pip install {error.name}`.") from error
+    if triton.knobs.runtime.interpret:
+        raise ToolMissing("TRITON_INTERPRET=1 interprets kernels: unset it to compile them.")
+
+    def build(launch: Launch) -> Compiled:
+        with triton.knobs.cache.scope():
+            triton.knobs.cache.dir = str(CACHE / "triton")
+            made = launch.compile(arch)
+        binary: bytes = made.asm["cubin"]
+        cubin = CACHE / f"triton-{hashlib.sha256(binary).hexdigest()[:20]}.cubin"
+        if not cubin.exists():
+            cubin.write_bytes(binary)
+        ((symbol, taken),) = resources(cubin).items()
+        threads = 32 * launch.num_warps
+        subject = triton_subject(launch.name, launch.elements / threads)
+        return Compiled(
+            "triton",
+            launch.name,
+            arch,
+            replace(taken, threads=threads, shared=made.metadata.shared),
+            parse(disassemble(cubin))[symbol],
+            "fp64" not in launch.name,
+            (subject,) if subject else (),
+        )
+
+    CACHE.mkdir(parents=True, exist_ok=True)
+    yield from map(build, all_launches())

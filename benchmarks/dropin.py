@@ -1,0 +1,217 @@
+"""What a patch gains: stock neural spline flows with robustflow.compat.patch off and on.
+
+    python -m benchmarks.dropin [--filter TEXT] [--seconds S] [--json FILE] [--check]
+
+Beside them the bound: the same flow with a transform that costs nothing (benchmarks.dropin_cases).
+A patch reaches what the bound leaves over the time with the patch on; the conditioner is the rest.
+Times are medians of alternating runs, each library and size in a process of its own, under the
+default allocator and one that keeps its memory; peak memory is of a training step beyond the flow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import allocator, dropin_cases, machine, memory, peers, timing, workloads
+from benchmarks.dropin_cases import LIBRARIES, MODES, SIZES, TINY, WHATS, Size
+from benchmarks.rows import duration, table, write_json
+
+WORKER = "benchmarks.dropin"
+SHARE = 0.9  # of the free transform's speed-up, that training and sampling are to reach
+
+
+@dataclass(frozen=True)
+class DropInRow:
+    """One flow, one kind of work, one allocator.
+
+    Attributes:
+        library, size, what, allocator: the case.
+        seconds: median seconds by mode: ``off``, ``on``, ``free``.
+        spread: interquartile range over the median, by mode.
+        peak_bytes: of a training step, by mode, beyond the flow and its input; empty elsewhere.
+        difference: largest difference between on and off, of log_prob and samples as they are, of
+            the gradients over the largest gradient.
+    """
+
+    library: str
+    size: str
+    what: str
+    allocator: str
+    seconds: dict[str, float]
+    spread: dict[str, float]
+    difference: dict[str, float]
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def speedup(self) -> float:
+        return self.seconds["off"] / self.seconds["on"]
+
+    @property
+    def bound(self) -> float:
+        return self.seconds["off"] / self.seconds["free"]
+
+    @property
+    def share(self) -> float:
+        return self.speedup / self.bound
+
+
+def differences(library: str, size: Size) -> dict[str, float]:
+    """On against off; raises AssertionError where they are not the same function's results."""
+    off, on = (dropin_cases.results(library, size, mode) for mode in ("off", "on"))
+    found = {}
+    for name, expected in off.items():
+        scale = float(expected.abs().max()) if name == "gradients" else 1.0
+        workloads.check_close(f"{library}: {name}", on[name] / scale, expected / scale)
+        found[name] = float((on[name] - expected).abs().max()) / scale
+    return found
+
+
+def time_flow(library: str, size: Size, policy: str, seconds: float) -> list[DropInRow]:
+    """The rows of one flow in this process, without peak memory."""
+    different = differences(library, size)
+    rows = []
+    for what in WHATS:
+        flow = dropin_cases.make_flow(library, size)
+        runs = {mode: dropin_cases.make_run(library, size, what, mode, flow) for mode in MODES}
+        times = timing.alternate(
+            runs,
+            seconds=seconds,
+            warmup=2,
+            min_sample=2e-2,
+            sampler=dropin_cases.sample_seconds,
+        )
+        rows.append(
+            DropInRow(
+                library,
+                size.name,
+                what,
+                policy,
+                {mode: times[mode].median for mode in MODES},
+                {mode: times[mode].spread for mode in MODES},
+                different,
+            )
+        )
+    return rows
+
+
+def peak_of(library: str, size: Size, mode: str) -> int:
+    """Peak bytes of one training step in this process."""
+    dropin_cases.make_run(library, TINY, WHATS[0], mode)()
+    run = dropin_cases.make_run(library, size, WHATS[0], mode)
+    with dropin_cases.mode_of(library, mode):
+        return memory.peak_bytes(run.work)
+
+
+def measure(
+    cases: Sequence[tuple[str, Size]], seconds: float, say: Callable[[str], None]
+) -> tuple[list[DropInRow], dict[str, str]]:
+    """Every case in processes of its own; rows, and what was left out, with the reason."""
+    rows: list[DropInRow] = []
+    left_out: dict[str, str] = {}
+    for library, size in cases:
+        try:
+            peers.check(library)
+        except peers.PeerMissing as error:
+            left_out[library] = str(error)
+            continue
+        say(f"{library}, {size.name}")
+        peaks: dict[str, int] = {}
+        for mode in MODES:
+            arguments = ["peak", library, size.name, mode]
+            try:
+                peaks[mode] = allocator.run("returning", WORKER, arguments)
+            except (ValueError, RuntimeError) as error:
+                left_out[f"peak memory of {library}, {size.name}"] = str(error)
+        for policy in ("default", "keeping"):
+            arguments = ["time", library, size.name, policy, str(seconds)]
+            try:
+                made = allocator.run(policy, WORKER, arguments)
+            except ValueError as error:  # the allocator cannot be set here
+                left_out[f"{policy} allocator"] = str(error)
+                continue
+            for record in made:
+                training = record["what"] == WHATS[0]
+                rows.append(DropInRow(**{**record, "peak_bytes": peaks if training else {}}))
+    return rows, left_out
+
+
+def report(rows: Sequence[DropInRow], left_out: dict[str, str]) -> str:
+    header = ["flow", "work", "allocator", *MODES, "faster", "bound", "share", "peak MiB off/on"]
+    header += ["log_prob", "samples", "gradients"]
+    lines = []
+    for row in rows:
+        peaks = [row.peak_bytes.get(mode) for mode in ("off", "on")]
+        lines.append(
+            [
+                f"{row.library}, {row.size}",
+                row.what,
+                row.allocator,
+                *(duration(row.seconds[mode]) for mode in MODES),
+                f"{row.speedup:.2f}x",
+                f"{row.bound:.2f}x",
+                f"{row.share:.0%}",
+                "/".join("-" if peak is None else f"{peak / 2**20:.0f}" for peak in peaks),
+                *(f"{row.difference[name]:.1e}" for name in ("log_prob", "samples", "gradients")),
+            ]
+        )
+    parts = [table(header, lines)]
+    missed = [row for row in rows if row.share < SHARE]
+    parts.append(
+        f"{len(rows) - len(missed)} of {len(rows)} reach {SHARE:.0%} of the bound's speed-up."
+    )
+    parts += [f"Left out: {name}. {reason}" for name, reason in left_out.items()]
+    return "\n\n".join(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["peak"] or arguments[:1] == ["time"]:
+        _work(*arguments)
+        return 0
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.dropin", description=__doc__)
+    parser.add_argument("--filter", default="", help="only flows whose name contains this")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of timing for each row")
+    parser.add_argument("--tiny", action="store_true", help="a tiny flow, to see that it runs")
+    parser.add_argument("--json", type=Path, help="write the rows and the machine here")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a row falls short")
+    options = parser.parse_args(arguments)
+    sizes = (TINY,) if options.tiny else SIZES
+    every = [(library, size) for library in LIBRARIES for size in sizes]
+    cases = [case for case in every if options.filter in f"{case[0]}, {case[1].name}"]
+    if not cases:
+        names = "; ".join(f"{library}, {size.name}" for library, size in every)
+        parser.error(f"no flow's name contains {options.filter!r}; there are {names}")
+    description = machine.describe()
+    print(f"{description['cpu']}, {description['threads']} threads, torch {description['torch']}")
+    rows, left_out = measure(cases, options.seconds, lambda name: print(f"... {name}", flush=True))
+    print("\n" + report(rows, left_out))
+    if options.json:
+        records = [
+            {**asdict(row), "speedup": row.speedup, "bound": row.bound, "share": row.share}
+            for row in rows
+        ]
+        write_json(options.json, description, [], dropin=records, left_out=left_out)
+    return int(options.check and any(row.share < SHARE for row in rows))
+
+
+def _work(task: str, library: str, size: str, *rest: str) -> None:
+    """What :mod:`benchmarks.allocator` starts: write the result as JSON into the last argument."""
+    *options, file = rest
+    result: Any
+    if task == "peak":
+        result = peak_of(library, dropin_cases.find_size(size), *options)
+    else:
+        policy, seconds = options
+        rows = time_flow(library, dropin_cases.find_size(size), policy, float(seconds))
+        result = [asdict(row) for row in rows]
+    Path(file).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

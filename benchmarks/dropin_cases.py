@@ -1,0 +1,288 @@
+"""Stock neural spline flows of three libraries, and the ways to run one: off, on, free.
+
+``free`` is the bound of what a patch can gain: at the level where a layer has its parameters in one
+tensor, the transform is the identity and costs nothing, but is connected to the gradient, so that
+the conditioner's backward pass runs as it must.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from benchmarks import peers
+from robustflow import compat
+from robustflow.compat._code import CodeChange
+
+LIBRARIES = ("nflows", "normflows", "zuko")
+MODES = ("off", "on", "free")
+WHATS = ("training step", "sampling")
+TAIL_BOUND = 5.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """A flow and its batch.
+
+    Attributes:
+        name: what ``--filter`` looks in, after the library's.
+        batch: of the training step, and the number of samples.
+        features: D. Coupling layers transform half of them.
+        bins: K.
+        layers: transforms in the flow.
+        hidden: units of each of two hidden blocks or layers.
+    """
+
+    name: str
+    batch: int
+    features: int
+    bins: int
+    layers: int
+    hidden: int
+
+
+SIZES = (
+    Size("large batch", 4096, 6, 8, 8, 64),
+    Size("inference", 200, 5, 10, 5, 50),  # sbi's defaults
+    Size("wide", 1024, 15, 8, 8, 512),  # gravitational waves
+)
+TINY = Size("tiny", 16, 4, 4, 2, 8)
+
+
+def find_size(name: str) -> Size:
+    for size in (*SIZES, TINY):
+        if size.name == name:
+            return size
+    raise ValueError(f"No size {name!r}; there are {', '.join(size.name for size in SIZES)}.")
+
+
+def make_flow(library: str, size: Size) -> Any:
+    """A flow with ``log_prob(x)`` and ``sample(count)``, the same at every call.
+
+    Raises:
+        PeerMissing: the library is not installed.
+    """
+    peers.check(library)
+    torch.manual_seed(0)
+    flow = {"nflows": _nflows, "normflows": _normflows, "zuko": _zuko}[library](size)
+    # Off the identity that some begin with, as after some training.
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return flow
+
+
+def _nflows(size: Size) -> Any:
+    from nflows import distributions, flows, transforms
+    from nflows.nn.nets import ResidualNet
+
+    layers: list[Any] = []
+    for i in range(size.layers):
+        layers.append(transforms.ReversePermutation(size.features))
+        layers.append(
+            transforms.PiecewiseRationalQuadraticCouplingTransform(
+                (torch.arange(size.features) + i) % 2,
+                lambda inputs, outputs: ResidualNet(inputs, outputs, size.hidden),
+                num_bins=size.bins,
+                tails="linear",
+                tail_bound=TAIL_BOUND,
+            )
+        )
+    base = distributions.StandardNormal([size.features])
+    return flows.Flow(transforms.CompositeTransform(layers), base)
+
+
+def _normflows(size: Size) -> Any:
+    import normflows as nf
+
+    layers: list[Any] = []
+    for _ in range(size.layers):
+        layers.append(
+            nf.flows.CoupledRationalQuadraticSpline(
+                size.features, 2, size.hidden, num_bins=size.bins, tail_bound=TAIL_BOUND
+            )
+        )
+        layers.append(nf.flows.LULinearPermute(size.features))
+    base = nf.distributions.DiagGaussian(size.features, trainable=False)
+    return nf.NormalizingFlow(base, layers)
+
+
+class _Zuko(torch.nn.Module):
+    def __init__(self, flow: Any) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        result: Tensor = self.flow().log_prob(x)
+        return result
+
+    def sample(self, count: int) -> Tensor:
+        result: Tensor = self.flow().sample((count,))
+        return result
+
+
+def _zuko(size: Size) -> Any:
+    import zuko
+
+    return _Zuko(
+        zuko.flows.NSF(
+            size.features,
+            transforms=size.layers,
+            bins=size.bins,
+            hidden_features=(size.hidden,) * 2,
+        )
+    )
+
+
+class _Free(torch.autograd.Function):
+    """x and the log-determinant 0, as if they depended on the parameters."""
+
+    zeros: ClassVar[dict[tuple[Any, ...], Tensor]] = {}
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.likes = [(p.shape, p.dtype, p.device) for p in params]
+        return x.view_as(x), torch.zeros_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, ...]:
+        for shape, dtype, device in ctx.likes:
+            if (shape, dtype, device) not in _Free.zeros:  # a gradient that is there already
+                _Free.zeros[shape, dtype, device] = torch.zeros(shape, dtype=dtype, device=device)
+        return gradients[0], *(_Free.zeros[like] for like in ctx.likes)
+
+
+def _free_layer(self: Any, inputs: Tensor, transform_params: Tensor, inverse: bool) -> Any:
+    return _Free.apply(inputs, transform_params)
+
+
+def _free_elementwise(self: Any, inputs: Tensor, inverse: bool) -> Any:
+    groups = (self.unnormalized_widths, self.unnormalized_heights, self.unnormalized_derivatives)
+    y, logabsdet = _Free.apply(inputs, *groups)
+    return y, logabsdet.sum(1)
+
+
+def _free_changes(library: str) -> list[CodeChange]:
+    if library == "nflows":
+        from nflows.transforms import coupling
+
+        layer = coupling.PiecewiseRationalQuadraticCouplingTransform
+        return [CodeChange(vars(layer)["_piecewise_cdf"], _free_layer)]
+    if library == "normflows":
+        from normflows.flows.neural_spline import coupling as couplings
+
+        layer, elementwise = (
+            couplings.PiecewiseRationalQuadraticCoupling,
+            couplings.PiecewiseRationalQuadraticCDF,
+        )
+        return [
+            CodeChange(vars(layer)["_piecewise_cdf"], _free_layer),
+            CodeChange(vars(elementwise)["_spline"], _free_elementwise),
+        ]
+    from zuko.flows.autoregressive import MaskedAutoregressiveTransform
+    from zuko.transforms import DependentTransform, IdentityTransform
+
+    class Connected(IdentityTransform):
+        def __init__(self, phi: Tensor) -> None:
+            super().__init__()
+            self.phi = phi
+
+        def _call(self, x: Tensor) -> Tensor:
+            return self.call_and_ladj(x)[0]
+
+        _inverse = _call
+
+        def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            result: tuple[Tensor, Tensor] = _Free.apply(x, self.phi)
+            return result
+
+    def meta(self: Any, c: Tensor | None, x: Tensor) -> Any:
+        phi = self.hyper(x).unflatten(-1, (-1, self.total))
+        return DependentTransform(Connected(phi), 1)
+
+    return [CodeChange(vars(MaskedAutoregressiveTransform)["meta"], meta)]
+
+
+@contextmanager
+def _free(library: str) -> Iterator[None]:
+    changes = _free_changes(library)
+    for change in changes:
+        change.apply()
+    try:
+        yield
+    finally:
+        for change in changes:
+            change.undo()
+
+
+def mode_of(library: str, mode: str) -> Any:
+    """The context in which a flow of the library runs as ``mode`` says."""
+    if mode == "off":
+        return nullcontext()
+    return compat.patch(library) if mode == "on" else _free(library)
+
+
+@dataclass
+class Run:
+    """A training step or sampling of one flow in one mode; calling it enters the mode."""
+
+    library: str
+    mode: str
+    work: Callable[[], object]
+
+    def __call__(self) -> object:
+        with mode_of(self.library, self.mode):
+            return self.work()
+
+
+def sample_seconds(run: Run, calls: int) -> float:
+    """Seconds a call; the mode is entered before the clock starts."""
+    with mode_of(run.library, run.mode):
+        begin = time.perf_counter()
+        for _ in range(calls):
+            run.work()
+        return (time.perf_counter() - begin) / calls
+
+
+def make_run(library: str, size: Size, what: str, mode: str, flow: Any = None) -> Run:
+    """``what`` is a training step (log_prob, backward, Adam) or sampling (without gradients)."""
+    flow = copy.deepcopy(make_flow(library, size) if flow is None else flow)
+    x = torch.randn(size.batch, size.features, generator=torch.Generator().manual_seed(1))
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-6)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        (-flow.log_prob(x).mean()).backward()
+        optimizer.step()
+
+    def sample() -> object:
+        with torch.no_grad():
+            return flow.sample(size.batch)
+
+    return Run(library, mode, train if what == "training step" else sample)
+
+
+def results(library: str, size: Size, mode: str) -> dict[str, Tensor]:
+    """log_prob, samples of one seed, and the gradient by all parameters, in one vector."""
+    flow = make_flow(library, size)
+    x = torch.randn(size.batch, size.features, generator=torch.Generator().manual_seed(1))
+    with mode_of(library, mode):
+        log_prob = flow.log_prob(x)
+        log_prob.mean().backward()
+        gradients = [p.grad.flatten() for p in flow.parameters() if p.grad is not None]
+        torch.manual_seed(2)
+        with torch.no_grad():
+            samples = flow.sample(size.batch)
+    samples = samples[0] if isinstance(samples, tuple) else samples
+    return {
+        "log_prob": log_prob.detach(),
+        "samples": samples.detach(),
+        "gradients": torch.cat(gradients),
+    }

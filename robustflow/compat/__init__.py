@@ -1,0 +1,16 @@
+"""Drop-ins: robustflow's kernels inside existing flow libraries.
+
+``patch("nflows")`` (or normflows, zuko, FrEIA, glasflow, transformers) accelerates a library where
+it stands; ``patch_module`` a copy of nflows' functions in another package.
+"""
+
+from robustflow.compat._registry import (
+    Patch,
+    PatchError,
+    patch,
+    patch_module,
+    patched,
+    unpatch,
+)
+
+__all__ = ["Patch", "PatchError", "patch", "patch_module", "patched", "unpatch"]

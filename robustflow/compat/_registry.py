@@ -1,0 +1,232 @@
+"""Which libraries are patched, by how many, and who served their calls."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType, TracebackType
+
+import torch
+
+from robustflow.compat._code import Change
+
+logger = logging.getLogger("robustflow.compat")
+
+# What `patch` knows, and the module that says what to change.
+LIBRARIES = {
+    "nflows": "robustflow.compat.nflows",
+    "normflows": "robustflow.compat.normflows",
+    "zuko": "robustflow.compat.zuko",
+    "FrEIA": "robustflow.compat.freia",
+    "glasflow": "robustflow.compat.glasflow",
+    "transformers": "robustflow.compat.transformers",
+}
+
+KERNEL, FALLBACK = "kernel", "fallback"
+
+
+class PatchError(RuntimeError):
+    """A library cannot be patched: it is missing, or is not the one that the kernels know."""
+
+
+@dataclass
+class _Session:
+    """One library from its first patch to its last restore."""
+
+    name: str
+    changes: Sequence[Change]
+    uses: int = 0
+
+    def apply(self) -> None:
+        done: list[Change] = []
+        try:
+            for change in self.changes:
+                change.apply()
+                done.append(change)
+        except BaseException:
+            for change in reversed(done):
+                change.undo()
+            raise
+        _forget_compiled()
+
+    def undo(self) -> None:
+        for change in reversed(self.changes):
+            change.undo()
+        _forget_compiled()
+
+
+_lock = threading.RLock()
+_sessions: dict[str, _Session] = {}
+_counts: dict[str, dict[str, int]] = {}
+_logged: set[tuple[str, str, str]] = set()
+
+
+class Patch:
+    """A patch in force: what :func:`patch` returns.
+
+    As a context manager it ends at exit. Patches of one library are counted, so that it gets its
+    own code back when the last of them has ended.
+    """
+
+    def __init__(self, session: _Session) -> None:
+        self._session: _Session | None = session
+        self.name = session.name
+
+    def restore(self) -> None:
+        """End this patch; a second call does nothing."""
+        with _lock:
+            session, self._session = self._session, None
+            if session is None or _sessions.get(session.name) is not session:
+                return
+            session.uses -= 1
+            if session.uses == 0:
+                _end(session)
+
+    def __enter__(self) -> Patch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.restore()
+
+    def __repr__(self) -> str:
+        state = "" if self._session else ", restored"
+        return f"Patch({self.name!r}{state})"
+
+
+def patch(name: str) -> Patch:
+    """Let robustflow's kernels serve a flow library's rational-quadratic splines.
+
+    The library's functions and methods are changed in place, so that every reference to them,
+    existing models included, gains; signatures, docstrings, ``state_dict`` and pickles stay as
+    they are. Where a call uses something the kernels do not support, the library's own code runs
+    (a debug message of the logger ``robustflow.compat`` says so once).
+
+    Args:
+        name: ``"nflows"``, ``"normflows"``, ``"zuko"``, ``"FrEIA"``, ``"glasflow"`` or
+            ``"transformers"`` (VITS).
+
+    Returns:
+        A handle with ``restore()``, also a context manager. Patches can be nested and made from
+        several threads.
+
+    Raises:
+        ValueError: an unknown name.
+        PatchError: the library is not installed, or its functions are not those that the kernels
+            know: another signature, or other results on a few random inputs.
+
+    Example:
+        >>> import robustflow
+        >>> with robustflow.compat.patch("zuko"):  # doctest: +SKIP
+        ...     loss = -flow(context).log_prob(x).mean()
+        ...     print(robustflow.compat.patched())
+        {'zuko': {'kernel': 5, 'fallback': 0}}
+    """
+    if name not in LIBRARIES:
+        names = ", ".join(repr(known) for known in LIBRARIES)
+        raise ValueError(
+            f"name must be one of {names}, got {name!r}; use patch_module for a module that holds "
+            "a copy of nflows' functions."
+        )
+    with _lock:
+        return _begin(name, lambda: importlib.import_module(LIBRARIES[name]).changes())
+
+
+def patch_module(module: ModuleType) -> Patch:
+    """:func:`patch` for a module that holds a copy of nflows' spline functions.
+
+    ``rational_quadratic_spline`` and ``unconstrained_rational_quadratic_spline``, or one of them,
+    with nflows' parameters. Both versions are first compared, in both directions, on random
+    inputs: the same name and signature can hide another function.
+
+    Args:
+        module: the imported module that defines them.
+
+    Returns:
+        A handle, as :func:`patch` does. ``patched()`` and ``unpatch`` know it by the module's name.
+
+    Raises:
+        TypeError: not a module.
+        PatchError: the module has no such function, or it computes something else; the message
+            has the largest difference.
+    """
+    if not isinstance(module, ModuleType):
+        raise TypeError(f"module must be an imported module, got {type(module).__name__}.")
+    from robustflow.compat import _splines
+
+    with _lock:
+        return _begin(module.__name__, lambda: _splines.changes_of_module(module, module.__name__))
+
+
+def unpatch(name: str) -> None:
+    """Give a library its own code back, however many patches of it are in force.
+
+    Args:
+        name: as given to :func:`patch`, or the name of a module given to :func:`patch_module`.
+            Nothing happens where it is not patched.
+    """
+    with _lock:
+        if name in _sessions:
+            _end(_sessions[name])
+
+
+def patched() -> dict[str, dict[str, int]]:
+    """How many calls the kernels and the library's own code served since each patch began.
+
+    Returns:
+        ``{"nflows": {"kernel": n, "fallback": m}}`` for the libraries that are patched now. What
+        :func:`robustflow.use_backend` chose counts as the kernels, the reference included. A call
+        inside ``torch.compile`` counts once, when it is traced.
+    """
+    with _lock:
+        return {name: dict(counts) for name, counts in _counts.items()}
+
+
+def _begin(name: str, changes: object) -> Patch:
+    session = _sessions.get(name)
+    if session is None:
+        session = _Session(name, changes())  # type: ignore[operator]
+        session.apply()
+        _sessions[name] = session
+        _counts[name] = {KERNEL: 0, FALLBACK: 0}
+    session.uses += 1
+    return Patch(session)
+
+
+def _end(session: _Session) -> None:
+    session.undo()
+    del _sessions[session.name]
+    del _counts[session.name]
+
+
+def _forget_compiled() -> None:
+    """torch.compile guards on functions, not on their code: what it compiled is out of date."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+
+
+@torch.compiler.assume_constant_result
+def served(library: str, by: str) -> None:
+    """Count a call; torch.compile calls this when it traces, and leaves it out of the graph."""
+    with _lock:
+        counts = _counts.get(library)
+        if counts is not None:  # a call may end after the patch does
+            counts[by] += 1
+
+
+@torch.compiler.assume_constant_result
+def fell_back(library: str, function: str, reason: str) -> None:
+    """Count a call that the library's own code serves, and say why the first time."""
+    served(library, FALLBACK)
+    key = (library, function, reason)
+    if key not in _logged:
+        _logged.add(key)
+        logger.debug("%s: the library's own %s runs, since %s.", library, function, reason)

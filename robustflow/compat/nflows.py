@@ -1,0 +1,25 @@
+"""nflows 0.14 and its main branch: the spline functions and the three layers that use them."""
+
+from __future__ import annotations
+
+from robustflow.compat._code import Change
+from robustflow.compat._layers import layer_changes
+from robustflow.compat._probe import import_library
+from robustflow.compat._splines import changes_of_module
+
+
+def changes(library: str = "nflows", package: str = "nflows") -> list[Change]:
+    """What to change in nflows, or in the copy of it that ``library`` carries as ``package``."""
+    names = ("splines.rational_quadratic", "coupling", "autoregressive", "nonlinearities")
+    splines, coupling, autoregressive, nonlinearities = import_library(
+        library, *(f"{package}.transforms.{name}" for name in names)
+    )
+    return [
+        *changes_of_module(splines, library),
+        *layer_changes(
+            library,
+            coupling.PiecewiseRationalQuadraticCouplingTransform,
+            autoregressive.MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
+            nonlinearities.PiecewiseRationalQuadraticCDF,
+        ),
+    ]

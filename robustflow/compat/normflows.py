@@ -1,0 +1,27 @@
+"""normflows: the spline functions, with circular tails and lists of tails, and its three layers."""
+
+from __future__ import annotations
+
+from robustflow.compat._code import Change
+from robustflow.compat._layers import layer_changes
+from robustflow.compat._probe import import_library
+from robustflow.compat._splines import changes_of_module
+
+
+def changes() -> list[Change]:
+    """What to change in normflows."""
+    splines, coupling, autoregressive = import_library(
+        "normflows",
+        "normflows.utils.splines",
+        "normflows.flows.neural_spline.coupling",
+        "normflows.flows.neural_spline.autoregressive",
+    )
+    return [
+        *changes_of_module(splines, "normflows"),
+        *layer_changes(
+            "normflows",
+            coupling.PiecewiseRationalQuadraticCoupling,
+            autoregressive.MaskedPiecewiseRationalQuadraticAutoregressive,
+            coupling.PiecewiseRationalQuadraticCDF,
+        ),
+    ]

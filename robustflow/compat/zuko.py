@@ -1,0 +1,448 @@
+"""zuko: ``MonotonicRQSTransform``, and the layers that make one from packed parameters.
+
+zuko makes a transform a call and computes its knots at once. While patched it keeps the parameters
+instead and computes ``horizontal``, ``vertical`` and ``derivatives`` when someone reads them; the
+kernels need none of them. What a transform keeps is plain tensors in a tuple under one attribute,
+and it is gone from pickles and from all living transforms once the library is restored.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustflow import functional as F
+from robustflow.compat._calls import bound_obstacle, in_dtype, promoted_dtype, tensor_obstacle
+from robustflow.compat._code import (
+    AttributeChange,
+    Change,
+    CodeChange,
+    Function,
+    original_of,
+)
+from robustflow.compat._probe import (
+    COUNT,
+    compare,
+    import_library,
+    normal,
+    require_function,
+    require_parameters,
+    uniform,
+)
+from robustflow.compat._registry import KERNEL, PatchError, fell_back, served
+
+_LIBRARY = "zuko"
+_KNOTS = ("horizontal", "vertical", "derivatives")
+_RAW = "_robustflow_parameters"
+# A subclass that defines one of these depends on how zuko computes: it keeps zuko's code.
+_INNER = (
+    *_KNOTS,
+    "bin",
+    "bins",
+    "searchsorted",
+    "__getattr__",
+    "__getattribute__",
+    "__getstate__",
+    "__setstate__",
+    "__reduce__",
+    "__reduce_ex__",
+    "__copy__",
+    "__deepcopy__",
+)
+# Of the layer that is running in this thread: `inside` (one is), `direct` (see _is_direct) and
+# `packed` (the parameters, and the pieces that were cut out of them).
+_CUT = threading.local()
+
+
+def changes() -> list[Change]:
+    """What to change in zuko."""
+    utils, transforms, autoregressive, coupling, gaussianization = import_library(
+        _LIBRARY,
+        "zuko.utils",
+        "zuko.transforms",
+        "zuko.flows.autoregressive",
+        "zuko.flows.coupling",
+        "zuko.flows.gaussianization",
+    )
+    owner = getattr(transforms, "MonotonicRQSTransform", None)
+    if not isinstance(owner, type):
+        raise PatchError("zuko cannot be patched: it has no transforms.MonotonicRQSTransform.")
+    methods = {
+        "__init__": (("self", "widths", "heights", "derivatives", "bound", "slope", "kwargs"),),
+        "bins": (("self",),),
+        "_call": (("self", "x"),),
+        "_inverse": (("self", "y"),),
+        "call_and_ladj": (("self", "x"),),
+    }
+    functions = {name: require_function(_LIBRARY, owner, name) for name in methods}
+    for name, known in methods.items():
+        require_parameters(_LIBRARY, functions[name], *known)
+    spline = _Spline(owner, {name: original_of(f) for name, f in functions.items()})
+    _probe(owner)
+    return [
+        AttributeChange(owner, "__getattr__", spline.attribute),
+        AttributeChange(owner, "__getstate__", spline.state),
+        _Settle(spline),
+        *(CodeChange(functions[name], spline.replacement(name)) for name in methods),
+        _unpack_change(utils),
+        _layer_change(
+            autoregressive.MaskedAutoregressiveTransform, "meta", ("self", "c", "x"), owner
+        ),
+        _layer_change(coupling.GeneralCouplingTransform, "meta", ("self", "c", "x"), owner),
+        _layer_change(gaussianization.ElementWiseTransform, "forward", ("self", "c"), owner),
+    ]
+
+
+def _probe(owner: type) -> None:
+    groups = [normal(COUNT, 2, size, seed=i) for i, size in enumerate((5, 5, 4))]
+    x = uniform(COUNT, 2, low=-4.0, high=4.0)
+
+    def forward(x: Tensor, *groups: Tensor) -> tuple[Tensor, Tensor]:
+        return owner(*groups, bound=2.5, slope=1e-2).call_and_ladj(x)
+
+    def inverse(y: Tensor, *groups: Tensor) -> tuple[Tensor, ...]:
+        return (owner(*groups, bound=2.5, slope=1e-2)._inverse(y),)
+
+    def ours(inverse: bool, x: Tensor, *groups: Tensor) -> tuple[Tensor, ...]:
+        raw = (*groups, 2.5, 1e-2)
+        return _spline(raw, x, inverse)[: 1 if inverse else 2]
+
+    for inverted, theirs in ((False, forward), (True, inverse)):
+        what = f"{owner.__name__}, {theirs.__name__}"
+        compare(_LIBRARY, what, theirs, partial(ours, inverted), x, *groups)
+
+
+def _spline(raw: Sequence[Any], x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    """The kernels, on (widths, heights, derivatives, bound, slope) or (packed, K, bound, slope)."""
+    *parameters, bound, slope = raw
+    tensors = [p for p in parameters if isinstance(p, Tensor)]
+    dtype = promoted_dtype(x, *tensors)
+    x = in_dtype(x, dtype)
+    settings: dict[str, Any] = {
+        "inverse": inverse,
+        "tail_bound": bound,
+        "min_derivative": slope,
+        "parametrization": "softclip",
+    }
+    if len(tensors) == 1 and x.shape == tensors[0].shape[:-1]:
+        y, ladj = F.rq_spline_packed(x, *parameters, **settings)
+    else:
+        if len(tensors) == 1:
+            parameters = list(_cut(*parameters))
+        y, ladj = F.rq_spline(x, *parameters, **settings)
+    return y, in_dtype(ladj, dtype)
+
+
+def _cut(packed: Tensor, num_bins: int) -> tuple[Tensor, ...]:
+    return packed.split((num_bins, num_bins, num_bins - 1), -1)
+
+
+class _Spline:
+    """The methods of MonotonicRQSTransform while patched."""
+
+    def __init__(self, owner: type, originals: dict[str, FunctionType]) -> None:
+        self.owner = owner
+        self.originals = originals
+        self.active = False
+        # By identity: torch's transforms have no hash.
+        self.alive: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self.plain: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
+
+    def replacement(self, name: str) -> Function:
+        made: dict[str, Function] = {
+            "__init__": self._make_init(),
+            "bins": self._make_bins(),
+            "_call": self._make_method("_call", False, True),
+            "_inverse": self._make_method("_inverse", True, True),
+            "call_and_ladj": self._make_method("call_and_ladj", False, False),
+        }
+        return made[name]
+
+    def _make_init(self) -> Function:
+        owner: Any = self.owner
+        original = self.originals["__init__"]
+
+        def init(
+            self_: Any,
+            widths: Any,
+            heights: Any,
+            derivatives: Any,
+            bound: Any,
+            slope: Any,
+            **kwargs: Any,
+        ) -> None:
+            packed = _packed_of((widths, heights, derivatives))
+            if packed is not None and isinstance(widths, _Piece):
+                num_bins = (packed.shape[-1] + 1) // 3
+                reason = tensor_obstacle(packed) or self._setting_obstacle(
+                    type(self_), packed, bound, slope
+                )
+                if reason is not None:
+                    widths, heights, derivatives = _cut(packed, num_bins)
+            else:
+                reason = self._obstacle(type(self_), widths, heights, derivatives, bound, slope)
+                num_bins = widths.shape[-1] if reason is None else 0
+            if reason is not None:
+                # Counted where the transform is used.
+                original(self_, widths, heights, derivatives, bound, slope, **kwargs)
+                return
+            if isinstance(bound, Tensor) and bound.dim():
+                bound = bound.squeeze(-1)  # zuko lets it broadcast against the knots
+            if torch.compiler.is_compiling():
+                # Knots that nobody reads cost nothing in a graph, and laziness could not be traced.
+                original(self_, widths, heights, derivatives, bound, slope, **kwargs)
+                knots = tuple(getattr(self_, name) for name in _KNOTS)
+                setattr(self_, _RAW, (knots, None, widths, heights, derivatives, bound, slope))
+                return
+            super(owner, self_).__init__(**kwargs)
+            if packed is not None:
+                parameters: tuple[Any, ...] = (_kept(packed), num_bins)
+            else:
+                parameters = (_kept(widths), _kept(heights), _kept(derivatives))
+            # zuko's knots would be those of now: note the versions, to see a later change.
+            versions = tuple(map(_version, parameters))
+            self_.__dict__[_RAW] = (None, versions, *parameters, bound, slope)
+            self.alive[id(self_)] = self_
+            if not self.active:  # the library was restored meanwhile
+                self.settle(self_)
+
+        return init
+
+    def _make_bins(self) -> Function:
+        original = self.originals["bins"]
+
+        def bins(self_: Any) -> int:
+            raw = self._raw(self_)
+            if raw is None:
+                return original(self_)
+            return raw[1] if isinstance(raw[1], int) else raw[0].shape[-1]
+
+        return bins
+
+    def _make_method(self, name: str, inverse: bool, only_value: bool) -> Function:
+        original = self.originals[name]
+
+        def method(self_: Any, x: Tensor) -> Any:
+            raw = self._raw(self_)
+            if raw is None:
+                reason: str | None = (
+                    "its knots were assigned or read, or its parameters are not supported"
+                )
+            else:
+                reason = tensor_obstacle(x, raw[0])
+            if raw is None or reason is not None:
+                fell_back(_LIBRARY, f"{self.owner.__name__}.{name}", str(reason))
+                return original(self_, x)
+            served(_LIBRARY, KERNEL)
+            y, ladj = _spline(raw, x, inverse)
+            return y if only_value else (y, ladj)
+
+        return method
+
+    def _obstacle(
+        self,
+        kind: type,
+        widths: Any,
+        heights: Any,
+        derivatives: Any,
+        bound: Any,
+        slope: Any,
+    ) -> str | None:
+        if reason := tensor_obstacle(widths, heights, derivatives):
+            return reason
+        num_bins = widths.shape[-1] if widths.dim() else 0
+        if not num_bins or heights.shape[-1:] != (num_bins,):
+            return "widths and heights differ in number"
+        if derivatives.shape[-1:] != (num_bins - 1,):
+            return "there are not K - 1 derivatives"
+        return self._setting_obstacle(kind, widths, bound, slope)
+
+    def _setting_obstacle(
+        self, kind: type, parameters: Tensor, bound: Any, slope: Any
+    ) -> str | None:
+        if not self._is_plain(kind):
+            return "a subclass computes otherwise"
+        if not (isinstance(slope, (int, float)) and 0 < slope < 1):
+            return "slope is not a number in (0, 1)"
+        if isinstance(bound, Tensor):
+            if bound.dim() and bound.shape[-1] != 1:
+                return "the bound varies along a spline"
+            if bound.dim() > parameters.dim() or bound.requires_grad:
+                return "the bound requires grad or has too many dimensions"
+            return None
+        return bound_obstacle(parameters, bound)
+
+    def _is_plain(self, kind: type) -> bool:
+        if kind is self.owner:
+            return True
+        plain = self.plain.get(kind)
+        if plain is None:
+            below = kind.__mro__[: kind.__mro__.index(self.owner)]
+            plain = not any(name in vars(each) for each in below for name in _INNER)
+            self.plain[kind] = plain
+        return plain
+
+    def _raw(self, transform: Any) -> tuple[Any, ...] | None:
+        """The parameters that the kernels need, or None if the knots are what counts."""
+        state = transform.__dict__
+        if _RAW not in state:
+            return None
+        knots, versions, *raw = state[_RAW]
+        if knots is None:
+            if any(name in state for name in _KNOTS):  # assigned by the user: they win
+                self.settle(transform)
+                return None
+            if tuple(map(_version, raw[:-2])) != versions:
+                raise RuntimeError(
+                    "The parameters of this MonotonicRQSTransform were modified in place after it "
+                    "was made, so that its knots cannot be had any more: make it again, or clone "
+                    "the parameters before it is made."
+                )
+        elif any(getattr(transform, name) is not k for name, k in zip(_KNOTS, knots, strict=True)):
+            return None
+        return tuple(raw)
+
+    def settle(self, transform: Any) -> None:
+        """Give a transform its knots, as zuko computes them, and forget its parameters."""
+        state = transform.__dict__
+        raw = state.pop(_RAW, None)
+        self.alive.pop(id(transform), None)
+        if raw is None or raw[0] is not None:
+            return
+        *parameters, bound, slope = raw[2:]
+        if len(parameters) == 2:
+            parameters = list(_cut(*parameters))
+        if isinstance(bound, Tensor) and bound.dim():
+            bound = bound.unsqueeze(-1)
+        # Knots of an object of zuko's own, so that this one's other attributes stay.
+        twin: Any = object.__new__(self.owner)
+        self.originals["__init__"](twin, *parameters, bound, slope)
+        for name in _KNOTS:
+            state.setdefault(name, twin.__dict__[name])
+
+    @property
+    def attribute(self) -> Function:
+        def __getattr__(self_: Any, name: str) -> Any:
+            if name in _KNOTS and _RAW in self_.__dict__:
+                self.settle(self_)
+                return self_.__dict__[name]
+            raise AttributeError(f"{type(self_).__name__!r} object has no attribute {name!r}")
+
+        return __getattr__
+
+    @property
+    def state(self) -> Function:
+        owner: Any = self.owner
+
+        def __getstate__(self_: Any) -> Any:
+            self.settle(self_)
+            parent: Any = super(owner, self_)
+            return parent.__getstate__()
+
+        return __getstate__
+
+
+@dataclass
+class _Settle:
+    """On restore, every transform that was made while patched gets its knots."""
+
+    spline: _Spline
+
+    def apply(self) -> None:
+        self.spline.active = True
+
+    def undo(self) -> None:
+        self.spline.active = False
+        for transform in list(self.spline.alive.values()):
+            self.spline.settle(transform)
+
+
+def _kept(parameter: Any) -> Any:
+    """A parameter as it is now: without a gradient if none is recorded now."""
+    if not isinstance(parameter, Tensor) or not parameter.requires_grad:
+        return parameter
+    if not torch.is_grad_enabled():
+        return parameter.detach()
+    return parameter.clone() if parameter.is_leaf else parameter  # an optimizer writes on leaves
+
+
+def _version(parameter: Any) -> int:
+    if not isinstance(parameter, Tensor) or parameter.is_inference():
+        return 0
+    return parameter._version
+
+
+def _unpack_change(utils: ModuleType) -> Change:
+    """``unpack`` notes what it cuts, for a transform that is made of all its pieces.
+
+    Where the layer hands the pieces to nothing but MonotonicRQSTransform, they are not cut at all:
+    ``_Piece`` stands for each.
+    """
+    function = require_function(_LIBRARY, utils, "unpack")
+    require_parameters(_LIBRARY, function, ("x", "shapes"))
+    original = original_of(function)
+
+    def unpack(x: Tensor, shapes: Any) -> Any:
+        if torch.compiler.is_compiling() or not getattr(_CUT, "inside", False):
+            return original(x, shapes)
+        parts = _PIECES if _CUT.direct else original(x, shapes)
+        _CUT.packed = (x, parts)
+        return parts
+
+    return CodeChange(function, unpack)
+
+
+class _Piece:
+    """Widths, heights or derivatives that nobody has cut out of the packed parameters."""
+
+
+_PIECES = (_Piece(), _Piece(), _Piece())
+
+
+def _layer_change(owner: type, name: str, parameters: Sequence[str], spline: type) -> Change:
+    """A layer's method, within which the note of ``unpack`` lives."""
+    method = require_function(_LIBRARY, owner, name)
+    require_parameters(_LIBRARY, method, parameters)
+    original = original_of(method)
+
+    def layer(self: Any, *args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return original(self, *args)
+        before = dict(vars(_CUT))
+        _CUT.inside, _CUT.direct = True, _is_direct(self, spline)
+        try:
+            return original(self, *args)
+        finally:
+            vars(_CUT).clear()
+            vars(_CUT).update(before)
+
+    return CodeChange(method, layer)
+
+
+def _is_direct(layer: Any, spline: type) -> bool:
+    """Whether a layer's univariate transform is the spline itself, or a partial of it."""
+    univariate = layer.univariate
+    while type(univariate) is partial and not univariate.args:
+        univariate = univariate.func
+    if univariate is not spline or len(layer.shapes) != 3:
+        return False
+    sizes = [math.prod(shape) for shape in layer.shapes]
+    return all(len(shape) == 1 for shape in layer.shapes) and sizes[0] == sizes[1] == sizes[2] + 1
+
+
+def _packed_of(parameters: Sequence[Any]) -> Tensor | None:
+    """What :mod:`zuko` has just cut into these parameters, if it has."""
+    packed = None if torch.compiler.is_compiling() else getattr(_CUT, "packed", None)
+    if packed is None or len(packed[1]) != len(parameters):
+        return None
+    same = all(a is b for a, b in zip(packed[1], parameters, strict=True))
+    return packed[0] if same else None

@@ -1,0 +1,1 @@
+"""GPU kernels judged ahead of time, without a GPU; the machinery is ``benchmarks.aot``."""

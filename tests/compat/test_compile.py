@@ -1,0 +1,80 @@
+"""torch.compile: whole graphs with the patch on, and nothing stale when it goes on or off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from compat import flows
+from robustflow import compat
+
+COMPILED = [name for name, (library, _) in flows.FLOWS.items() if library != "zuko"]
+
+
+def compiled(function: Any) -> Any:
+    # Dynamo and AOTAutograd see all that can break a graph; Inductor adds only time.
+    return torch.compile(function, fullgraph=True, backend="aot_eager")
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_log_prob_and_sample_are_one_graph(name: str) -> None:
+    library, flow = flows.make(name)
+    flow = flow.float().eval()
+    x = torch.randn(6, flows.FEATURES)
+    with compat.patch(library):
+        expected = flow.log_prob(x)
+        gradients = torch.autograd.grad(expected.sum(), list(flow.parameters()), allow_unused=True)
+        log_prob = compiled(flow.log_prob)
+        found = log_prob(x)
+        made = torch.autograd.grad(found.sum(), list(flow.parameters()), allow_unused=True)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        for mine, other in zip(made, gradients, strict=True):
+            if other is not None:
+                torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+
+        def sample() -> Tensor:
+            with torch.no_grad():
+                drawn = flow.sample(6)
+            return drawn[0] if isinstance(drawn, tuple) else drawn
+
+        assert compiled(sample)().shape == (6, flows.FEATURES)
+        assert compat.patched()[library]["fallback"] == 0
+
+
+@pytest.mark.parametrize("name", ["zuko", "zuko coupling"])
+def test_zuko_compiles(name: str) -> None:
+    _, flow = flows.make(name)
+    flow = flow.float()
+    transform = flow.flow.transform.transforms[0]
+    x = torch.randn(6, flows.FEATURES)
+
+    def call(x: Tensor) -> Any:
+        return transform().call_and_ladj(x)
+
+    expected = call(x)
+    torch._dynamo.reset()
+    graph = torch.compile(call, backend="aot_eager", fullgraph=name == "zuko")
+    with compat.patch("zuko"):
+        torch.testing.assert_close(graph(x), expected, rtol=1e-4, atol=1e-5)
+        assert compat.patched()["zuko"]["kernel"] >= 1
+        before = compat.patched()
+        graph(x)
+        assert compat.patched() == before  # counted where it is traced
+
+
+def test_what_was_compiled_before_a_patch_is_forgotten() -> None:
+    """torch.compile guards on functions and methods, not on their code."""
+    nonlinearities = pytest.importorskip("nflows.transforms.nonlinearities")
+    layer = nonlinearities.PiecewiseRationalQuadraticCDF((3,), tails="linear", num_bins=4)
+    x = torch.randn(6, 3)
+    graph = torch.compile(layer._spline, backend="eager")
+    expected = graph(x)
+    for _ in range(2):
+        with compat.patch("nflows"):
+            torch.testing.assert_close(graph(x), expected, rtol=1e-4, atol=1e-5)
+            assert compat.patched()["nflows"] == {"kernel": 1, "fallback": 0}
+        torch.testing.assert_close(graph(x), expected, rtol=0, atol=0)
+        assert compat.patched() == {}
