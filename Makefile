@@ -31,10 +31,10 @@ lint: .venv/lint.stamp .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+	find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
 
 clean:
-	rm -rf .venv build dist *.egg-info robustflow/_C.*.so .*_cache .hypothesis
+	rm -rf .venv build dist *.egg-info robustflow/_C.*.so robustflow/_cuda*.so .*_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # robustflow with one extra, and its native library. Torch is there before: see setup.py.

@@ -54,11 +54,11 @@ using PinnedModifiedRq = Pinned<ModifiedRqOp<Single>, Exponential>;
 using PinnedAffine = Pinned<AffineOp<Single>, ScaleSigmoid>;
 using PinnedRq = Pinned<RqOp<Single, LinearTails::kBins>, LinearTails>;
 
-#define PLANES(Op, S, inverse)                                                              \
-  template __global__ void planes_transform<Op, S, S, inverse>(                             \
-      ROBUSTFLOW_PARAMETER PlanesTransform<Op>);                                            \
-  template __global__ void planes_gradient<Op, S, S, inverse>(ROBUSTFLOW_PARAMETER          \
-                                                                  PlanesGradient<Op>);
+#define PLANES(Op, S, inverse)                                  \
+  template __global__ void planes_transform<Op, S, S, inverse>( \
+      ROBUSTFLOW_PARAMETER PlanesTransform<Op>);                \
+  template __global__ void planes_gradient<Op, S, S, inverse>(  \
+      ROBUSTFLOW_PARAMETER PlanesGradient<Op>);
 PLANES(PinnedModifiedRq, float, false)
 PLANES(PinnedModifiedRq, float, true)
 PLANES(PinnedModifiedRq, bfloat16, false)
@@ -68,9 +68,9 @@ PLANES(PinnedAffine, float, true)
 PLANES(PinnedAffine, bfloat16, false)
 PLANES(PinnedAffine, bfloat16, true)
 
-#define STAGED(inverse, gradient)                                                      \
-  template __global__ void staged<PinnedRq, inverse, gradient>(ROBUSTFLOW_PARAMETER    \
-                                                                   Staged<PinnedRq>);
+#define STAGED(inverse, gradient)                               \
+  template __global__ void staged<PinnedRq, inverse, gradient>( \
+      ROBUSTFLOW_PARAMETER Staged<PinnedRq>);
 STAGED(false, false)
 STAGED(true, false)
 STAGED(false, true)

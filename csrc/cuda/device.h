@@ -1,5 +1,5 @@
 // The device: all of a GPU that is not C++, and nothing else. PTX, intrinsics, barriers, shuffles,
-// shared memory, launches, and the lanes that the formulas of csrc/math run on here.
+// shared memory, launches.
 //
 // Kernels reach the hardware through this header alone, so that the tests can run their sources on
 // a host (tests/emulated puts a header of the same name before this one).
@@ -25,86 +25,44 @@
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
-// ---- the lane of single precision --------------------------------------------------------------
+// ---- arithmetic --------------------------------------------------------------------------------
 
-// A float whose division is a reciprocal, refined once: within 1.5 ulp, where the exact one calls a
-// function for what our formulas never see. A divisor beyond 2^126, or 0, makes no finite result.
-struct Single {
-  using scalar = float;
-  using mask = bool;
-  using integer = std::int32_t;
-
-  float v;
-
-  Single() = default;
-  template <class T>
-  ROBUSTFLOW_FN constexpr explicit Single(T value) : v(static_cast<float>(value)) {}
-
-  ROBUSTFLOW_FN friend Single operator+(Single a, Single b) { return Single(a.v + b.v); }
-  ROBUSTFLOW_FN friend Single operator-(Single a, Single b) { return Single(a.v - b.v); }
-  ROBUSTFLOW_FN friend Single operator*(Single a, Single b) { return Single(a.v * b.v); }
-  ROBUSTFLOW_DEVICE friend Single operator/(Single a, Single b) {
-    float r;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(b.v));
-    return Single(a.v * fmaf(r, fmaf(-b.v, r, 1.0f), r));
-  }
-  ROBUSTFLOW_FN friend bool operator<(Single a, Single b) { return a.v < b.v; }
-  ROBUSTFLOW_FN friend bool operator<=(Single a, Single b) { return a.v <= b.v; }
-  ROBUSTFLOW_FN friend bool operator>(Single a, Single b) { return a.v > b.v; }
-  ROBUSTFLOW_FN friend bool operator>=(Single a, Single b) { return a.v >= b.v; }
-  ROBUSTFLOW_FN friend bool operator==(Single a, Single b) { return a.v == b.v; }
-};
-
-ROBUSTFLOW_FN Single select(bool mask, Single yes, Single no) {
-  return Single(mask ? yes.v : no.v);
-}
-ROBUSTFLOW_DEVICE Single at_least(Single limit, Single v) {
+ROBUSTFLOW_DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
+// The larger and the smaller of two; NaN where one is.
+ROBUSTFLOW_DEVICE float max_nan(float a, float b) {
   float out;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(limit.v), "f"(v.v));
-  return Single(out);
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+  return out;
 }
-ROBUSTFLOW_DEVICE Single at_most(Single limit, Single v) {
+ROBUSTFLOW_DEVICE float min_nan(float a, float b) {
   float out;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(limit.v), "f"(v.v));
-  return Single(out);
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+  return out;
 }
-ROBUSTFLOW_DEVICE Single absolute(Single v) { return Single(fabsf(v.v)); }
-ROBUSTFLOW_DEVICE Single square_root(Single v) {
+// 1/v and the square root within 1 ulp, 2^v within 2; subnormal numbers count as zero.
+ROBUSTFLOW_DEVICE float reciprocal_approximately(float v) {
   float out;
-  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v.v));
-  return Single(out);
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
+  return out;
 }
-ROBUSTFLOW_FN Single power_of_two(Single shifted) { return Single(power_of_two(shifted.v)); }
-ROBUSTFLOW_FN void split(Single v, Single& mantissa, Single& exponent) {
-  // Adding the rounding constant's bits turns the small whole number into a floating one without a
-  // conversion, which is four times slower than an addition.
-  constexpr int kMagic = 0x4b40007f;  // ieee<float>::round_to_integer
-  const int e = (to_bits(v.v) - ieee<float>::sqrt_half) >> ieee<float>::mantissa_bits;
-  exponent = Single(from_bits(e + kMagic) - ieee<float>::round_to_integer);
-  mantissa = Single(from_bits(to_bits(v.v) - (e << ieee<float>::mantissa_bits)));
+ROBUSTFLOW_DEVICE float exp2_approximately(float v) {
+  float out;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
+  return out;
 }
-ROBUSTFLOW_FN Single mantissa_field(Single v) { return Single(mantissa_field(v.v)); }
-ROBUSTFLOW_FN std::int32_t exponent_field(Single v) { return exponent_field(v.v); }
-ROBUSTFLOW_FN void convert(std::int32_t n, Single& out) { out = Single(n); }
-// e^x for x within +-87: 2^t from the special-function unit, and to first order what t has lost of
-// x log2(e) in rounding. At worst 3.6 ulp: 2 of the unit and 1.6 of its own.
-ROBUSTFLOW_DEVICE Single exponential(Single x) {
-  const float t = x.v * 1.44269502f;
-  const float lost = fmaf(t, 1.90465421e-9f, fmaf(t, -0.693147182f, x.v));  // x - t log 2
-  float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(t));
-  return Single(fmaf(power, lost, power));
-}
-// e^x for x <= 0, where it is to be added to something of its size or more: the error is that of x
-// moved by half of its last place, and no further.
-ROBUSTFLOW_DEVICE Single exponential_of_negative(Single x) {
-  float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x.v * 1.44269502f));
-  return Single(power);
+ROBUSTFLOW_DEVICE float square_root_approximately(float v) {
+  float out;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
+  return out;
 }
 
-ROBUSTFLOW_FN float value_of(Single v) { return v.v; }
-ROBUSTFLOW_FN double value_of(double v) { return v; }
+}  // namespace ROBUSTFLOW_ISA
+}  // namespace robustflow
+
+#include "cuda/single.h"
+
+namespace robustflow {
+inline namespace ROBUSTFLOW_ISA {
 
 // ---- storage -----------------------------------------------------------------------------------
 

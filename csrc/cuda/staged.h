@@ -101,19 +101,19 @@ ROBUSTFLOW_DEVICE void load_run(const S* from, V* to, int run) {
   const int step = block_threads() * N;
   if constexpr (std::is_same_v<S, scalar_t<V>>) {
     for (int i = thread_index() * N; i < run; i += step) copy_async(to + i, from + i);
-    return;
-  }
-  for (int first = thread_index() * N; first < run; first += kAtOnce * step) {
-    Packed<S, N> packed[kAtOnce];
+  } else {
+    for (int first = thread_index() * N; first < run; first += kAtOnce * step) {
+      Packed<S, N> packed[kAtOnce];
 #pragma unroll
-    for (int n = 0; n < kAtOnce; ++n) {
-      if (first + n * step < run) packed[n] = Packed<S, N>::load(from + first + n * step);
-    }
+      for (int n = 0; n < kAtOnce; ++n) {
+        if (first + n * step < run) packed[n] = Packed<S, N>::load(from + first + n * step);
+      }
 #pragma unroll
-    for (int n = 0; n < kAtOnce; ++n) {
-      if (first + n * step >= run) break;
+      for (int n = 0; n < kAtOnce; ++n) {
+        if (first + n * step >= run) break;
 #pragma unroll
-      for (int j = 0; j < N; ++j) to[first + n * step + j] = V(value_of(packed[n][j]));
+        for (int j = 0; j < N; ++j) to[first + n * step + j] = V(value_of(packed[n][j]));
+      }
     }
   }
 }

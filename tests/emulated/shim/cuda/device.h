@@ -27,57 +27,22 @@
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
-// ---- the lane of single precision --------------------------------------------------------------
+// ---- arithmetic --------------------------------------------------------------------------------
 
-struct Single {
-  using scalar = float;
-  using mask = bool;
-  using integer = std::int32_t;
+inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+using emulator::exp2_approximately;
+using emulator::max_nan;
+using emulator::min_nan;
+using emulator::reciprocal_approximately;
+using emulator::square_root_approximately;
 
-  float v;
+}  // namespace ROBUSTFLOW_ISA
+}  // namespace robustflow
 
-  Single() = default;
-  template <class T>
-  constexpr explicit Single(T value) : v(static_cast<float>(value)) {}
+#include "cuda/single.h"
 
-  friend Single operator+(Single a, Single b) { return Single(a.v + b.v); }
-  friend Single operator-(Single a, Single b) { return Single(a.v - b.v); }
-  friend Single operator*(Single a, Single b) { return Single(a.v * b.v); }
-  friend Single operator/(Single a, Single b) {
-    const float r = emulator::reciprocal_approximately(b.v);
-    return Single(a.v * __builtin_fmaf(r, __builtin_fmaf(-b.v, r, 1.0f), r));
-  }
-  friend bool operator<(Single a, Single b) { return a.v < b.v; }
-  friend bool operator<=(Single a, Single b) { return a.v <= b.v; }
-  friend bool operator>(Single a, Single b) { return a.v > b.v; }
-  friend bool operator>=(Single a, Single b) { return a.v >= b.v; }
-  friend bool operator==(Single a, Single b) { return a.v == b.v; }
-};
-
-inline Single select(bool mask, Single yes, Single no) { return mask ? yes : no; }
-inline Single at_least(Single limit, Single v) { return Single(emulator::max_nan(limit.v, v.v)); }
-inline Single at_most(Single limit, Single v) { return Single(emulator::min_nan(limit.v, v.v)); }
-inline Single absolute(Single v) { return Single(__builtin_fabsf(v.v)); }
-inline Single square_root(Single v) { return Single(emulator::square_root_approximately(v.v)); }
-inline Single power_of_two(Single shifted) { return Single(power_of_two(shifted.v)); }
-inline void split(Single v, Single& mantissa, Single& exponent) {
-  split(v.v, mantissa.v, exponent.v);
-}
-inline Single mantissa_field(Single v) { return Single(mantissa_field(v.v)); }
-inline std::int32_t exponent_field(Single v) { return exponent_field(v.v); }
-inline void convert(std::int32_t n, Single& out) { out = Single(n); }
-inline Single exponential(Single x) {
-  const float t = x.v * 1.44269502f;
-  const float lost = __builtin_fmaf(t, 1.90465421e-9f, __builtin_fmaf(t, -0.693147182f, x.v));
-  const float power = emulator::exp2_approximately(t);
-  return Single(__builtin_fmaf(power, lost, power));
-}
-inline Single exponential_of_negative(Single x) {
-  return Single(emulator::exp2_approximately(x.v * 1.44269502f));
-}
-
-inline float value_of(Single v) { return v.v; }
-inline double value_of(double v) { return v; }
+namespace robustflow {
+inline namespace ROBUSTFLOW_ISA {
 
 // ---- storage -----------------------------------------------------------------------------------
 
