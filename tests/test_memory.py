@@ -15,7 +15,7 @@ import resource, sys, torch
 import robustflow
 if sys.argv[1] == "retain":
     assert robustflow.retain_memory()
-for _ in range(3):  # the third time, memory of the second is there to be used again
+for _ in range(12):  # glibc has a block of the right size and alignment after at most six
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(10_000_000)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
