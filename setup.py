@@ -150,9 +150,13 @@ class NativeBuild(build_ext):
             self.extensions: list[Extension] = []
             return
         super().run()
+        if self.inplace or self.editable_mode:
+            # setuptools copies extensions into the sources, and the CUDA library is none.
+            for library in self.built.glob("_cuda.*"):
+                self.copy_file(str(library), str(ROOT / "robustflow" / library.name))
 
     def build_extension(self, ext: Extension) -> None:
-        library = Path(self.get_ext_fullpath(ext.name)).resolve()
+        self.built = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         torch = torch_directory()
         cmake, ninja = tool("cmake"), tool("ninja")
         # Kept between builds, where setuptools' own build_temp is not for an editable install.
@@ -160,7 +164,7 @@ class NativeBuild(build_ext):
         configure = [
             *(cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
             f"-DCMAKE_MAKE_PROGRAM={ninja}",
-            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={library.parent}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={self.built}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DTORCH_DIR={torch}",
             f"-DTORCH_VERSION={torch_version(torch)}",
