@@ -152,11 +152,15 @@ class NativeBuild(build_ext):
         super().run()
         if self.inplace or self.editable_mode:
             # setuptools copies extensions into the sources, and the CUDA library is none.
+            for old in (ROOT / "robustflow").glob("_cuda.*"):
+                old.unlink()
             for library in self.built.glob("_cuda.*"):
                 self.copy_file(str(library), str(ROOT / "robustflow" / library.name))
 
     def build_extension(self, ext: Extension) -> None:
         self.built = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        for old in self.built.glob("_cuda.*"):  # of a build that had CUDA
+            old.unlink()
         torch = torch_directory()
         cmake, ninja = tool("cmake"), tool("ninja")
         # Kept between builds, where setuptools' own build_temp is not for an editable install.

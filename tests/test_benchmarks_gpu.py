@@ -22,7 +22,7 @@ from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import calls, card, cases, meter, preferences, report, suite, targets
 from benchmarks.gpu.cases import Case
 from benchmarks.gpu.plan import FULL, QUICK, REHEARSAL, Task, plan
-from benchmarks.gpu.predictions import MEMORY, Predictions
+from benchmarks.gpu.predictions import Predictions
 from benchmarks.gpu.row import GpuRow, fastest
 from robustflow import _preferences
 
@@ -714,7 +714,6 @@ def test_predictions_are_found_by_what_they_are_about(tmp_path: Path) -> None:
 def test_what_is_predicted_is_what_is_read_here() -> None:
     names = {item.name for item in fields(predict.Prediction)}
     assert set(_prediction()) <= names
-    assert predict.MEMORY == MEMORY
 
 
 def test_missing_or_malformed_predictions_are_said(tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ from benchmarks.aot.kernels import Compiled
 from benchmarks.aot.occupancy import occupancy
 from benchmarks.aot.pipes import THROUGHPUT, Counts
 from benchmarks.aot.toolchain import Resources
-
-MEMORY = "memory"
+from benchmarks.gpu.predictions import MEMORY
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ bool fits_32_bits(const View& view, const Space& space);
 // Whether `width` neighbours of a view lie side by side, aligned for 16-byte accesses.
 bool aligned(const View& view, const Space& space, int width);
 
-// Largest power of two of threads, at most `threads`, whose shared memory leaves room for a second
-// block, or else for one; `bytes(n)` is what n of them take.
+// Halves `threads` until their shared memory leaves room for a second block; `bytes(n)` is what n of
+// them take.
 template <class Bytes>
 int threads_that_fit(int threads, const Bytes& bytes) {
   const DeviceLimits limits = device_limits();
