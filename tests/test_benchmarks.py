@@ -23,7 +23,6 @@ from benchmarks import (  # noqa: E402
     allocator,
     eager,
     foundation,
-    memory,
     rows,
     subjects,
     timing,
