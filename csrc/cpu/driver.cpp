@@ -15,8 +15,9 @@ namespace {
 
 using Index = std::int64_t;
 
-// Elements of one task: enough to pay for its start, few enough to share out evenly.
-constexpr Index kTaskElements = 16384;
+// Numbers that the elements of one task bring with them, x and parameters: enough to pay for its
+// start (some 10 us of work), few enough to share out evenly.
+constexpr Index kTaskNumbers = 16384;
 // What the planes of a block may take of the first-level cache.
 constexpr Index kBlockBytes = 16384;
 constexpr Index kMaxBlock = 1024;
@@ -295,14 +296,24 @@ class BlockRunner {
 
 constexpr auto kNothing = [](Index, Index) {};
 
+// Elements of one task. It depends on the problem alone, so that sums are the same on any number
+// of threads.
+Index task_elements(const Problem& problem) {
+  Index numbers = 0;
+  for (int i = 0; i < problem.num_inputs; ++i) numbers += problem.in[i].planes;
+  return std::max(kTaskNumbers / numbers / kBlockAlign, Index(1)) * kBlockAlign;
+}
+
 Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
+// Every element by itself.
 template <class T>
-void transform_each(const Problem& problem, ParallelFor parallel) {
+void run_each(const Problem& problem, bool gradient, ParallelFor parallel) {
   const Order order = visiting_order(problem, 0);
-  parallel_tasks(parallel, ceil_div(order.total, kTaskElements), [&](Index begin, Index end) {
-    BlockRunner<T> runner(problem, order, false);
-    runner.run(begin * kTaskElements, std::min(end * kTaskElements, order.total), kNothing);
+  const Index task = task_elements(problem);
+  parallel_tasks(parallel, ceil_div(order.total, task), [&](Index begin, Index end) {
+    BlockRunner<T> runner(problem, order, gradient);
+    runner.run(begin * task, std::min(end * task, order.total), kNothing);
   });
 }
 
@@ -310,15 +321,16 @@ void transform_each(const Problem& problem, ParallelFor parallel) {
 template <class T>
 void transform_long_samples(const Problem& problem, const Order& order, Index samples, T* sums,
                             ParallelFor parallel) {
-  const Index length = order.total / samples, parts = ceil_div(length, kTaskElements);
+  const Index length = order.total / samples, task_length = task_elements(problem);
+  const Index parts = ceil_div(length, task_length);
   std::vector<double> partial(samples * parts, 0.0);
   parallel_tasks(parallel, samples * parts, [&](Index begin, Index end) {
     BlockRunner<T> runner(problem, order, false);
     runner.fuse_sum();
     for (Index task = begin; task < end; ++task) {
       runner.block().logabsdet_sum = &partial[task];
-      const Index start = task % parts * kTaskElements, sample = task / parts * length;
-      runner.run(sample + start, sample + std::min(start + kTaskElements, length), kNothing);
+      const Index start = task % parts * task_length, sample = task / parts * length;
+      runner.run(sample + start, sample + std::min(start + task_length, length), kNothing);
     }
   });
   for (Index s = 0; s < samples; ++s) {
@@ -334,7 +346,7 @@ template <class T>
 void transform_short_samples(const Problem& problem, const Order& order, Index samples, T* sums,
                              ParallelFor parallel) {
   const Index length = order.total / samples;
-  const Index per_task = std::max(Index(1), kTaskElements / length);
+  const Index per_task = std::max(Index(1), task_elements(problem) / length);
   parallel_tasks(parallel, ceil_div(samples, per_task), [&](Index begin, Index end) {
     const Index first = begin * per_task, last = std::min(end * per_task, samples);
     BlockRunner<T> runner(problem, order, false);
@@ -365,7 +377,7 @@ void transform_short_samples(const Problem& problem, const Order& order, Index s
 
 template <class T>
 void transform_typed(const Problem& problem, int batch_dims, T* sums, ParallelFor parallel) {
-  if (batch_dims == problem.dims) return transform_each<T>(problem, parallel);
+  if (batch_dims == problem.dims) return run_each<T>(problem, false, parallel);
   Index samples = 1;
   for (int d = 0; d < batch_dims; ++d) samples *= problem.size[d];
   const Order order = visiting_order(problem, batch_dims);
@@ -377,15 +389,6 @@ void transform_typed(const Problem& problem, int batch_dims, T* sums, ParallelFo
 }
 
 // ---- gradients ---------------------------------------------------------------------------------
-
-template <class T>
-void gradient_each(const Problem& problem, ParallelFor parallel) {
-  const Order order = visiting_order(problem, 0);
-  parallel_tasks(parallel, ceil_div(order.total, kTaskElements), [&](Index begin, Index end) {
-    BlockRunner<T> runner(problem, order, true);
-    runner.run(begin * kTaskElements, std::min(end * kTaskElements, order.total), kNothing);
-  });
-}
 
 // Many parameters, each shared by some elements: blocks of parameters, and for each of them its
 // elements in order, summed on the way.
@@ -466,8 +469,9 @@ void gradient_few_shared(const Problem& problem, const SharedDims& shared, Paral
   for (int i = 1; i < problem.num_outputs; ++i)
     if (problem.out[i].part_of < 0) planes += problem.out[i].planes;
   const Index sums_per_slab = planes * own.total;
-  const Index slabs = std::clamp(
-      std::min(order.total / kTaskElements, 4 * order.total / sums_per_slab), Index(1), kMaxSlabs);
+  const Index slabs =
+      std::clamp(std::min(order.total / task_elements(problem), 4 * order.total / sums_per_slab),
+                 Index(1), kMaxSlabs);
   const Index slab_size = ceil_div(order.total, slabs);
   std::vector<double> sums(slabs * sums_per_slab, 0.0);
   parallel_tasks(parallel, slabs, [&](Index begin, Index end) {
@@ -530,7 +534,7 @@ void gradient_few_shared(const Problem& problem, const SharedDims& shared, Paral
 template <class T>
 void gradient_typed(const Problem& problem, ParallelFor parallel) {
   const SharedDims shared(problem);
-  if (!shared.any) return gradient_each<T>(problem, parallel);
+  if (!shared.any) return run_each<T>(problem, true, parallel);
   const Order order = visiting_order(problem, 0);
   Index own = 1;
   for (int d = 0; d < problem.dims; ++d) own *= shared.dim[d] ? 1 : problem.size[d];

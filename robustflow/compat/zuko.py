@@ -58,9 +58,17 @@ _INNER = (
     "__copy__",
     "__deepcopy__",
 )
-# Of the layer that is running in this thread: `inside` (one is), `direct` (see _is_direct) and
-# `packed` (the parameters, and the pieces that were cut out of them).
-_CUT = threading.local()
+
+
+class _Cut(threading.local):
+    """Of the layer that is running in this thread."""
+
+    inside: bool = False  # one is
+    direct: bool = False  # see _is_direct
+    packed: tuple[Tensor, Any] | None = None  # the parameters, and the pieces cut out of them
+
+
+_CUT = _Cut()
 
 
 def changes() -> list[Change]:
@@ -123,22 +131,32 @@ def _probe(owner: type) -> None:
 
 def _spline(raw: Sequence[Any], x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     """The kernels, on (widths, heights, derivatives, bound, slope) or (packed, K, bound, slope)."""
+    if len(raw) == 4 and x.shape == raw[0].shape[:-1]:
+        packed, num_bins, bound, slope = raw
+        dtype = promoted_dtype(x, packed)
+        y, ladj = F.rq_spline_packed(
+            in_dtype(x, dtype),
+            packed,
+            num_bins,
+            inverse=inverse,
+            tail_bound=bound,
+            min_derivative=slope,
+            parametrization="softclip",
+        )
+        return y, in_dtype(ladj, dtype)
     *parameters, bound, slope = raw
-    tensors = [p for p in parameters if isinstance(p, Tensor)]
-    dtype = promoted_dtype(x, *tensors)
-    x = in_dtype(x, dtype)
-    settings: dict[str, Any] = {
-        "inverse": inverse,
-        "tail_bound": bound,
-        "min_derivative": slope,
-        "parametrization": "softclip",
-    }
-    if len(tensors) == 1 and x.shape == tensors[0].shape[:-1]:
-        y, ladj = F.rq_spline_packed(x, *parameters, **settings)
-    else:
-        if len(tensors) == 1:
-            parameters = list(_cut(*parameters))
-        y, ladj = F.rq_spline(x, *parameters, **settings)
+    widths, heights, derivatives = _cut(*parameters) if len(parameters) == 2 else parameters
+    dtype = promoted_dtype(x, widths, heights, derivatives)
+    y, ladj = F.rq_spline(
+        in_dtype(x, dtype),
+        widths,
+        heights,
+        derivatives,
+        inverse,
+        tail_bound=bound,
+        min_derivative=slope,
+        parametrization="softclip",
+    )
     return y, in_dtype(ladj, dtype)
 
 
@@ -209,7 +227,7 @@ class _Spline:
             else:
                 parameters = (_kept(widths), _kept(heights), _kept(derivatives))
             # zuko's knots would be those of now: note the versions, to see a later change.
-            versions = tuple(map(_version, parameters))
+            versions = _versions(parameters)
             self_.__dict__[_RAW] = (None, versions, *parameters, bound, slope)
             self.alive[id(self_)] = self_
             if not self.active:  # the library was restored meanwhile
@@ -269,7 +287,7 @@ class _Spline:
     def _setting_obstacle(
         self, kind: type, parameters: Tensor, bound: Any, slope: Any
     ) -> str | None:
-        if not self._is_plain(kind):
+        if kind is not self.owner and not self._is_plain(kind):
             return "a subclass computes otherwise"
         if not (isinstance(slope, (int, float)) and 0 < slope < 1):
             return "slope is not a number in (0, 1)"
@@ -282,8 +300,6 @@ class _Spline:
         return bound_obstacle(parameters, bound)
 
     def _is_plain(self, kind: type) -> bool:
-        if kind is self.owner:
-            return True
         plain = self.plain.get(kind)
         if plain is None:
             below = kind.__mro__[: kind.__mro__.index(self.owner)]
@@ -294,14 +310,16 @@ class _Spline:
     def _raw(self, transform: Any) -> tuple[Any, ...] | None:
         """The parameters that the kernels need, or None if the knots are what counts."""
         state = transform.__dict__
-        if _RAW not in state:
+        noted = state.get(_RAW)
+        if noted is None:
             return None
-        knots, versions, *raw = state[_RAW]
+        knots, versions = noted[:2]
+        raw = noted[2:]
         if knots is None:
-            if any(name in state for name in _KNOTS):  # assigned by the user: they win
+            if not state.keys().isdisjoint(_KNOTS):  # assigned by the user: they win
                 self.settle(transform)
                 return None
-            if tuple(map(_version, raw[:-2])) != versions:
+            if _versions(raw[:-2]) != versions:
                 raise RuntimeError(
                     "The parameters of this MonotonicRQSTransform were modified in place after it "
                     "was made, so that its knots cannot be had any more: make it again, or clone "
@@ -309,7 +327,7 @@ class _Spline:
                 )
         elif any(getattr(transform, name) is not k for name, k in zip(_KNOTS, knots, strict=True)):
             return None
-        return tuple(raw)
+        return raw
 
     def settle(self, transform: Any) -> None:
         """Give a transform its knots, as zuko computes them, and forget its parameters."""
@@ -375,10 +393,13 @@ def _kept(parameter: Any) -> Any:
     return parameter.clone() if parameter.is_leaf else parameter  # an optimizer writes on leaves
 
 
-def _version(parameter: Any) -> int:
-    if not isinstance(parameter, Tensor) or parameter.is_inference():
-        return 0
-    return parameter._version
+def _versions(parameters: Sequence[Any]) -> list[int]:
+    """How often each tensor has been written to; 0 where that is not counted."""
+    return [
+        parameter._version
+        for parameter in parameters
+        if isinstance(parameter, Tensor) and not parameter.is_inference()
+    ]
 
 
 def _unpack_change(utils: ModuleType) -> Change:
@@ -392,7 +413,7 @@ def _unpack_change(utils: ModuleType) -> Change:
     original = original_of(function)
 
     def unpack(x: Tensor, shapes: Any) -> Any:
-        if torch.compiler.is_compiling() or not getattr(_CUT, "inside", False):
+        if torch.compiler.is_compiling() or not _CUT.inside:
             return original(x, shapes)
         parts = _PIECES if _CUT.direct else original(x, shapes)
         _CUT.packed = (x, parts)
@@ -417,14 +438,19 @@ def _layer_change(owner: type, name: str, parameters: Sequence[str], spline: typ
     def layer(self: Any, *args: Any) -> Any:
         if torch.compiler.is_compiling():
             return original(self, *args)
-        before = dict(vars(_CUT))
-        _CUT.inside, _CUT.direct = True, _is_direct(self, spline)
+        before = _CUT.inside, _CUT.direct, _CUT.packed
+        univariate, shapes = self.univariate, self.shapes
+        known = direct.get(self)
+        if known is None or known[0] is not univariate or known[1] is not shapes:
+            known = direct[self] = (univariate, shapes, _is_direct(self, spline))
+        _CUT.inside, _CUT.direct, _CUT.packed = True, known[2], None
         try:
             return original(self, *args)
         finally:
-            vars(_CUT).clear()
-            vars(_CUT).update(before)
+            _CUT.inside, _CUT.direct, _CUT.packed = before
 
+    # By layer: what it was asked about, and the answer.
+    direct: weakref.WeakKeyDictionary[Any, tuple[Any, Any, bool]] = weakref.WeakKeyDictionary()
     return CodeChange(method, layer)
 
 
@@ -441,8 +467,10 @@ def _is_direct(layer: Any, spline: type) -> bool:
 
 def _packed_of(parameters: Sequence[Any]) -> Tensor | None:
     """What :mod:`zuko` has just cut into these parameters, if it has."""
-    packed = None if torch.compiler.is_compiling() else getattr(_CUT, "packed", None)
-    if packed is None or len(packed[1]) != len(parameters):
+    cut = None if torch.compiler.is_compiling() else _CUT.packed
+    if cut is None or len(cut[1]) != len(parameters):
         return None
-    same = all(a is b for a, b in zip(packed[1], parameters, strict=True))
-    return packed[0] if same else None
+    for piece, parameter in zip(cut[1], parameters, strict=True):
+        if piece is not parameter:
+            return None
+    return cut[0]

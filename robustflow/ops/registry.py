@@ -194,46 +194,70 @@ class Transform:
         ctx.config = inputs[self._num_tensors :]
 
     def _backward_formula(self, call_backward: Function) -> Function:
-        reference, num_gradients = self.reference, self._num_gradients
+        """Of the operator, whose arguments the gradients returned must match."""
+        num_gradients = self._num_gradients
         num_constants = self._num_tensors - num_gradients
 
-        def backward_formula(
-            ctx: Any, grad_y: Tensor | None, grad_logabsdet: Tensor | None
-        ) -> tuple[Any, ...]:
-            tensors = ctx.saved_tensors
-            needed = list(ctx.needs_input_grad[:num_gradients])
-            if torch.is_grad_enabled():  # a gradient of this gradient will be asked for
-                found = _reference_gradients(
-                    reference, tensors, ctx.config, needed, (grad_y, grad_logabsdet)
-                )
-            else:
-                mask = sum(need << i for i, need in enumerate(needed))
-                with torch._C._AutoDispatchBelowAutograd():
-                    made = call_backward(grad_y, grad_logabsdet, *tensors, *ctx.config, mask)
-                found = [grad if need else None for grad, need in zip(made, needed, strict=True)]
+        def backward_formula(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+            needed = ctx.needs_input_grad[:num_gradients]
+            found = self._gradients(call_backward, ctx, needed, cotangents)
             return *found, *(None,) * (num_constants + len(ctx.config))
 
         return backward_formula
 
+    def _gradients(
+        self,
+        call_backward: Function,
+        ctx: Any,
+        needed: Sequence[bool],
+        cotangents: Sequence[Tensor | None],
+    ) -> Sequence[Tensor | None]:
+        """Of x and the parameters, None where not needed."""
+        if torch.is_grad_enabled():  # a gradient of this gradient will be asked for
+            return _reference_gradients(
+                self.reference, ctx.saved_tensors, ctx.config, needed, cotangents
+            )
+        mask = 0
+        for i, need in enumerate(needed):
+            mask |= need << i
+        with torch._C._AutoDispatchBelowAutograd():
+            made: list[Tensor | None] = list(
+                call_backward(*cotangents, *ctx.saved_tensors, *ctx.config, mask)
+            )
+        for i, need in enumerate(needed):
+            if not need:
+                made[i] = None
+        return made
+
     def _eager(self, call: Function, call_backward: Function) -> Transformed:
         """The short way: a plain autograd.Function, and none where no gradient is wanted."""
-        num_gradients, setup_context = self._num_gradients, self._setup_context
+        num_tensors, num_gradients = self._num_tensors, self._num_gradients
+        num_constants = num_tensors - num_gradients
+        gradients = self._gradients
 
         class Eager(torch.autograd.Function):
+            # The configuration is one argument: autograd spends time on each.
             @staticmethod
-            def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+            def forward(ctx: Any, config: tuple[Any, ...], *tensors: Any) -> tuple[Tensor, Tensor]:
+                ctx.set_materialize_grads(False)
+                ctx.save_for_backward(*tensors)
+                ctx.config = config
                 with torch._C._AutoDispatchBelowAutograd():
-                    output = call(*args)
-                setup_context(ctx, args, output)
-                return output
+                    return call(*tensors, *config)
 
-            backward = staticmethod(self._backward_formula(call_backward))
+            @staticmethod
+            def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+                needed = ctx.needs_input_grad[1 : 1 + num_gradients]
+                found = gradients(call_backward, ctx, needed, cotangents)
+                return None, *found, *(None,) * num_constants
+
+        apply = Eager.apply
 
         def eager(*args: Any) -> tuple[Tensor, Tensor]:
-            if torch.is_grad_enabled() and any(
-                tensor is not None and tensor.requires_grad for tensor in args[:num_gradients]
-            ):
-                return Eager.apply(*args)
+            if torch.is_grad_enabled():
+                for tensor in args[:num_gradients]:
+                    if tensor is not None and tensor.requires_grad:
+                        return apply(args[num_tensors:], *args[:num_tensors])
             with torch._C._AutoDispatchBelowAutograd():
                 return call(*args)
 
@@ -331,7 +355,7 @@ def _reference_gradients(
     tensors: Sequence[Tensor | None],
     config: Sequence[Any],
     needed: Sequence[bool],
-    cotangents: tuple[Tensor | None, Tensor | None],
+    cotangents: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """Gradients that can be differentiated again, at the price of the reference's memory."""
     outputs = reference(*tensors, *config)
