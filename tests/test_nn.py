@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
-from typing import TypeVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from nn_checks import assert_is_a_flow_layer, assert_logabsdet, normal, perturbed
 from robustflow.nn import (
     ActNorm,
     Affine,
@@ -27,8 +27,6 @@ from robustflow.nn import (
 )
 from robustflow.nn.conditioner import project_together
 
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
 TRANSFORMS = [
     Affine(),
     Affine(reciprocal=True),
@@ -36,39 +34,6 @@ TRANSFORMS = [
     ModifiedRQSpline.published(),
 ]
 CHANNELS, CONTEXT_CHANNELS = 5, 3
-
-
-def perturbed(module: ModuleT, size: float = 0.3) -> ModuleT:
-    """The module in float64 with parameters that are no special case."""
-    module = module.double()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(size * torch.randn_like(parameter))
-    return module
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
-
-
-def assert_is_a_flow_layer(layer: nn.Module, z: Tensor, context: Tensor | None) -> None:
-    """Round trip, and the log-determinant against that of autograd's Jacobian."""
-    y, logabsdet = layer(z, context)
-    assert y.shape == z.shape and logabsdet.shape == (len(z),)
-    back, minus = layer(y, context, inverse=True)
-    torch.testing.assert_close(back, z, atol=1e-9, rtol=1e-9)
-    torch.testing.assert_close(minus, -logabsdet, atol=1e-9, rtol=1e-9)
-    assert_logabsdet(
-        lambda one: layer(one, None if context is None else context[:1])[0], z, logabsdet
-    )
-
-
-def assert_logabsdet(function: Callable[[Tensor], Tensor], z: Tensor, logabsdet: Tensor) -> None:
-    jacobian = torch.autograd.functional.jacobian(
-        lambda flat: function(flat.view(1, *z.shape[1:])).flatten(), z[0].flatten()
-    )
-    expected = torch.linalg.slogdet(jacobian).logabsdet
-    torch.testing.assert_close(logabsdet[0], expected, atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=repr)
@@ -177,17 +142,22 @@ def test_an_uninitialised_state_initialises_after_loading() -> None:
     torch.testing.assert_close(y.std(dim=0, correction=0), torch.ones(3), atol=1e-5, rtol=0)
 
 
+def plain_mixing(channels: int) -> InvertibleConv1x1:
+    return InvertibleConv1x1(channels, lu=False)
+
+
 @pytest.mark.parametrize("spatial", [(), (3,), (4, 2)], ids=str)
-@pytest.mark.parametrize("kind", [ActNorm, InvertibleConv1x1])
-def test_unconditional_layers(
-    kind: type[ActNorm] | type[InvertibleConv1x1], spatial: tuple[int, ...]
-) -> None:
+@pytest.mark.parametrize("kind", [ActNorm, InvertibleConv1x1, plain_mixing])
+def test_unconditional_layers(kind: Callable[[int], nn.Module], spatial: tuple[int, ...]) -> None:
     layer = perturbed(kind(CHANNELS), 0.1).eval()
     assert_is_a_flow_layer(layer, normal(2, CHANNELS, *spatial), None)
 
 
-def test_a_new_mixing_is_a_rotation_and_keeps_its_determinant_in_its_diagonal() -> None:
-    mix = InvertibleConv1x1(12).double()
+@pytest.mark.parametrize("kind", [InvertibleConv1x1, plain_mixing])
+def test_a_new_mixing_is_a_rotation_and_knows_its_determinant(
+    kind: Callable[[int], InvertibleConv1x1],
+) -> None:
+    mix = kind(12).double()
     torch.testing.assert_close(
         mix.weight() @ mix.weight().T, torch.eye(12, dtype=torch.float64), atol=1e-6, rtol=0
     )
@@ -220,7 +190,8 @@ def test_projecting_together_equals_projecting_one_by_one() -> None:
         for z_channels, hidden in ((0, 8), (3, 8), (3, 16))
     ]
     context = normal(2, 4, 5, 5).requires_grad_()
-    leaves = [context, *(p for c in conditioners for p in c.context_layer.parameters())]
+    names = ("context_layer.weight", "context_layer.bias")
+    leaves = [context, *(c.get_parameter(name) for c in conditioners for name in names)]
     together = project_together(conditioners, context)
     one_by_one = [conditioner.project(context) for conditioner in conditioners]
     torch.testing.assert_close(together, one_by_one, atol=1e-12, rtol=1e-12)

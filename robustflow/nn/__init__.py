@@ -6,22 +6,36 @@ Every layer is called as ``layer(z, context=None, *, inverse=False) -> (z, logab
 """
 
 from robustflow.nn.actnorm import ActNorm
+from robustflow.nn.autoregressive import Autoregressive
 from robustflow.nn.condition import Condition
-from robustflow.nn.conditioner import Conditioner
+from robustflow.nn.conditioner import Conditioner, TwoPartConditioner
 from robustflow.nn.conv1x1 import InvertibleConv1x1
 from robustflow.nn.coupling import Coupling
-from robustflow.nn.elementwise import Affine, ElementwiseTransform, ModifiedRQSpline
+from robustflow.nn.elementwise import Affine, ElementwiseTransform, ModifiedRQSpline, RQSpline
 from robustflow.nn.flow import ConditionalFlow
 from robustflow.nn.injector import Injector
 from robustflow.nn.layer import ConditionalLayer
 from robustflow.nn.level import FlowLevel, flow_step
+from robustflow.nn.masked import MaskedConditioner
+from robustflow.nn.named import (
+    ConditionalAffineCoupling,
+    ConditionalAffineInjector,
+    ModifiedRQSplineCoupling,
+    ModifiedRQSplineInjector,
+    RQSplineAutoregressive,
+    RQSplineCoupling,
+    RQSplineInjector,
+)
 from robustflow.nn.split import Split
 from robustflow.nn.squeeze import Squeeze
 
 __all__ = [
     "ActNorm",
     "Affine",
+    "Autoregressive",
     "Condition",
+    "ConditionalAffineCoupling",
+    "ConditionalAffineInjector",
     "ConditionalFlow",
     "ConditionalLayer",
     "Conditioner",
@@ -30,8 +44,16 @@ __all__ = [
     "FlowLevel",
     "Injector",
     "InvertibleConv1x1",
+    "MaskedConditioner",
     "ModifiedRQSpline",
+    "ModifiedRQSplineCoupling",
+    "ModifiedRQSplineInjector",
+    "RQSpline",
+    "RQSplineAutoregressive",
+    "RQSplineCoupling",
+    "RQSplineInjector",
     "Split",
     "Squeeze",
+    "TwoPartConditioner",
     "flow_step",
 ]

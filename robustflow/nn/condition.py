@@ -15,8 +15,9 @@ class Condition:
 
     Attributes:
         states: level by level and layer by layer, what the layer's ``project`` returned; None
-            for an unconditional layer.
-        sizes: the spatial size of z in each level.
+            for an unconditional layer, and the features themselves for a module that does not
+            say whether it is one.
+        sizes: the spatial size of z in each level, as its features have it.
         batch_size: number of contexts.
 
     ``condition[i]`` is the i-th context alone, as views with a batch size of 1.

@@ -1,4 +1,4 @@
-"""The default conditioner, in two parts: what depends on the context alone, and the rest.
+"""Conditioners in two parts: what depends on the context alone, and the rest.
 
 The first layer of a coupling's conditioner reads ``[z1, context]``. A convolution of a
 concatenation is a sum of convolutions, and the context's term does not change while z does: it
@@ -9,33 +9,128 @@ condition.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from robustflow.nn._checks import check_context_fits, check_options_are_used, check_shape
+from robustflow.nn.elementwise import ElementwiseTransform
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-class Conditioner(nn.Module):
-    """Two hidden layers from ``[z1, context]``, or from the context alone, to parameters.
+class TwoPartConditioner(nn.Module):
+    """Two hidden layers, the first a sum of one that reads z1 and one that reads the context.
 
-    The last layer starts at zero, so a transform starts at its all-zero parameters (the
-    identity, for the modified RQ spline).
+    The last layer starts with zero weights and the given bias, so that a transform starts at those
+    parameters.
+
+    Args:
+        context_layer: None for a conditioner without context.
+        z_layer: None for a conditioner that reads the context alone.
+        hidden_layer: between the hidden layers.
+        head: to the parameters.
+        initial_params: the bias of ``head`` at the start, repeated over its channels.
+    """
+
+    def __init__(
+        self,
+        context_layer: Layer | None,
+        z_layer: Layer | None,
+        hidden_layer: Layer,
+        head: Layer,
+        initial_params: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.context_layer = context_layer
+        self.z_layer = z_layer
+        assert head.bias is not None
+        with torch.no_grad():
+            head.weight.zero_()
+            start = torch.as_tensor(initial_params, dtype=head.bias.dtype, device=head.bias.device)
+            head.bias.view(-1, len(start)).copy_(start)
+        self.trunk = nn.Sequential(nn.ReLU(), hidden_layer, nn.ReLU(), head)
+
+    @property
+    def can_join(self) -> bool:
+        """Whether :func:`project_together` does what ``project`` does.
+
+        Not if a subclass replaced that, or if something (a hook, a parametrisation, an adapter)
+        was put on the context's layer.
+        """
+        layer = self.context_layer
+        return (
+            layer is not None
+            and type(self).project is TwoPartConditioner.project
+            and type(self).finish_projection is TwoPartConditioner.finish_projection
+            and type(layer) in (nn.Linear, *_CONVOLUTIONS)
+            and [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
+            and not layer._forward_hooks
+            and not layer._forward_pre_hooks
+        )
+
+    def project(self, context: Tensor) -> Tensor:
+        """All that the context alone decides: the parameters themselves where z is not read."""
+        if self.context_layer is None:
+            raise ValueError("This conditioner was built without context: it has no part for one.")
+        _check_input("The context", context, self.context_layer)
+        return self.finish_projection(self.context_layer(context))
+
+    def finish_projection(self, hidden: Tensor) -> Tensor:
+        """:meth:`project`, from the output of ``context_layer``."""
+        return hidden if self.z_layer is not None else self.trunk(hidden)
+
+    def forward(self, z1: Tensor, projected: Tensor | None = None) -> Tensor:
+        """The parameters; ``projected`` is what :meth:`project` returned, for all of z1 or 1."""
+        if (projected is None) != (self.context_layer is None):
+            raise ValueError(
+                "A conditioner is called with what its project(context) returned: got "
+                f"{'none' if projected is None else 'one'} where it has "
+                f"{self.context_layer} for the context."
+            )
+        if self.z_layer is None:
+            assert projected is not None
+            return projected
+        _check_input("The part of z that a conditioner reads", z1, self.z_layer)
+        hidden = self.z_layer(z1)
+        if projected is not None:
+            check_context_fits(projected, z1)
+            hidden = hidden + projected
+        return self.trunk(hidden)
+
+
+class ConditionerOptions(TypedDict, total=False):
+    """Types of the options of :class:`Conditioner` that layers pass on."""
+
+    hidden_channels: int
+    spatial_dims: int
+    kernel_size: int
+    head_kernel_size: int | None
+
+
+class Conditioner(TwoPartConditioner):
+    """The default: from ``[z1, context]``, or from either alone, to parameters.
 
     Args:
         z_channels: channels of ``z1``; 0 for a conditioner that reads the context alone.
-        context_channels: channels of the context.
+        context_channels: channels of the context; 0 for a conditioner without one.
         out_channels: channels of the parameters, ``channels * transform.num_params``.
         hidden_channels: width of the hidden layers.
         spatial_dims: 0 for (N, D) tensors, which linear layers read; 1, 2 or 3 for
             (N, C, \\*S) tensors, which convolutions read.
         kernel_size: of the first convolution; odd. The second is 1 wide.
         head_kernel_size: of the last convolution; odd. None: as the first.
+        initial_params: parameters of an element at the start, whatever z and the context:
+            a transform's ``identity_params``.
 
     Raises:
-        ValueError: an even kernel, or spatial_dims outside 0 to 3.
+        ValueError: an even kernel, spatial_dims outside 0 to 3, or nothing to read.
 
     Shapes: context (N or 1, context_channels, \\*S), z1 (N, z_channels, \\*S), result
     (N or 1, out_channels, \\*S).
@@ -58,56 +153,71 @@ class Conditioner(nn.Module):
         spatial_dims: int = 2,
         kernel_size: int = 3,
         head_kernel_size: int | None = None,
+        initial_params: Sequence[float] = (0.0,),
     ) -> None:
-        super().__init__()
-        self.context_layer = _layer(spatial_dims, context_channels, hidden_channels, kernel_size)
-        self.z_layer = (
-            _layer(spatial_dims, z_channels, hidden_channels, kernel_size, bias=False)
+        if z_channels < 1 and context_channels < 1:
+            raise ValueError(
+                "A conditioner needs something to read: context_channels of at least 1, or "
+                "channels of z."
+            )
+        context_layer = (
+            _layer(spatial_dims, context_channels, hidden_channels, kernel_size)
+            if context_channels > 0
+            else None
+        )
+        z_layer = (
+            _layer(
+                spatial_dims, z_channels, hidden_channels, kernel_size, bias=context_layer is None
+            )
             if z_channels > 0
             else None
         )
         head_kernel_size = kernel_size if head_kernel_size is None else head_kernel_size
         head = _layer(spatial_dims, hidden_channels, out_channels, head_kernel_size)
-        for parameter in head.parameters():
-            nn.init.zeros_(parameter)
-        self.trunk = nn.Sequential(
-            nn.ReLU(), _layer(spatial_dims, hidden_channels, hidden_channels, 1), nn.ReLU(), head
-        )
-
-    @property
-    def can_join(self) -> bool:
-        """Whether :func:`project_together` does what ``project`` does: not if that is replaced."""
-        return type(self).project is Conditioner.project
-
-    def project(self, context: Tensor) -> Tensor:
-        """All that the context alone decides: the parameters themselves where z is not read."""
-        return self.finish_projection(self.context_layer(context))
-
-    def finish_projection(self, hidden: Tensor) -> Tensor:
-        """:meth:`project`, from the output of ``context_layer``."""
-        return hidden if self.z_layer is not None else self.trunk(hidden)
-
-    def forward(self, z1: Tensor, projected: Tensor) -> Tensor:
-        """The parameters; ``projected`` is what :meth:`project` returned, for all of z1 or 1."""
-        if self.z_layer is None:
-            return projected
-        return self.trunk(self.z_layer(z1) + projected)
+        hidden_layer = _layer(spatial_dims, hidden_channels, hidden_channels, 1)
+        super().__init__(context_layer, z_layer, hidden_layer, head, initial_params)
 
 
-def project_together(conditioners: Sequence[Conditioner], context: Tensor) -> list[Tensor]:
+def own_or_default(
+    own: nn.Module | None,
+    z_channels: int,
+    context_channels: int,
+    channels: int,
+    transform: ElementwiseTransform,
+    **options: Unpack[ConditionerOptions],
+) -> nn.Module:
+    """The user's conditioner of a transform of so many channels, or else the default.
+
+    Raises:
+        TypeError: options, and a conditioner that they would not reach.
+    """
+    check_options_are_used(own, options)
+    if own is not None:
+        return own
+    return Conditioner(
+        z_channels,
+        context_channels,
+        channels * transform.num_params,
+        initial_params=transform.identity_params,
+        **options,
+    )
+
+
+def project_together(conditioners: Sequence[TwoPartConditioner], context: Tensor) -> list[Tensor]:
     """``[c.project(context) for c in conditioners]``, their first layers as one wide layer.
 
     Sixteen steps of an injector and a coupling cost one convolution instead of 32. Equal to the
     plain calls to rounding, gradients included.
 
     Args:
-        conditioners: with ``context_layer`` of one kind and kernel size.
+        conditioners: that :attr:`~TwoPartConditioner.can_join`, with one :func:`join_key`.
         context: (N, context_channels, \\*S).
 
     Returns:
         The projections, in order.
     """
-    layers = [conditioner.context_layer for conditioner in conditioners]
+    layers = [_context_layer(conditioner) for conditioner in conditioners]
+    _check_input("The context", context, layers[0])
     wide = {
         name: torch.cat([layer.get_parameter(name) for layer in layers])
         for name in ("weight", "bias")
@@ -118,6 +228,19 @@ def project_together(conditioners: Sequence[Conditioner], context: Tensor) -> li
         conditioner.finish_projection(part)
         for conditioner, part in zip(conditioners, hidden.split(widths, dim=1), strict=True)
     ]
+
+
+def join_key(conditioner: TwoPartConditioner) -> tuple[object, ...]:
+    """What the context's layers must have in common to become one wide layer."""
+    layer = _context_layer(conditioner)
+    how = ("stride", "padding", "dilation", "groups", "padding_mode")
+    return (type(layer), *layer.weight.shape[1:], *(getattr(layer, name, None) for name in how))
+
+
+def _context_layer(conditioner: TwoPartConditioner) -> Layer:
+    layer = conditioner.context_layer
+    assert layer is not None
+    return layer
 
 
 def _layer(
@@ -131,3 +254,9 @@ def _layer(
         raise ValueError(f"spatial_dims must be 0, 1, 2 or 3, got {spatial_dims}.")
     convolution = _CONVOLUTIONS[spatial_dims - 1]
     return convolution(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+
+
+def _check_input(name: str, tensor: Tensor, layer: Layer) -> None:
+    spatial_dims = layer.weight.dim() - 2
+    groups = layer.groups if isinstance(layer, _CONVOLUTIONS) else 1
+    check_shape(name, tensor, layer.weight.shape[1] * groups, spatial_dims)

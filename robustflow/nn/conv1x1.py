@@ -1,22 +1,31 @@
-"""Invertible 1x1 convolution: a learned mixing of the channels, kept in LU form."""
+"""Invertible 1x1 convolution: a learned mixing of the channels, plain or in LU form."""
 
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from robustflow.nn._checks import check_shape
+
 
 class InvertibleConv1x1(nn.Module):
-    """``z -> W z`` at every position, with ``W = P L (U + diag(s))``.
+    """``z -> W z`` at every position; W starts as a random rotation.
 
-    The determinant is the product of s, and the inverse two triangular solves of a C x C matrix:
-    neither factorises anything nor waits for the device. W starts as a random rotation; P and the
-    signs of s stay as they are then.
+    In LU form, ``W = P L (U + diag(s))``: the determinant is the product of s, and the inverse
+    two triangular solves of a C x C matrix. P and the signs of s stay as they are at first, so W
+    stays invertible. The plain form learns W itself: its determinant and its inverse each
+    factorise a C x C matrix, and training must keep it from singular (then both are infinite or
+    NaN: that is not checked). Neither form waits for the device: nothing is read back from it.
+
+    z is mixed in its own precision even under autocast, which would round it to half in each
+    layer and leave a flow that does not invert.
 
     Args:
         channels: channels of z.
+        lu: the LU form; False for the plain one.
 
     Source: Kingma and Dhariwal, Glow, 2018 (arXiv:1807.03039), section 3.2.
 
@@ -28,16 +37,22 @@ class InvertibleConv1x1(nn.Module):
         True
     """
 
+    context_channels: ClassVar[int] = 0
+
     permutation: Tensor
     sign: Tensor
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, lu: bool = True) -> None:
         super().__init__()
         self.channels = channels
+        self.lu = lu
         rotation, _ = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))
+        dtype = torch.get_default_dtype()
+        if not lu:
+            self.matrix = nn.Parameter(rotation.to(dtype))
+            return
         permutation, lower, upper = torch.linalg.lu(rotation)
         diagonal = upper.diagonal()
-        dtype = torch.get_default_dtype()
         self.register_buffer("permutation", permutation.to(dtype))
         self.register_buffer("sign", diagonal.sign().to(dtype))
         self.log_diagonal = nn.Parameter(diagonal.abs().log().to(dtype))
@@ -45,14 +60,20 @@ class InvertibleConv1x1(nn.Module):
         self.upper = nn.Parameter(upper.triu(1).to(dtype))
 
     def weight(self, *, inverse: bool = False) -> Tensor:
-        """W or its inverse, (channels, channels)."""
-        identity = torch.eye(self.channels, dtype=self.lower.dtype, device=self.lower.device)
-        lower = self.lower.tril(-1) + identity
-        upper = self.upper.triu(1) + torch.diag(self.sign * self.log_diagonal.exp())
+        """W or its inverse, (channels, channels), in float32 at least."""
+        if not self.lu:
+            matrix = _float32_at_least(self.matrix)
+            # inv_ex and slogdet leave the check of a factorisation, which waits, to the caller.
+            return torch.linalg.inv_ex(matrix).inverse if inverse else matrix
+        lower, upper = _float32_at_least(self.lower), _float32_at_least(self.upper)
+        permutation = self.permutation.to(lower.dtype)
+        lower = lower.tril(-1) + torch.eye(self.channels, dtype=lower.dtype, device=lower.device)
+        diagonal = self.sign * _float32_at_least(self.log_diagonal).exp()
+        upper = upper.triu(1) + torch.diag(diagonal)
         if not inverse:
-            return self.permutation @ lower @ upper
+            return permutation @ lower @ upper
         solved = torch.linalg.solve_triangular(
-            lower, self.permutation.T, upper=False, unitriangular=True
+            lower, permutation.T, upper=False, unitriangular=True
         )
         return torch.linalg.solve_triangular(upper, solved, upper=True)
 
@@ -60,11 +81,24 @@ class InvertibleConv1x1(nn.Module):
         self, z: Tensor, context: Tensor | None = None, *, inverse: bool = False
     ) -> tuple[Tensor, Tensor]:
         """z (N, channels, \\*S) -> (z, logabsdet (N,)); the context is not used."""
+        check_shape("z", z, self.channels)
         positions = math.prod(z.shape[2:])
-        columns = z.reshape(z.shape[0], self.channels, positions)
-        mixed = torch.matmul(self.weight(inverse=inverse), columns).reshape(z.shape)
-        logabsdet = (self.log_diagonal.sum() * positions).expand(z.shape[0])
+        with torch.autocast(z.device.type, enabled=False):
+            weight = self.weight(inverse=inverse)
+            dtype = torch.promote_types(z.dtype, next(self.parameters()).dtype)
+            columns = z.reshape(z.shape[0], self.channels, positions).to(dtype)
+            mixed = torch.matmul(weight.to(dtype), columns).reshape(z.shape)
+            logabsdet = (self._logabsdet() * positions).expand(z.shape[0])
         return mixed, -logabsdet if inverse else logabsdet
 
+    def _logabsdet(self) -> Tensor:
+        if self.lu:
+            return _float32_at_least(self.log_diagonal).sum()
+        return torch.linalg.slogdet(self.weight()).logabsdet
+
     def extra_repr(self) -> str:
-        return f"{self.channels}"
+        return f"{self.channels}, lu={self.lu}"
+
+
+def _float32_at_least(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

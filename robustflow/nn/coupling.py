@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from robustflow.nn.conditioner import Conditioner
+from robustflow.nn._checks import check_shape
+from robustflow.nn.conditioner import ConditionerOptions, own_or_default
 from robustflow.nn.elementwise import ElementwiseTransform, ModifiedRQSpline
 from robustflow.nn.layer import ConditionalLayer
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 
 class Coupling(ConditionalLayer):
-    """Self-conditional coupling: the second half given the first half and the context.
+    """Self-conditional coupling: one half given the other half and the context.
 
     Args:
-        channels: channels of z, at least 2; the first ``channels // 2`` stay as they are.
-        context_channels: channels of the context.
+        channels: channels of z, at least 2; ``channels // 2`` of them stay as they are.
+        context_channels: channels of the context; 0 for a coupling without one.
         transform: the elementwise transform; default :class:`ModifiedRQSpline`.
-        conditioner: any module called as ``conditioner(z1, context)`` that returns the
-            parameters, (N, (channels - channels // 2) * num_params, \\*S). If it has a method
-            ``project(context)``, that is called once a condition and its result takes the
-            context's place. Default a :class:`Conditioner`.
-        hidden_channels, spatial_dims, kernel_size, head_kernel_size: for the default conditioner.
+        conditioner: any module called as ``conditioner(z1, context)``, or ``conditioner(z1)`` with
+            ``context_channels=0``, that returns the parameters,
+            (N, (channels - channels // 2) * num_params, \\*S) with index ``c * num_params + p``.
+            If it has a method ``project(context)``, that is called once a condition and its
+            result takes the context's place. Default a :class:`Conditioner`, with which the
+            coupling starts at the transform's ``identity_params``.
+        reverse: the last channels stay, and not the first. Couplings that alternate need no
+            mixing between them to reach every channel.
+        options: ``hidden_channels``, ``spatial_dims``, ``kernel_size`` and ``head_kernel_size`` of
+            the default conditioner; ``spatial_dims=0`` for z of shape (N, D).
+
+    Raises:
+        ValueError: fewer than 2 channels.
+        TypeError: options together with a conditioner.
 
     Source: Dinh et al., Real NVP, 2017 (arXiv:1605.08803); with features, SRFlow
     (arXiv:2006.14200).
@@ -39,43 +52,36 @@ class Coupling(ConditionalLayer):
     def __init__(
         self,
         channels: int,
-        context_channels: int,
+        context_channels: int = 0,
         transform: ElementwiseTransform | None = None,
         conditioner: nn.Module | None = None,
         *,
-        hidden_channels: int = 64,
-        spatial_dims: int = 2,
-        kernel_size: int = 3,
-        head_kernel_size: int | None = None,
+        reverse: bool = False,
+        **options: Unpack[ConditionerOptions],
     ) -> None:
         if channels < 2:
             raise ValueError(f"A coupling needs at least 2 channels to split, got {channels}.")
         transform = transform or ModifiedRQSpline()
         kept = channels // 2
-        conditioner = conditioner or Conditioner(
-            kept,
-            context_channels,
-            (channels - kept) * transform.num_params,
-            hidden_channels=hidden_channels,
-            spatial_dims=spatial_dims,
-            kernel_size=kernel_size,
-            head_kernel_size=head_kernel_size,
+        conditioner = own_or_default(
+            conditioner, kept, context_channels, channels - kept, transform, **options
         )
-        super().__init__(channels, transform, conditioner)
+        super().__init__(channels, context_channels, transform, conditioner)
         self.kept_channels = kept
-
-    def project(self, context: Tensor | None) -> Any:
-        """The context's part of the conditioner, or the context where it has no such part."""
-        project = getattr(self.conditioner, "project", None)
-        return context if project is None else project(context)
+        self.reverse = reverse
 
     def transform_with(
         self, z: Tensor, state: Any, *, inverse: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Transform the second half of z, given the projected context."""
-        if isinstance(state, Tensor) and not hasattr(self.conditioner, "project"):
-            # It may concatenate z1 and the context, which takes equal batch sizes.
-            state = state.expand(z.shape[0], *state.shape[1:])
-        z1, z2 = z.split((self.kept_channels, z.shape[1] - self.kept_channels), dim=1)
-        z2, logabsdet = self.transform(z2, self.conditioner(z1, state), inverse=inverse)
-        return torch.cat([z1, z2], dim=1), logabsdet
+        """Transform one half of z, given the projected context."""
+        check_shape("z", z, self.channels)
+        changed = self.channels - self.kept_channels
+        if self.reverse:
+            z2, z1 = z.split((changed, self.kept_channels), dim=1)
+        else:
+            z1, z2 = z.split((self.kept_channels, changed), dim=1)
+        y2, logabsdet = self.transform(z2, self.params_of(z1, state), inverse=inverse)
+        return torch.cat([y2, z1] if self.reverse else [z1, y2], dim=1), logabsdet
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", reverse=True" if self.reverse else "")

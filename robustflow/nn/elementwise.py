@@ -1,17 +1,30 @@
 """Elementwise transforms as small values: what a coupling does to each number.
 
-A transform knows how many parameters an element needs and how to apply them; the layers
-(:class:`~robustflow.nn.Coupling`, :class:`~robustflow.nn.Injector`) know where they come from.
+A transform knows how many parameters an element needs, at which of them it is the identity, and
+how to apply them; the layers (:class:`~robustflow.nn.Coupling`, :class:`~robustflow.nn.Injector`,
+:class:`~robustflow.nn.Autoregressive`) know where they come from.
+
+Each transform's fields, with their defaults, are its options; the ``...Options`` beside it name
+their types for the layers that take them as keyword arguments.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, Protocol, TypedDict, TypeVar
 
 from torch import Tensor
 
 from robustflow import functional as F
+from robustflow._checks import check_choice, check_positive
+
+Scale = Literal["sigmoid", "exp", "softplus", "atan_exp", "tanh_exp", "softclip_exp"]
+Derivative = Literal["exp", "softclip"]
+Tails = Literal["linear", "circular"] | None
+Parametrization = Literal["softmax", "softclip"]
+TransformT = TypeVar("TransformT")
 
 
 class ElementwiseTransform(Protocol):
@@ -21,10 +34,24 @@ class ElementwiseTransform(Protocol):
     def num_params(self) -> int:
         """Parameters per element; a conditioner makes ``channels * num_params`` channels."""
 
+    @property
+    def identity_params(self) -> tuple[float, ...]:
+        """The ``num_params`` raw parameters that a new layer starts with: of the identity."""
+
     def __call__(
         self, x: Tensor, params: Tensor, *, inverse: bool = False
     ) -> tuple[Tensor, Tensor]:
         """x (N, C, \\*S) and params (N or 1, C * num_params, \\*S) -> (y, logabsdet (N,))."""
+
+
+class AffineOptions(TypedDict, total=False):
+    """Types of :class:`Affine`'s fields."""
+
+    scale: Scale
+    eps: float
+    clamp: float | None
+    shift_first: bool
+    reciprocal: bool
 
 
 @dataclass(frozen=True)
@@ -36,18 +63,32 @@ class Affine:
     never multiplies by more than 1.0001. The arguments are those of
     :func:`robustflow.functional.conditional_affine`.
 
+    New layers start at the identity, but for ``scale="sigmoid"``: that one starts at zero
+    parameters, ``s = sigmoid(2)``, as published, since the sigmoid's gradient vanishes at 1.
+
     Example:
         >>> Affine(reciprocal=True).num_params
         2
     """
 
-    scale: Literal["sigmoid", "exp", "softplus", "atan_exp", "tanh_exp", "softclip_exp"] = "sigmoid"
+    scale: Scale = "sigmoid"
     eps: float = 1e-4
     clamp: float | None = None
     shift_first: bool = True
     reciprocal: bool = False
 
     num_params: ClassVar[int] = 2
+
+    @property
+    def identity_params(self) -> tuple[float, ...]:
+        """Shift and scale logit of the identity; of ``s = sigmoid(2) + eps`` with "sigmoid".
+
+        Raises:
+            ValueError: a softplus scale with ``eps`` of 1 or more, which is never the identity.
+        """
+        if self.scale != "softplus":
+            return (0.0, 0.0)
+        return (0.0, _inverse_softplus(1 - self.eps, f"eps must be below 1, got {self.eps}"))
 
     def __call__(
         self, x: Tensor, params: Tensor, *, inverse: bool = False
@@ -62,6 +103,15 @@ class Affine:
             shift_first=self.shift_first,
             reciprocal=self.reciprocal,
         )
+
+
+class ModifiedRQSplineOptions(TypedDict, total=False):
+    """Types of :class:`ModifiedRQSpline`'s fields."""
+
+    interval: tuple[float, float]
+    min_bin: float
+    min_derivative: float
+    derivative: Derivative
 
 
 @dataclass(frozen=True)
@@ -80,9 +130,10 @@ class ModifiedRQSpline:
     interval: tuple[float, float] = (-3.0, 3.0)
     min_bin: float = 1e-3
     min_derivative: float = 1e-3
-    derivative: Literal["exp", "softclip"] = "softclip"
+    derivative: Derivative = "softclip"
 
     num_params: ClassVar[int] = 4
+    identity_params: ClassVar[tuple[float, ...]] = (0.0, 0.0, 0.0, 0.0)
 
     @classmethod
     def published(cls) -> ModifiedRQSpline:
@@ -101,3 +152,109 @@ class ModifiedRQSpline:
             min_derivative=self.min_derivative,
             derivative=self.derivative,
         )
+
+
+class RQSplineOptions(TypedDict, total=False):
+    """Types of :class:`RQSpline`'s fields."""
+
+    num_bins: int
+    tails: Tails
+    tail_bound: float
+    min_bin_width: float
+    min_bin_height: float
+    min_derivative: float
+    parametrization: Parametrization
+
+
+@dataclass(frozen=True)
+class RQSpline:
+    """The monotone rational-quadratic spline with K bins on [-tail_bound, tail_bound].
+
+    Outside the box linear and circular tails are the identity; ``tails=None`` gives NaN there and
+    is for data that lies inside. The arguments are those of
+    :func:`robustflow.functional.rq_spline_packed`; the default box is that of
+    :class:`ModifiedRQSpline`.
+
+    Raises:
+        ValueError: fewer than 1 bin, unknown tails or parametrization ("knots" takes positive
+            sizes, which a conditioner does not make), a bound or minimum that is not positive.
+
+    Example:
+        >>> RQSpline(num_bins=8).num_params, RQSpline(num_bins=8, tails="circular").num_params
+        (23, 24)
+    """
+
+    num_bins: int = 8
+    tails: Tails = "linear"
+    tail_bound: float = 3.0
+    min_bin_width: float = 1e-3
+    min_bin_height: float = 1e-3
+    min_derivative: float = 1e-3
+    parametrization: Parametrization = "softmax"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.num_bins, int) or self.num_bins < 1:
+            raise ValueError(
+                f"num_bins must be a whole number of at least 1, got {self.num_bins!r}."
+            )
+        check_positive("tail_bound", self.tail_bound)
+        check_positive("min_derivative", self.min_derivative)
+        check_choice("parametrization", self.parametrization, ("softmax", "softclip"))
+        self.num_derivatives  # noqa: B018  (checks the tails)
+
+    @property
+    def num_derivatives(self) -> int:
+        """K-1 raw derivatives with linear tails, K circular, K+1 without tails."""
+        return F._num_derivatives(self.num_bins, self.tails)
+
+    @property
+    def num_params(self) -> int:
+        """Parameters per element: K width logits, K height logits, derivatives."""
+        return 2 * self.num_bins + self.num_derivatives
+
+    @property
+    def identity_params(self) -> tuple[float, ...]:
+        """Equal bins, and derivatives of 1.
+
+        Raises:
+            ValueError: ``min_derivative`` of 1 or more, which no identity has.
+        """
+        derivative = 0.0
+        if self.parametrization == "softmax":
+            derivative = _inverse_softplus(
+                1 - self.min_derivative,
+                f"min_derivative must be below 1, got {self.min_derivative}",
+            )
+        return (0.0,) * (2 * self.num_bins) + (derivative,) * self.num_derivatives
+
+    def __call__(
+        self, x: Tensor, params: Tensor, *, inverse: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        return F.rq_spline_packed(
+            x,
+            params,
+            self.num_bins,
+            inverse=inverse,
+            tails=self.tails,
+            tail_bound=self.tail_bound,
+            min_bin_width=self.min_bin_width,
+            min_bin_height=self.min_bin_height,
+            min_derivative=self.min_derivative,
+            parametrization=self.parametrization,
+            reduce="sum",
+        )
+
+
+def take_options(
+    kind: type[TransformT], options: Mapping[str, Any]
+) -> tuple[TransformT, dict[str, Any]]:
+    """A transform from those of the options that are its fields, and the other options."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    mine = {name: value for name, value in options.items() if name in names}
+    return kind(**mine), {name: value for name, value in options.items() if name not in names}
+
+
+def _inverse_softplus(value: float, otherwise: str) -> float:
+    if value <= 0:
+        raise ValueError(f"{otherwise}: a layer starts at the identity, where the slope is 1.")
+    return value + math.log(-math.expm1(-value))

@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
 from robustflow.nn.condition import Condition
-from robustflow.nn.level import FlowLevel
+from robustflow.nn.level import FlowLevel, States
 
 Context = Tensor | Sequence[Tensor]
 Latents = tuple[Tensor, ...]
 
 
 class ConditionalFlow(nn.Module):
-    """A density over x given a context, and samples of it.
+    r"""A density over x, given a context where it has layers that take one, and samples of it.
 
     x passes through the levels in order. A level that ends with a
     :class:`~robustflow.nn.Split` sends half of its channels out as a latent; what the last level
     returns is the last latent. All latents are standard normal.
 
+    x has shape (N, C, \\*S), or (N, D). A call has a context for each x, or 1 for all of them;
+    a ``condition`` made from it in its place, for reuse; or neither, if no layer takes one.
+
+    For training by several processes, ``DistributedDataParallel`` wraps ``forward``; then
+    ``logabsdet + flow.latent_log_prob(latents)`` is what :meth:`log_prob` returns.
+
     Args:
         levels: for each level its layers: modules called as
             ``layer(z, context, inverse=...) -> (z, logabsdet (N,))``.
         encoder: from the context to one feature tensor per level (a single tensor will do for one
-            level), of the spatial size that z has in that level's conditional layers.
+            level), of the spatial size that z has in that level's conditional layers, or 1.
             None: the context already is that.
+
+    Raises:
+        ValueError: no levels or layers, or a Split at the end; in a call, a context that is
+            missing or does not fit, or a context and a condition.
 
     Example:
         >>> from robustflow.nn import ModifiedRQSpline, Squeeze, flow_step
@@ -37,6 +48,13 @@ class ConditionalFlow(nn.Module):
         torch.Size([4])
         >>> flow.sample(5, context, temperature=0.9).shape
         torch.Size([4, 5, 3, 16, 16])
+
+        Without a context, over (N, D):
+
+        >>> from robustflow.nn import RQSplineCoupling
+        >>> halves = [RQSplineCoupling(6, spatial_dims=0, reverse=turn) for turn in (False, True)]
+        >>> ConditionalFlow([halves]).sample(100).shape
+        torch.Size([100, 6])
     """
 
     def __init__(
@@ -72,11 +90,11 @@ class ConditionalFlow(nn.Module):
         self, x: Tensor, context: Context | None = None, *, condition: Condition | None = None
     ) -> tuple[Latents, Tensor]:
         """x (N, C, \\*S) and N contexts, or 1 -> latents, logabsdet (N,)."""
-        condition = self._resolve(context, condition)
+        every_state = self._states(context, condition)
         latents = []
         total = x.new_zeros(x.shape[0])
         z = x
-        for level, states in zip(self._levels(), condition.states, strict=True):
+        for level, states in zip(self._levels(), every_state, strict=True):
             z, latent, logabsdet = level(z, states)
             total = total + logabsdet
             latents.append(z if latent is None else latent)
@@ -90,12 +108,17 @@ class ConditionalFlow(nn.Module):
         condition: Condition | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Latents as :meth:`forward` returns them -> x, logabsdet (N,) of this direction."""
-        condition = self._resolve(context, condition)
+        if len(latents) != len(self.levels):
+            raise ValueError(
+                f"The flow has {len(self.levels)} level(s) and one latent for each, in a tuple; "
+                f"got {len(latents)}."
+            )
+        every_state = self._states(context, condition)
         z = latents[-1]
         total = z.new_zeros(z.shape[0])
         for level, states, latent in zip(
             reversed(self._levels()),
-            reversed(condition.states),
+            reversed(every_state),
             reversed((*latents[:-1], None)),
             strict=True,
         ):
@@ -108,9 +131,13 @@ class ConditionalFlow(nn.Module):
     ) -> Tensor:
         """log p(x | context) in nats, (N,)."""
         latents, logabsdet = self(x, context, condition=condition)
+        return logabsdet + self.latent_log_prob(latents)
+
+    def latent_log_prob(self, latents: Sequence[Tensor]) -> Tensor:
+        """Standard normal log-density of what :meth:`forward` returns, in nats, (N,)."""
         square = torch.stack([latent.square().flatten(1).sum(dim=1) for latent in latents]).sum(0)
-        size = math.prod(x.shape[1:])
-        return logabsdet - 0.5 * (square + size * math.log(2 * math.pi))
+        size = sum(math.prod(latent.shape[1:]) for latent in latents)
+        return -0.5 * (square + size * math.log(2 * math.pi))
 
     def sample(
         self,
@@ -120,38 +147,74 @@ class ConditionalFlow(nn.Module):
         condition: Condition | None = None,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        size: Sequence[int] | None = None,
     ) -> Tensor:
-        """Samples of each context, (N, num_samples, C, \\*S).
+        """Samples of each context, (N, num_samples, C, \\*S); without one, (num_samples, C, \\*S).
 
-        Each context is projected once; its samples read the projection through a batch size of 1.
+        Each context is projected once, and projections are never copied: the samples of a context
+        read its projection through a batch size of 1, or, where there are more contexts than
+        samples, all contexts are sampled together, num_samples times.
 
         Args:
-            num_samples: samples per context.
-            context: N contexts; or None, with ``condition``.
+            num_samples: samples per context, at least 1.
+            context: N contexts; or None, with ``condition``, or if no layer takes one.
             condition: what :meth:`condition` returned for them.
-            temperature: standard deviation of the latents.
+            temperature: standard deviation of the latents, at least 0.
             generator: source of the latents, on the parameters' device.
+            size: the spatial size of x. None: that of the features in each level (so features
+                of size 1 that serve every position need a size); without context, ``()``, for
+                x of shape (N, D).
+
+        Raises:
+            ValueError: a number, temperature or size out of range, or a context that is missing.
         """
-        condition = self._resolve(context, condition)
-        if num_samples == 1:
-            latents = self._draw(len(condition), condition, temperature, generator)
-            return self.inverse(latents, condition=condition)[0].unsqueeze(1)
-        per_context = []
-        for index in range(len(condition)):
-            latents = self._draw(num_samples, condition, temperature, generator)
-            per_context.append(self.inverse(latents, condition=condition[index])[0])
-        return torch.stack(per_context)
+        if not isinstance(num_samples, Integral) or num_samples < 1:
+            raise ValueError(
+                f"num_samples must be a whole number of at least 1, got {num_samples!r}."
+            )
+        if not temperature >= 0:
+            raise ValueError(f"temperature must be at least 0, got {temperature!r}.")
+        if context is not None or self.needs_context:
+            condition = self._resolve(context, condition)
+        sizes = self._sizes(size, condition)
+
+        def draw(number: int, given: Condition | None) -> Tensor:
+            latents = self._draw(number, sizes, temperature, generator)
+            return self.inverse(latents, condition=given)[0]
+
+        if condition is None:
+            return draw(num_samples, None)
+        if num_samples < len(condition):
+            turns = [draw(len(condition), condition) for _ in range(num_samples)]
+            return torch.stack(turns, dim=1)
+        return torch.stack([draw(num_samples, condition[i]) for i in range(len(condition))])
+
+    @property
+    def needs_context(self) -> bool:
+        """Whether the encoder, or a layer as far as the layers say so, takes a context."""
+        return self.encoder is not None or any(level.needs_context for level in self._levels())
+
+    def _sizes(self, size: Sequence[int] | None, condition: Condition | None) -> list[torch.Size]:
+        """The spatial size of each level's latent."""
+        if size is None and condition is not None:
+            return list(condition.sizes)
+        sizes = []
+        current = torch.Size(size or ())
+        for level in self._levels():
+            current = level.output_size(current)
+            sizes.append(current)
+        return sizes
 
     def _draw(
         self,
         number: int,
-        condition: Condition,
+        sizes: Sequence[torch.Size],
         temperature: float,
         generator: torch.Generator | None,
     ) -> Latents:
-        like = next(self.parameters())
+        like = next(self.parameters(), torch.empty(0))
         latents = []
-        for level, size in zip(self._levels(), condition.sizes, strict=True):
+        for level, size in zip(self._levels(), sizes, strict=True):
             shape = (number, level.latent_channels, *size)
             noise = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
             latents.append(temperature * noise)
@@ -160,9 +223,21 @@ class ConditionalFlow(nn.Module):
     def _levels(self) -> list[FlowLevel]:
         return [level for level in self.levels if isinstance(level, FlowLevel)]
 
+    def _states(self, context: Context | None, condition: Condition | None) -> tuple[States, ...]:
+        """What each level's layers need."""
+        if context is None and condition is None and not self.needs_context:
+            return tuple(level.project(None) for level in self._levels())
+        return self._resolve(context, condition).states
+
     def _resolve(self, context: Context | None, condition: Condition | None) -> Condition:
-        if condition is not None and context is None:
+        if context is not None and condition is not None:
+            raise ValueError(
+                "Give a context, or a condition made from one, not both: they may differ."
+            )
+        if condition is not None:
             return condition
-        if context is not None and condition is None:
-            return self.condition(context)
-        raise ValueError("A conditional flow needs a context, or a condition made from one.")
+        if context is None:
+            raise ValueError(
+                "This flow needs a context, or a condition made from one by condition(context)."
+            )
+        return self.condition(context)

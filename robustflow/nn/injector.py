@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from torch import Tensor, nn
 
-from robustflow.nn.conditioner import Conditioner
+from robustflow.nn._checks import check_context_fits, check_shape
+from robustflow.nn.conditioner import ConditionerOptions, own_or_default
 from robustflow.nn.elementwise import ElementwiseTransform, ModifiedRQSpline
 from robustflow.nn.layer import ConditionalLayer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Injector(ConditionalLayer):
@@ -14,11 +20,19 @@ class Injector(ConditionalLayer):
 
     Args:
         channels: channels of z.
-        context_channels: channels of the context.
+        context_channels: channels of the context, at least 1.
         transform: the elementwise transform; default :class:`ModifiedRQSpline`.
-        conditioner: any module from the context to (N or 1, channels * num_params, \\*S)
-            parameters; default a :class:`Conditioner`.
-        hidden_channels, spatial_dims, kernel_size, head_kernel_size: for the default conditioner.
+        conditioner: any module from the context to the parameters,
+            (N or 1, channels * num_params, \\*S) with index ``c * num_params + p``. Its
+            method ``project(context)`` is called instead, if it has one. Default a
+            :class:`Conditioner`, with which the injector starts at the transform's
+            ``identity_params``.
+        options: ``hidden_channels``, ``spatial_dims``, ``kernel_size`` and ``head_kernel_size`` of
+            the default conditioner; ``spatial_dims=0`` for z of shape (N, D).
+
+    Raises:
+        ValueError: no context channels.
+        TypeError: options together with a conditioner.
 
     Source: the affine injector of SRFlow (arXiv:2006.14200).
 
@@ -36,34 +50,28 @@ class Injector(ConditionalLayer):
         context_channels: int,
         transform: ElementwiseTransform | None = None,
         conditioner: nn.Module | None = None,
-        *,
-        hidden_channels: int = 64,
-        spatial_dims: int = 2,
-        kernel_size: int = 3,
-        head_kernel_size: int | None = None,
+        **options: Unpack[ConditionerOptions],
     ) -> None:
+        if context_channels < 1:
+            raise ValueError(
+                "An injector's parameters come from a context: context_channels must be at "
+                f"least 1, got {context_channels}."
+            )
         transform = transform or ModifiedRQSpline()
-        conditioner = conditioner or Conditioner(
-            0,
-            context_channels,
-            channels * transform.num_params,
-            hidden_channels=hidden_channels,
-            spatial_dims=spatial_dims,
-            kernel_size=kernel_size,
-            head_kernel_size=head_kernel_size,
+        conditioner = own_or_default(
+            conditioner, 0, context_channels, channels, transform, **options
         )
-        super().__init__(channels, transform, conditioner)
+        super().__init__(channels, context_channels, transform, conditioner)
 
-    def project(self, context: Tensor | None) -> Tensor:
+    def project(self, context: Tensor | None) -> Any:
         """The parameters: all of them depend on the context alone."""
-        if context is None:
-            raise ValueError("An injector's parameters come from a context: pass one.")
-        if isinstance(self.conditioner, Conditioner):
-            return self.conditioner.project(context)
-        return self.conditioner(context)
+        projected = super().project(context)
+        return projected if hasattr(self.conditioner, "project") else self.conditioner(projected)
 
     def transform_with(
         self, z: Tensor, state: Tensor, *, inverse: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Transform z by parameters of its batch size, or of size 1: read, never copied."""
+        check_shape("z", z, self.channels)
+        check_context_fits(state, z)
         return self.transform(z, state, inverse=inverse)

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from robustflow.nn._checks import check_shape
 from robustflow.nn.elementwise import ElementwiseTransform
 
 
@@ -20,21 +21,43 @@ class ConditionalLayer(nn.Module, ABC):
 
     Args:
         channels: channels of z.
+        context_channels: channels of the context; 0 for a layer that takes none.
         transform: the elementwise transform.
         conditioner: a module that makes the parameters; each subclass says from what.
     """
 
     def __init__(
-        self, channels: int, transform: ElementwiseTransform, conditioner: nn.Module
+        self,
+        channels: int,
+        context_channels: int,
+        transform: ElementwiseTransform,
+        conditioner: nn.Module,
     ) -> None:
         super().__init__()
         self.channels = channels
+        self.context_channels = context_channels
         self.transform = transform
         self.conditioner = conditioner
 
-    @abstractmethod
     def project(self, context: Tensor | None) -> Any:
-        """What depends on the context alone; tensors of it have the context's batch size."""
+        """What depends on the context alone; tensors of it have the context's batch size.
+
+        The context's part of the conditioner, or the context itself where the conditioner has no
+        method ``project``; None, whatever the context, with ``context_channels=0``.
+
+        Raises:
+            ValueError: a context is missing, or has other channels.
+        """
+        if self.context_channels == 0:
+            return None
+        if context is None:
+            raise ValueError(
+                f"This {type(self).__name__} needs a context of {self.context_channels} channels: "
+                "pass one, or build it with context_channels=0."
+            )
+        check_shape("The context", context, self.context_channels)
+        project = getattr(self.conditioner, "project", None)
+        return context if project is None else project(context)
 
     @abstractmethod
     def transform_with(
@@ -45,8 +68,23 @@ class ConditionalLayer(nn.Module, ABC):
     def forward(
         self, z: Tensor, context: Tensor | None = None, *, inverse: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """z (N, channels, \\*S), context (N or 1, ...) -> (z, logabsdet (N,))."""
+        """z (N, channels, \\*S), context (N or 1, context_channels, \\*S) -> (z, logabsdet (N,)).
+
+        With ``context_channels=0`` the context is not used.
+        """
         return self.transform_with(z, self.project(context), inverse=inverse)
 
+    def params_of(self, z1: Tensor, state: Any) -> Tensor:
+        """Call the conditioner on what it reads of z, and on the projected context."""
+        if self.context_channels == 0:
+            return self.conditioner(z1)
+        if isinstance(state, Tensor) and not hasattr(self.conditioner, "project"):
+            # It may concatenate z1 and the context, which takes equal batch sizes.
+            state = state.expand(z1.shape[0], *state.shape[1:])
+        return self.conditioner(z1, state)
+
     def extra_repr(self) -> str:
-        return f"channels={self.channels}, transform={self.transform}"
+        return (
+            f"channels={self.channels}, context_channels={self.context_channels}, "
+            f"transform={self.transform}"
+        )

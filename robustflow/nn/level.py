@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from robustflow.nn.actnorm import ActNorm
-from robustflow.nn.conditioner import Conditioner, project_together
+from robustflow.nn.conditioner import (
+    ConditionerOptions,
+    TwoPartConditioner,
+    join_key,
+    project_together,
+)
 from robustflow.nn.conv1x1 import InvertibleConv1x1
 from robustflow.nn.coupling import Coupling
 from robustflow.nn.elementwise import ElementwiseTransform
@@ -17,38 +22,44 @@ from robustflow.nn.injector import Injector
 from robustflow.nn.layer import ConditionalLayer
 from robustflow.nn.split import Split
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 States = tuple[Any, ...]
 
 
 def flow_step(
-    channels: int, context_channels: int, transform: ElementwiseTransform, **conditioner: Any
+    channels: int,
+    context_channels: int,
+    transform: ElementwiseTransform,
+    **options: Unpack[ConditionerOptions],
 ) -> list[nn.Module]:
-    """One step of a conditional flow: actnorm, invertible 1x1 convolution, injector, coupling.
+    """One step of a flow: actnorm, invertible 1x1 convolution, injector, coupling.
 
     Args:
         channels: channels of z.
-        context_channels: channels of the context.
+        context_channels: channels of the context; 0 for a step without context, and so without
+            injector.
         transform: the elementwise transform of the injector and the coupling.
-        conditioner: ``hidden_channels``, ``kernel_size`` and the like, for both conditioners.
+        options: ``hidden_channels``, ``spatial_dims`` and the like, for both conditioners.
 
     Example:
         >>> from robustflow.nn import ModifiedRQSpline
         >>> len(flow_step(12, 16, ModifiedRQSpline(), hidden_channels=32))
         4
     """
-    return [
-        ActNorm(channels),
-        InvertibleConv1x1(channels),
-        Injector(channels, context_channels, transform, **conditioner),
-        Coupling(channels, context_channels, transform, **conditioner),
-    ]
+    step: list[nn.Module] = [ActNorm(channels), InvertibleConv1x1(channels)]
+    if context_channels > 0:
+        step.append(Injector(channels, context_channels, transform, **options))
+    return [*step, Coupling(channels, context_channels, transform, **options)]
 
 
 class FlowLevel(nn.Module):
     """Layers that share one feature tensor; a :class:`Split` as the last one ends the level.
 
     Args:
-        layers: modules called as ``layer(z, context, inverse=...) -> (z, logabsdet (N,))``.
+        layers: modules called as ``layer(z, context, inverse=...) -> (z, logabsdet (N,))``, with
+            a context whose batch size is that of z or 1, or None.
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
@@ -74,23 +85,42 @@ class FlowLevel(nn.Module):
             raise ValueError("A level to sample from needs a layer that knows its channels.")
         return known[-1]
 
-    def project(self, features: Tensor) -> States:
-        """Each layer's ``project(features)``; None for layers without one.
+    @property
+    def needs_context(self) -> bool:
+        """Whether some layer takes a context, as far as the layers say so."""
+        return any(getattr(layer, "context_channels", 0) > 0 for layer in self.layers)
 
-        The first layers of the default conditioners run as one wide layer.
+    def output_size(self, size: Sequence[int]) -> torch.Size:
+        """The spatial size of this level's latent, for z of this one.
+
+        A layer that changes the size says so by a method of this name.
+        """
+        for layer in self.layers:
+            resize = getattr(layer, "output_size", None)
+            size = size if resize is None else resize(size)
+        return torch.Size(size)
+
+    def project(self, features: Tensor | None) -> States:
+        """What each layer needs of the features, which are None for a level without context.
+
+        Each conditional layer's ``project(features)``; None for a layer whose ``context_channels``
+        is 0; the features themselves for a module that does not say. The first layers of the
+        default conditioners run as one wide layer.
         """
         states: list[Any] = [None] * len(self.layers)
-        together: dict[torch.Size, dict[int, Conditioner]] = {}
+        together: dict[tuple[object, ...], dict[int, TwoPartConditioner]] = {}
         for index, layer in enumerate(self.layers):
-            if not isinstance(layer, ConditionalLayer):
+            if features is None or getattr(layer, "context_channels", None) == 0:
                 continue
-            conditioner = layer.conditioner
-            if isinstance(conditioner, Conditioner) and conditioner.can_join:
-                kernel = conditioner.context_layer.weight.shape[1:]
-                together.setdefault(kernel, {})[index] = conditioner
-            else:
+            conditioner = _joinable(layer)
+            if conditioner is not None:
+                together.setdefault(join_key(conditioner), {})[index] = conditioner
+            elif isinstance(layer, ConditionalLayer):
                 states[index] = layer.project(features)
+            else:
+                states[index] = features
         for conditioners in together.values():
+            assert features is not None
             projected = project_together(list(conditioners.values()), features)
             for index, state in zip(conditioners, projected, strict=True):
                 states[index] = state
@@ -117,7 +147,21 @@ class FlowLevel(nn.Module):
         return z, logabsdet
 
 
+def _joinable(layer: nn.Module) -> TwoPartConditioner | None:
+    """The conditioner of a layer whose ``project`` :func:`project_together` stands for."""
+    if not isinstance(layer, ConditionalLayer):
+        return None
+    conditioner = layer.conditioner
+    if (
+        type(layer).project in (ConditionalLayer.project, Injector.project)
+        and isinstance(conditioner, TwoPartConditioner)
+        and conditioner.can_join
+    ):
+        return conditioner
+    return None
+
+
 def _apply(layer: nn.Module, z: Tensor, state: Any, *, inverse: bool) -> tuple[Tensor, Tensor]:
     if isinstance(layer, ConditionalLayer):
         return layer.transform_with(z, state, inverse=inverse)
-    return layer(z, inverse=inverse)
+    return layer(z, state, inverse=inverse)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
+from robustflow.nn.conditioner import ConditionerOptions
 from robustflow.nn.coupling import Coupling
 from robustflow.nn.elementwise import Affine
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Split(Coupling):
@@ -17,10 +23,10 @@ class Split(Coupling):
 
     Args:
         channels: channels of z, at least 2; ``channels // 2`` stay.
-        context_channels: channels of the context.
+        context_channels: channels of the context; 0 for a split without one.
         log_scale_bound: bound on the absolute log-scale; positive.
         conditioner: as for :class:`Coupling`, with 2 parameters an element.
-        hidden_channels, spatial_dims, kernel_size, head_kernel_size: for the default conditioner.
+        options: of the default conditioner, as for :class:`Coupling`.
 
     Source: multi-scale splitting as in Glow (arXiv:1807.03039); the bound is ours.
 
@@ -37,25 +43,14 @@ class Split(Coupling):
     def __init__(
         self,
         channels: int,
-        context_channels: int,
+        context_channels: int = 0,
         *,
         log_scale_bound: float = 3.0,
         conditioner: nn.Module | None = None,
-        hidden_channels: int = 64,
-        spatial_dims: int = 2,
-        kernel_size: int = 3,
-        head_kernel_size: int | None = None,
+        **options: Unpack[ConditionerOptions],
     ) -> None:
-        super().__init__(
-            channels,
-            context_channels,
-            Affine(scale="softclip_exp", clamp=log_scale_bound),
-            conditioner,
-            hidden_channels=hidden_channels,
-            spatial_dims=spatial_dims,
-            kernel_size=kernel_size,
-            head_kernel_size=head_kernel_size,
-        )
+        transform = Affine(scale="softclip_exp", clamp=log_scale_bound)
+        super().__init__(channels, context_channels, transform, conditioner, **options)
 
     def divide(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z (N, channels, \\*S), as :meth:`forward` returned it -> what stays, the latent."""

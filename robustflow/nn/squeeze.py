@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,16 +23,35 @@ class Squeeze(nn.Module):
         torch.Size([1, 12, 4, 4])
     """
 
+    context_channels: ClassVar[int] = 0
+
     def __init__(self, factor: int = 2) -> None:
         super().__init__()
+        if factor < 1:
+            raise ValueError(f"factor must be at least 1, got {factor}.")
         self.factor = factor
 
     def forward(
         self, z: Tensor, context: Tensor | None = None, *, inverse: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Shuffle pixels into channels, or back; the context is not used."""
-        shuffle = functional.pixel_shuffle if inverse else functional.pixel_unshuffle
-        return shuffle(z, self.factor), z.new_zeros(z.shape[0])
+        if not inverse:
+            self.output_size(z.shape[2:])  # checks it
+            return functional.pixel_unshuffle(z, self.factor), z.new_zeros(z.shape[0])
+        return functional.pixel_shuffle(z, self.factor), z.new_zeros(z.shape[0])
+
+    def output_size(self, size: Sequence[int]) -> torch.Size:
+        """The spatial size of the result, for z of this one.
+
+        Raises:
+            ValueError: not two sides, or no multiples of the factor.
+        """
+        if len(size) != 2 or any(side % self.factor for side in size):
+            raise ValueError(
+                f"Squeeze({self.factor}) needs pictures (N, C, H, W) with H and W multiples of "
+                f"{self.factor}, got a spatial size of {tuple(size)}."
+            )
+        return torch.Size(side // self.factor for side in size)
 
     def extra_repr(self) -> str:
         return f"factor={self.factor}"

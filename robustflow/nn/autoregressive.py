@@ -1,0 +1,88 @@
+"""Autoregressive layer: each feature given those before it and the context."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from robustflow.nn._checks import check_options_are_used, check_shape
+from robustflow.nn.elementwise import ElementwiseTransform, ModifiedRQSpline
+from robustflow.nn.layer import ConditionalLayer
+from robustflow.nn.masked import MaskedConditioner, MaskedConditionerOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Autoregressive(ConditionalLayer):
+    """Masked autoregressive layer over (N, D): one pass forward, D passes back.
+
+    Args:
+        features: D.
+        context_features: width of the context; 0 for a layer without one.
+        transform: the elementwise transform; default :class:`ModifiedRQSpline`.
+        conditioner: any module called as ``conditioner(z, context)``, or ``conditioner(z)`` with
+            ``context_features=0``, that returns the parameters, (N, features * num_params) with
+            index ``d * num_params + p``, those of a feature from the features before it alone:
+            this is not checked. ``project`` as for :class:`Coupling`. Default a
+            :class:`MaskedConditioner`, with which the layer starts at the transform's
+            ``identity_params``.
+        reverse: from the last feature to the first; of the default conditioner.
+        options: ``hidden_features`` of the default conditioner.
+
+    Raises:
+        ValueError: no features, or fewer hidden features than features.
+        TypeError: options together with a conditioner.
+
+    Source: Papamakarios et al., Masked Autoregressive Flow, 2017 (arXiv:1705.07057).
+
+    Example:
+        >>> layer = Autoregressive(4, context_features=2)
+        >>> z, context = torch.randn(5, 4), torch.randn(5, 2)
+        >>> y, logabsdet = layer(z, context)
+        >>> bool((layer(y, context, inverse=True)[0] - z).abs().max() < 1e-4)
+        True
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context_features: int = 0,
+        transform: ElementwiseTransform | None = None,
+        conditioner: nn.Module | None = None,
+        *,
+        reverse: bool = False,
+        **options: Unpack[MaskedConditionerOptions],
+    ) -> None:
+        transform = transform or ModifiedRQSpline()
+        check_options_are_used(conditioner, {**options, **({"reverse": True} if reverse else {})})
+        if conditioner is None:
+            conditioner = MaskedConditioner(
+                features,
+                context_features,
+                features * transform.num_params,
+                reverse=reverse,
+                initial_params=transform.identity_params,
+                **options,
+            )
+        super().__init__(features, context_features, transform, conditioner)
+        self.reverse = reverse
+
+    def transform_with(
+        self, z: Tensor, state: Any, *, inverse: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Transform every feature, given the projected context."""
+        check_shape("z", z, self.channels, 0)
+        if not inverse:
+            return self.transform(z, self.params_of(z, state))
+        # After pass i the first i features of the order are right, and the parameters of the
+        # last pass depend on no more than features - 1 of them.
+        x = torch.zeros_like(z)
+        for _ in range(self.channels - 1):
+            x, _ = self.transform(z, self.params_of(x, state), inverse=True)
+        return self.transform(z, self.params_of(x, state), inverse=True)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", reverse=True" if self.reverse else "")

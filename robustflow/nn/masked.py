@@ -1,0 +1,95 @@
+"""A masked conditioner: the parameters of each feature depend on the features before it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robustflow.nn.conditioner import TwoPartConditioner
+
+
+class MaskedConditionerOptions(TypedDict, total=False):
+    """Types of the options of :class:`MaskedConditioner` that layers pass on."""
+
+    hidden_features: int
+
+
+class MaskedConditioner(TwoPartConditioner):
+    """The conditioner of an autoregressive layer over (N, D), in one pass.
+
+    Each hidden unit has a degree: it reads the features up to that one of the order (none, with
+    degree 0, and all of the context) and is read by the parameters of the features after it.
+
+    Args:
+        features: D.
+        context_features: width of the context; 0 for a conditioner without one.
+        out_features: ``features * transform.num_params``, index ``d * num_params + p``.
+        hidden_features: width of the hidden layers; at least D, or some features go unread.
+        reverse: the order is from the last feature to the first.
+        initial_params: parameters of a feature at the start, whatever z and the context.
+
+    Raises:
+        ValueError: no features, or fewer hidden features than features.
+
+    Shapes: context (N or 1, context_features), z (N, features), result (N, out_features).
+
+    Source: Germain et al., MADE, 2015 (arXiv:1502.03509).
+
+    Example:
+        >>> conditioner = MaskedConditioner(3, 2, 3, initial_params=(1.0,))
+        >>> conditioner(torch.randn(5, 3), conditioner.project(torch.randn(1, 2))).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context_features: int,
+        out_features: int,
+        *,
+        hidden_features: int = 64,
+        reverse: bool = False,
+        initial_params: Sequence[float] = (0.0,),
+    ) -> None:
+        if features < 1:
+            raise ValueError(f"features must be at least 1, got {features}.")
+        if hidden_features < features:
+            raise ValueError(
+                f"hidden_features must be at least {features}, one for each feature, so that "
+                f"every feature is read, got {hidden_features}."
+            )
+        order = torch.arange(1, features + 1)
+        order = order.flip(0) if reverse else order
+        # Only a context reaches units of degree 0.
+        lowest = 0 if context_features > 0 or features == 1 else 1
+        hidden = lowest + torch.arange(hidden_features) * (features - lowest) // hidden_features
+        after = order.repeat_interleave(out_features // features)
+
+        context_layer = (
+            nn.Linear(context_features, hidden_features) if context_features > 0 else None
+        )
+        super().__init__(
+            context_layer,
+            MaskedLinear(hidden[:, None] >= order, bias=context_layer is None),
+            MaskedLinear(hidden[:, None] >= hidden),
+            MaskedLinear(after[:, None] > hidden),
+            initial_params,
+        )
+
+
+class MaskedLinear(nn.Linear):
+    """A linear layer of which a mask (out_features, in_features) leaves some connections."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, *, bias: bool = True) -> None:
+        out_features, in_features = mask.shape
+        super().__init__(in_features, out_features, bias=bias)
+        self.register_buffer("mask", mask.to(self.weight.dtype), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input, self.weight * self.mask, self.bias)

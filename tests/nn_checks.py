@@ -1,0 +1,44 @@
+"""What every layer of a flow must do, and modules in float64 to see it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def perturbed(module: ModuleT, size: float = 0.3) -> ModuleT:
+    """The module in float64 with parameters that are no special case."""
+    module = module.double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(size * torch.randn_like(parameter))
+    return module
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def assert_is_a_flow_layer(layer: nn.Module, z: Tensor, context: Tensor | None) -> None:
+    """Round trip, and the log-determinant against that of autograd's Jacobian."""
+    y, logabsdet = layer(z, context)
+    assert y.shape == z.shape and logabsdet.shape == (len(z),)
+    back, minus = layer(y, context, inverse=True)
+    torch.testing.assert_close(back, z, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(minus, -logabsdet, atol=1e-9, rtol=1e-9)
+    assert_logabsdet(
+        lambda one: layer(one, None if context is None else context[:1])[0], z, logabsdet
+    )
+
+
+def assert_logabsdet(function: Callable[[Tensor], Tensor], z: Tensor, logabsdet: Tensor) -> None:
+    jacobian = torch.autograd.functional.jacobian(
+        lambda flat: function(flat.view(1, *z.shape[1:])).flatten(), z[0].flatten()
+    )
+    expected = torch.linalg.slogdet(jacobian).logabsdet
+    torch.testing.assert_close(logabsdet[0], expected, atol=1e-9, rtol=1e-9)

@@ -1,0 +1,101 @@
+"""A flow under DistributedDataParallel: two processes stay one model, from ActNorm's start on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from robustflow.nn import (
+    ActNorm,
+    ConditionalAffineInjector,
+    ConditionalFlow,
+    InvertibleConv1x1,
+    ModifiedRQSplineCoupling,
+    RQSplineAutoregressive,
+)
+
+RANKS, STEPS = 2, 3
+D, CONTEXT = 4, 2
+ROWS = (3, 8)  # of each rank's first batch
+
+
+def new_flow() -> ConditionalFlow:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [
+        ActNorm(D),
+        InvertibleConv1x1(D, lu=False),
+        ConditionalAffineInjector(D, CONTEXT, spatial_dims=0, hidden_channels=8),
+        ModifiedRQSplineCoupling(D, CONTEXT, spatial_dims=0, hidden_channels=8),
+        ActNorm(D),
+        RQSplineAutoregressive(D, CONTEXT, hidden_features=8),
+    ]
+    return ConditionalFlow([layers])
+
+
+def batch(rank: int, step: int) -> tuple[Tensor, Tensor]:
+    """Of other means, deviations and sizes on each rank; far from 0, where squares cancel."""
+    generator = torch.Generator().manual_seed(10 * step + rank)
+    x = torch.randn(ROWS[rank], D, generator=generator)
+    context = torch.randn(ROWS[rank], CONTEXT, generator=generator)
+    return 1e3 + 2 * rank + (1 + rank) * x, context
+
+
+def train(rank: int, folder: str) -> None:
+    """One rank: its states after each step and its gradients, saved for the test to compare."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS
+    )
+    flow = new_flow()
+    model = DistributedDataParallel(flow)
+    optimiser = torch.optim.SGD(flow.parameters(), lr=1e-2)
+    seen: list[Any] = []
+    for step in range(STEPS):
+        x, context = batch(rank, step)
+        latents, logabsdet = model(x, context)
+        started = {name: value.clone() for name, value in flow.state_dict().items()}
+        loss = -(logabsdet + flow.latent_log_prob(latents)).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        gradients = {name: p.grad for name, p in flow.named_parameters()}
+        optimiser.step()
+        ended = {name: value.clone() for name, value in flow.state_dict().items()}
+        seen.append((started, gradients, ended, loss.detach()))
+    torch.save(seen, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_train_one_flow(tmp_path: Path) -> None:
+    spawn(train, (str(tmp_path),), nprocs=RANKS)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS)]
+    for one, other in zip(*ranks, strict=True):
+        torch.testing.assert_close(one[:3], other[:3], atol=0, rtol=0)  # the same bits
+        assert one[3] != other[3]  # of different data
+
+    # ActNorm starts from all ranks' rows together, as one process with all rows would.
+    started = ranks[0][0][0]
+    rows = torch.cat([batch(rank, 0)[0] for rank in range(RANKS)]).double()
+    mean, deviation = rows.mean(dim=0), rows.std(dim=0, correction=0)
+    norm = "levels.0.layers.0."
+    assert bool(started[norm + "initialised"])
+    torch.testing.assert_close(started[norm + "bias"].double(), -mean, atol=0, rtol=1e-6)
+    torch.testing.assert_close(
+        started[norm + "log_scale"].double(), -deviation.log(), atol=1e-4, rtol=0
+    )
+    alone = new_flow()
+    alone(rows.float(), torch.cat([batch(rank, 0)[1] for rank in range(RANKS)]))
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(started[name], value, atol=1e-3, rtol=1e-5)
+
+    # And one process's mean loss over the ranks has the gradient that each of them got.
+    alone.load_state_dict(started)
+    losses = [-alone.log_prob(*batch(rank, 0)).mean() for rank in range(RANKS)]
+    (sum(losses, torch.zeros(())) / RANKS).backward()
+    for name, parameter in alone.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(ranks[0][0][1][name], parameter.grad, atol=1e-4, rtol=1e-3)
