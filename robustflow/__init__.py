@@ -1,8 +1,9 @@
 """Fused kernels for conditional and spline normalizing flows that cannot blow up.
 
 ``robustflow.functional`` has the transforms, ``robustflow.nn`` the layers,
-``robustflow.compat`` the drop-ins for existing flow libraries, ``robustflow.reference`` the plain
-PyTorch that the kernels are held to.
+``robustflow.distributions`` the transforms for ``torch.distributions``, ``robustflow.compat`` the
+drop-ins for existing flow libraries, ``robustflow.reference`` the plain PyTorch that the kernels
+are held to.
 """
 
 import importlib
@@ -14,7 +15,8 @@ from robustflow._native import build_info
 from robustflow.memory import retain_memory
 
 if TYPE_CHECKING:
-    from robustflow import compat
+    from robustflow import compat, distributions
+    from robustflow.compat.convert import convert_affine
 
 __version__ = "0.1.0"
 
@@ -23,7 +25,9 @@ __all__ = [
     "backends",
     "build_info",
     "compat",
+    "convert_affine",
     "current_backend",
+    "distributions",
     "functional",
     "nn",
     "ops",
@@ -35,6 +39,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # compat needs torch._dynamo, which takes longer to import than all the rest.
-    if name == "compat":
-        return importlib.import_module("robustflow.compat")
+    if name in ("compat", "distributions"):
+        return importlib.import_module(f"robustflow.{name}")
+    if name == "convert_affine":
+        return importlib.import_module("robustflow.compat.convert").convert_affine
     raise AttributeError(f"module 'robustflow' has no attribute {name!r}")

@@ -436,14 +436,17 @@ def _box(
             )
         return None, numbers  # type: ignore[return-value]
     tensors = []
+    dtype = torch.promote_types(x.dtype, torch.float32)
     for name, edge in zip(names, edges, strict=True):
-        tensor = torch.as_tensor(edge, device=x.device)
+        tensor = torch.as_tensor(
+            edge, dtype=None if isinstance(edge, Tensor) else dtype, device=x.device
+        )
         if tensor.requires_grad:
             raise ValueError(
                 f"{name} (or tail_bound) must not require grad: the box is a constant of the "
                 "transform; detach it, or rescale the inputs instead."
             )
-        tensors.append(tensor.to(torch.promote_types(x.dtype, torch.float32)))
+        tensors.append(tensor.to(dtype))
     box = torch.stack(torch.broadcast_tensors(*tensors), dim=-1)
     check_leading_shape(
         "tail_bound", (1,) * (x.dim() + 1 - box.dim()) + box.shape[:-1], x.shape, "the inputs'"
@@ -452,7 +455,9 @@ def _box(
 
 
 def _negatable(bound: Bound) -> float | Tensor:
-    return bound if isinstance(bound, (int, float, Tensor)) else torch.as_tensor(bound)
+    if isinstance(bound, (int, float, Tensor)):
+        return bound
+    return torch.as_tensor(bound, dtype=torch.float64)
 
 
 def _rq(

@@ -1,0 +1,102 @@
+"""What is kept of a transform's latest call, so that its log-determinant is computed once."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Kept:
+    """The log-determinant of one eager call, for as long as the caller holds both x and y.
+
+    The pair is held weakly and the log-determinant goes with it: nothing stays in memory, and no
+    autograd graph alive, that the caller has let go of.
+
+    Args:
+        x, y: the pair, whichever of them was computed.
+        inverse: that x was computed, from y.
+        logabsdet: log \\|dy/dx\\|, or log \\|dx/dy\\| of an inverse.
+        parameters: what the transform reads besides.
+    """
+
+    def __init__(
+        self, x: Tensor, y: Tensor, inverse: bool, logabsdet: Tensor, parameters: Sequence[Tensor]
+    ) -> None:
+        record = weakref.ref(self)  # strongly, the two would hold each other until a collection
+
+        def forget(_: object) -> None:
+            kept = record()
+            if kept is not None:
+                kept._logabsdet = None
+
+        self._logabsdet: Tensor | None = logabsdet
+        self._x = weakref.ref(x, forget)
+        self._y = weakref.ref(y, forget)
+        self._inverse = inverse
+        self._parameters = tuple(parameters)
+        self._versions = _versions(x, y, *parameters)
+
+    def logabsdet(
+        self, x: Tensor, y: Tensor, inverse: bool, parameters: Sequence[Tensor]
+    ) -> Tensor | None:
+        """The log-determinant in a direction, if a call on these would give the same."""
+        kept = self._logabsdet
+        if kept is None or not self.holds_for(x, y, parameters):
+            return None
+        return kept if inverse == self._inverse else -kept
+
+    def holds_for(self, x: Tensor | None, y: Tensor | None, parameters: Sequence[Tensor]) -> bool:
+        """Whether it was a call on these tensors, which would give the same now, graph included."""
+        return (
+            x is not None
+            and y is not None
+            and self._x() is x
+            and self._y() is y
+            and all(new is old for new, old in zip(parameters, self._parameters, strict=True))
+            and self._versions == _versions(x, y, *parameters)
+            and _has_wanted_graph(x, y, self._inverse, parameters)
+        )
+
+
+class Traced:
+    """The same for a call inside torch.compile, for the rest of the compiled region.
+
+    Dynamo keeps what it traces alive. Held weakly, the log-determinant is gone when the compiled
+    function returns, and the record with it: it never outlives the trace that it is true for.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, inverse: bool, logabsdet: Tensor) -> None:
+        self._x = weakref.ref(x)
+        self._y = weakref.ref(y)
+        self._inverse = inverse
+        self._logabsdet = weakref.ref(logabsdet)
+
+    def logabsdet(
+        self, x: Tensor, y: Tensor, inverse: bool, parameters: Sequence[Tensor]
+    ) -> Tensor | None:
+        """As of ``Kept``; versions cannot be asked for in a trace."""
+        kept = self._logabsdet()
+        if (
+            kept is None
+            or self._x() is not x
+            or self._y() is not y
+            or not _has_wanted_graph(x, y, self._inverse, parameters)
+        ):
+            return None
+        return kept if inverse == self._inverse else -kept
+
+
+def _has_wanted_graph(x: Tensor, y: Tensor, inverse: bool, parameters: Sequence[Tensor]) -> bool:
+    """Whether the call recorded a graph, if one would be recorded now."""
+    made, given = (x, y) if inverse else (y, x)
+    if made.requires_grad or not torch.is_grad_enabled():
+        return True
+    return not any(tensor.requires_grad for tensor in (given, *parameters))
+
+
+def _versions(*tensors: Tensor) -> list[int]:
+    """How often each was written to, which torch does not count for inference tensors."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
