@@ -1,4 +1,6 @@
-"""Experiments that show the exploding inverse, and its absence, on real data.
+"""Experiments: the exploding inverse, and its absence, on real data; a user's model, patched.
+
+The demonstration:
 
 - :mod:`~robustflow.experiments.photographs`: pictures that scikit-image and scikit-learn ship.
 - :mod:`~robustflow.experiments.super_resolution`: small conditional flows for 4x
@@ -7,4 +9,12 @@
 - :mod:`~robustflow.experiments.workers`: one process per model, progress in the parent.
 - :mod:`~robustflow.experiments.throughput`: fused kernels against eager and compiled PyTorch.
 - :mod:`~robustflow.experiments.figures`: the pictures.
+
+sbi's neural-spline posterior estimator with the patch off and on:
+
+- :mod:`~robustflow.experiments.posterior`: the example and its command line.
+- :mod:`~robustflow.experiments.twisted`: a simulator whose posterior is known exactly.
+- :mod:`~robustflow.experiments.neural_posterior`: training and sampling.
+- :mod:`~robustflow.experiments.posterior_comparison`: the numbers.
+- :mod:`~robustflow.experiments.posterior_report`: tables, JSON, and a pair plot.
 """

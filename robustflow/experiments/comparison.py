@@ -143,6 +143,7 @@ def _record_inputs(
 
     class Recorder:
         num_params = injector.transform.num_params
+        identity_params = injector.transform.identity_params
 
         def __call__(
             self, x: Tensor, params: Tensor, *, inverse: bool = False

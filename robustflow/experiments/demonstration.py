@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-import robustflow
 from robustflow import nn as rnn
 from robustflow.experiments import report, throughput
 from robustflow.experiments.comparison import ModelResult, train_and_sample
@@ -45,22 +41,10 @@ def run_demonstration(
     timings = time_transforms(results, console)
     report.print_throughput(console, timings)
     seconds = time.perf_counter() - started
-    content = report.to_json(results, timings, settings, _machine(), seconds)
+    content = report.to_json(results, timings, settings, report.machine(), seconds)
     report.write_atomically(summary, content.encode())
     console.print(f"Figure: {figure}\nNumbers: {summary}\n{seconds:.0f} s in all.", highlight=False)
     return results
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "system": platform.platform(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "robustflow": robustflow.__version__,
-        "backends": robustflow.backends(),
-        "native": robustflow.build_info(),
-    }
 
 
 def _train_all(settings: Settings, console: Console) -> dict[str, ModelResult]:

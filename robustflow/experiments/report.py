@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -201,6 +203,19 @@ def _model_json(result: ModelResult) -> dict[str, Any]:
 def _faults_json(faults: Faults) -> dict[str, Any]:
     # JSON has no infinity.
     return asdict(faults) | ({} if math.isfinite(faults.largest) else {"largest": "inf"})
+
+
+def machine() -> dict[str, Any]:
+    """What an experiment ran on, for its JSON file."""
+    return {
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "robustflow": robustflow.__version__,
+        "backends": robustflow.backends(),
+        "native": robustflow.build_info(),
+    }
 
 
 def write_atomically(path: Path, content: bytes) -> None:
