@@ -25,7 +25,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.dist_info import dist_info
 
@@ -196,7 +196,13 @@ class EarlyDistInfo(dist_info):
         super().run()
 
 
+# A checkout's `benchmarks` is installed under a name that no other project takes. `benchmarks.aot`
+# stays behind: it compiles the sources.
+BENCHMARKS = {"robustflow_benchmarks": "benchmarks", "robustflow_benchmarks.gpu": "benchmarks/gpu"}
+
 setup(
+    packages=[*find_packages(str(ROOT), include=["robustflow", "robustflow.*"]), *BENCHMARKS],
+    package_dir=BENCHMARKS,
     ext_modules=[Extension("robustflow._C", sources=[])],
     cmdclass={"build_ext": NativeBuild, "dist_info": EarlyDistInfo},
 )

@@ -71,7 +71,7 @@ def run(policy: str, module: str, arguments: Sequence[str]) -> Any:
         process = subprocess.run(
             [sys.executable, "-m", module, *arguments, str(result)],
             env=environment(policy),
-            cwd=root,
+            cwd=root if (root / "pyproject.toml").exists() else folder,  # installed: importable
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

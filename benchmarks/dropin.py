@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import allocator, dropin_cases, machine, memory, peers, timing, workloads
-from benchmarks.dropin_cases import LIBRARIES, MODES, SIZES, TINY, WHATS, Size
-from benchmarks.rows import duration, table, write_json
+from . import allocator, cases, dropin_cases, machine, memory, peers, timing
+from .dropin_cases import LIBRARIES, MODES, SIZES, TINY, WHATS, Size
+from .rows import duration, table, write_json
 
-WORKER = "benchmarks.dropin"
+WORKER = f"{__package__}.dropin"
 SHARE = 0.9  # of the free transform's speed-up, that training and sampling are to reach
 
 
@@ -67,7 +67,7 @@ def differences(library: str, size: Size) -> dict[str, float]:
     found = {}
     for name, expected in off.items():
         scale = float(expected.abs().max()) if name == "gradients" else 1.0
-        workloads.check_close(f"{library}: {name}", on[name] / scale, expected / scale)
+        cases.check_close(f"{library}: {name}", on[name] / scale, expected / scale)
         found[name] = float((on[name] - expected).abs().max()) / scale
     return found
 
@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["peak"] or arguments[:1] == ["time"]:
         _work(*arguments)
         return 0
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.dropin", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.dropin", description=__doc__)
     parser.add_argument("--filter", default="", help="only flows whose name contains this")
     parser.add_argument("--seconds", type=float, default=10.0, help="of timing for each row")
     parser.add_argument("--tiny", action="store_true", help="a tiny flow, to see that it runs")

@@ -17,9 +17,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from benchmarks import peers
 from robustflow import compat
 from robustflow.compat._code import CodeChange
+
+from . import peers
 
 LIBRARIES = ("nflows", "normflows", "zuko")
 MODES = ("off", "on", "free")

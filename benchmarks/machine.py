@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 import robustflow
-from benchmarks import peers
+
+from . import peers
 
 
 def describe() -> dict[str, Any]:
@@ -34,6 +35,18 @@ def describe() -> dict[str, Any]:
         "robustflow": robustflow.build_info(),
         "backends": robustflow.backends(),
     }
+
+
+def headline(description: dict[str, Any]) -> str:
+    """The machine in a line; a second says where the fused kernels are not in use, and why."""
+    build = description["robustflow"]
+    lines = [
+        f"{description['cpu']}, {description['cores']} cores, {description['threads']} threads, "
+        f"torch {description['torch']}, kernels: {build.get('isa', 'unknown')}"
+    ]
+    if description["backends"]["cpu"] is not True:
+        lines.append(f"The fused kernels are not in use. {description['backends']['cpu']}")
+    return "\n".join(lines)
 
 
 def has_avx512() -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 VERSIONS = {"nflows": "0.14", "normflows": "1.7.3", "zuko": "1.6.0"}
 # nflows' spline, and the one that normflows made of it: one signature.
-_SPLINES = {"nflows": "nflows.transforms.splines", "normflows": "normflows.utils.splines"}
+MASKED = {"nflows": "nflows.transforms.splines", "normflows": "normflows.utils.splines"}
 
 Transform = Callable[..., Any]
 
@@ -47,20 +47,22 @@ def masked_rq_spline(
     *,
     inverse: bool,
     tail_bound: float,
+    tails: str = "linear",
 ) -> tuple[Tensor, Tensor]:
-    """The spline of nflows or normflows with linear tails: inputs (*,), widths and heights (*, K),
-    derivatives (*, K-1); returns ``(y, logabsdet)`` per element.
+    """The spline of nflows or normflows: inputs (*,), widths and heights (*, K), derivatives
+    (*, K-1), or (*, K) for circular tails, which normflows alone has; returns ``(y, logabsdet)``
+    per element.
 
     It is not compiled: its boolean masks give shapes that depend on the data.
     """
-    splines = _load(peer, _SPLINES[peer])
+    splines = _load(peer, MASKED[peer])
     result: tuple[Tensor, Tensor] = splines.unconstrained_rational_quadratic_spline(
         inputs,
         widths,
         heights,
         derivatives,
         inverse=inverse,
-        tails="linear",
+        tails=tails,
         tail_bound=tail_bound,
     )
     return result
@@ -83,6 +85,22 @@ def zuko_rq_spline(*, inverse: bool, tail_bound: float, trains: bool) -> Transfo
     return compiled(call, accumulates=trains)
 
 
+def zuko_affine(*, inverse: bool) -> Transform:
+    """zuko's MonotonicAffineTransform as a function of inputs (N, D) and packed parameters
+    (N, D*2), index d*2+p, p = shift, scale logit; under ``torch.compile`` like the spline. It
+    returns ``(y, logabsdet)``, summed over D."""
+    transforms = _load("zuko", "zuko.transforms")
+
+    def call(inputs: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        transform = transforms.MonotonicAffineTransform(*params.unflatten(1, (-1, 2)).unbind(2))
+        if inverse:
+            transform = transform.inv
+        y, ladj = transform.call_and_ladj(inputs)
+        return y, ladj.sum(1)
+
+    return compiled(call)
+
+
 def compiled(function: Transform, *, accumulates: bool = False) -> Transform:
     """``torch.compile`` at its best for one shape: a single graph, nothing dynamic.
 
@@ -95,6 +113,12 @@ def compiled(function: Transform, *, accumulates: bool = False) -> Transform:
     if accumulates:
         options = {"realize_opcount_threshold": 1}
     return torch.compile(function, fullgraph=True, dynamic=False, options=options)
+
+
+def forget_compiled() -> None:
+    """Drop what ``torch.compile`` compiled in this process: past a number of shapes of one function
+    it compiles no more."""
+    torch.compiler.reset()
 
 
 def _load(peer: str, module: str) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Row:
         peak_bytes: the most memory one call holds beyond its inputs, outputs included; None where
             it is too small to be seen.
         ratio: competitor to its time over ours.
+        ratio_spread: competitor to the spread of that ratio over the rounds of the run; what a
+            difference between two runs has to exceed.
     """
 
     name: str
@@ -44,27 +48,127 @@ class Row:
     floor_fraction: float
     peak_bytes: int | None = None
     ratio: dict[str, float] = field(default_factory=dict)
+    ratio_spread: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Row:
-        return cls(**{**record, "shape": tuple(record["shape"])})
+        """The row of a record; keys that only its suite knows are dropped.
+
+        Raises:
+            ValueError: a key is missing.
+        """
+        names = [item.name for item in fields(cls)]
+        known = {name: record[name] for name in names if name in record}
+        try:
+            return cls(**{**known, "shape": tuple(record["shape"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"This is no row of a benchmark ({error}): pass a file that a benchmark wrote "
+                "with --json."
+            ) from error
 
 
 KEYS = tuple(item.name for item in fields(Row))
 
 
+@dataclass
+class Measured:
+    """What a runner hands back.
+
+    Attributes:
+        rows: each case under each allocator.
+        left_out: what was not measured, and the sentence that says why.
+        failed: cases whose results were wrong or which did not run, and the error: these make the
+            command fail, and have no row.
+        eager_peaks: case to the peak bytes of eager PyTorch's training step beyond its inputs.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    eager_peaks: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: Measured) -> None:
+        """Append what another runner measured."""
+        self.rows += other.rows
+        self.left_out |= other.left_out
+        self.failed |= other.failed
+        self.eager_peaks |= other.eager_peaks
+
+
+class RowProvider(Protocol):
+    """A module whose rows ``robustflow bench`` includes; ``benchmarks.suite.PROVIDERS`` lists it.
+
+    Its rows are named as the workloads are, in parts joined by dots, and none twice.
+    """
+
+    def names(self, quick: bool) -> Sequence[str]:
+        """The names of the rows that a run has, in order; a quick run may have fewer."""
+
+    def measure(self, filter: str, quick: bool, say: Callable[[str], None]) -> Measured:
+        """Measure every row whose name contains ``filter``, calling ``say(name)`` before each.
+
+        Work is done in processes that :func:`benchmarks.allocator.run` starts, which inherit the
+        number of threads.
+        """
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """A Python process's command line as one would type it, without where its JSON goes.
+
+    Example:
+        >>> command_line(["/bin/python3", "-m", "benchmarks.scaling", "--json", "x", "--quick"])
+        'python -m benchmarks.scaling --quick'
+        >>> command_line(["/bin/python3", "/bin/robustflow", "bench", "--json=x"])
+        'robustflow bench'
+    """
+    given = list(arguments[1:])
+    if "--json" in given:
+        place = given.index("--json")
+        del given[place : place + 2]
+    given = [each for each in given if not each.startswith("--json=")]
+    if given[:1] == ["-m"]:
+        return shlex.join(["python", *given])
+    return shlex.join([Path(each).name if index == 0 else each for index, each in enumerate(given)])
+
+
 def write_json(path: Path, machine: dict[str, Any], rows: Sequence[Row], **more: Any) -> None:
-    """Write ``{"machine": …, "rows": […], **more}``; the file is never there in part."""
-    record = {"machine": machine, "rows": [asdict(row) for row in rows], **more}
+    """Write ``{"machine": …, "command": …, "rows": […], **more}``; the file is never there in
+    part."""
+    record = {
+        "machine": machine,
+        "command": command_line(sys.orig_argv),
+        "rows": [asdict(row) for row in rows],
+        **more,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".part")
     unfinished.write_text(json.dumps(record, indent=2) + "\n")
     os.replace(unfinished, path)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What :func:`write_json` wrote, as it is.
+
+    Raises:
+        ValueError: there is no such file, or it is no benchmark's.
+    """
+    try:
+        record = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(record, dict) or not {"machine", "rows"} <= record.keys():
+        raise ValueError(
+            f"{path} has no rows and machine: pass a file that a benchmark wrote with --json."
+        )
+    return record
+
+
 def read_rows(path: Path) -> list[Row]:
     """The rows of a file that :func:`write_json` wrote."""
-    return [Row.from_json(record) for record in json.loads(path.read_text())["rows"]]
+    return [Row.from_json(record) for record in read_json(path)["rows"]]
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -33,10 +33,11 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import allocator, eager, machine, timing
-from benchmarks.rows import duration, table, write_json
 from robustflow.compat import srflow
 from robustflow.nn import ActNorm, InvertibleConv1x1, Squeeze
+
+from . import allocator, eager, machine, timing
+from .rows import duration, table, write_json
 
 KINDS: dict[str, Any] = {
     "modified_rq": srflow.CondRQsplineSeparatedAndCond,
@@ -400,7 +401,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for policy in given.allocator:
         for kind in given.kind:
             work = json.dumps({"shape": asdict(shape), "kind": kind})
-            result = allocator.run(policy, "benchmarks.srflow", ["--worker", work])
+            result = allocator.run(policy, f"{__package__}.srflow", ["--worker", work])
             results.append({**result, "allocator": policy})
             print(report(results[-1]), end="\n\n", flush=True)
             if given.json:

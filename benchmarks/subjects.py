@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 import robustflow
-from benchmarks import eager
 from robustflow import functional as F
+
+from . import eager
 
 Parameters = dict[str, Tensor]
 Transform = Callable[[Tensor, Parameters, bool], tuple[Tensor, Tensor]]

@@ -52,6 +52,17 @@ def spread(samples: Sequence[float]) -> float:
     return (third - first) / statistics.median(samples)
 
 
+def ratio_spread(first: Timing, second: Timing) -> float:
+    """The spread of the ratio of two timings of one run, round by round: drift that both met
+    cancels.
+
+    Example:
+        >>> ratio_spread(Timing((2.0, 4.0, 6.0)), Timing((1.0, 2.0, 3.0)))
+        0.0
+    """
+    return spread([a / b for a, b in zip(first.samples, second.samples, strict=True)])
+
+
 def alternate(
     functions: Mapping[str, Timed],
     *,

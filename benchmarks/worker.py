@@ -1,10 +1,11 @@
 """Measure one workload in this process; :mod:`benchmarks.allocator` starts it.
 
-    python -m benchmarks.worker time NAME ALLOCATOR SECONDS SHAPE FILE
+    python -m benchmarks.worker time NAME COMPETITORS ALLOCATOR SECONDS SHAPE FILE
     python -m benchmarks.worker memory NAME WHO SHAPE FILE
     python -m benchmarks.worker faults FILE
+    python -m benchmarks.worker threads FILE
 
-SHAPE is ``full`` or ``quick``; FILE receives the result as JSON.
+COMPETITORS are joined by commas, SHAPE is ``full`` or ``quick``; FILE receives the result as JSON.
 """
 
 from __future__ import annotations
@@ -15,19 +16,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import allocator, memory, timing, workloads
-from benchmarks.rows import Row
+import torch
+
+from . import allocator, cases, memory, timing, workloads
+from .rows import Row
 
 # Heap to touch beforehand, in units of a workload's inputs: eager training holds about as many.
-_PRIMED_INPUTS = 12
+PRIMED_INPUTS = 12
 
 
 def time_workload(workload: workloads.Workload, policy: str, seconds: float) -> dict[str, Any]:
     """A row (without peak memory) and the competitors that were left out, with the reason."""
     if policy == "keeping":
-        allocator.prime(_PRIMED_INPUTS * workload.traffic.inputs)
-    case = workloads.prepare(workload)
-    workloads.check_agreement(case)
+        allocator.prime(PRIMED_INPUTS * workload.traffic.inputs)
+    case = cases.prepare(workload)
+    cases.check_agreement(case)
     times = timing.alternate(
         {"robustflow": case.ours, "copy": timing.copy_of(workload.bytes), **case.competitors},
         seconds=seconds,
@@ -48,20 +51,21 @@ def time_workload(workload: workloads.Workload, policy: str, seconds: float) -> 
         bytes=workload.bytes,
         floor_fraction=times["copy"].median / ours.median,
         ratio={name: times[name].median / ours.median for name in case.competitors},
+        ratio_spread={name: timing.ratio_spread(times[name], ours) for name in case.competitors},
     )
     return {"row": asdict(row), "left_out": case.left_out}
 
 
 def peak_of(workload: workloads.Workload, who: str) -> int:
     """Peak bytes of one call of ``who`` (``robustflow`` or a competitor) beyond its inputs."""
-    only = [] if who == "robustflow" else [who]
+    only = workload.against([who])
 
     def function(of: workloads.Workload) -> timing.Function:
-        case = workloads.prepare(of, only=only)
-        return case.competitors[who] if only else case.ours
+        case = cases.prepare(of)
+        return case.competitors[who] if of.competitors else case.ours
 
-    function(workload.tiny())()
-    return memory.peak_bytes(function(workload))
+    function(only.tiny())()
+    return memory.peak_bytes(function(only))
 
 
 def main(arguments: list[str]) -> None:
@@ -69,12 +73,15 @@ def main(arguments: list[str]) -> None:
     result: object
     if task[0] == "faults":
         result = allocator.faults_of_a_fill()
+    elif task[0] == "threads":
+        result = torch.get_num_threads()
     else:
         workload = workloads.find(task[1])
         if task[-1] == "quick":
             workload = workload.quick()
         if task[0] == "time":
-            result = time_workload(workload, policy=task[2], seconds=float(task[3]))
+            workload = workload.against(task[2].split(","))
+            result = time_workload(workload, policy=task[3], seconds=float(task[4]))
         else:
             result = peak_of(workload, who=task[2])
     Path(file).write_text(json.dumps(result))

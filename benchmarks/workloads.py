@@ -1,30 +1,112 @@
-"""The cases: which operation, on which tensors, against which competitors."""
+"""The list of workloads: which transform, on tensors of which shape, against which competitors.
+
+Names are PLACE.TRANSFORM.DIRECTION. A place is where the shape comes from; shapes are those of x,
+samples first. ``SUITE`` is what ``robustflow bench`` measures, ``QUICK`` the part of it that
+``--quick`` keeps, ``FOUNDATION`` what ``benchmarks.foundation`` has targets for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from math import prod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import pi, prod
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from benchmarks import eager, peers
-from benchmarks.timing import Function
-from benchmarks.traffic import Traffic
-from robustflow import functional as F
-
-# Super-resolution, first level: 12 channels at 80 x 80 an image in the published network; the 96
-# here make 9.8 million elements of a batch of 16, well beyond any cache.
-PLANAR = (16, 96, 80, 80)
-AFFINE = (16, 100, 80, 80)
-ROWS = (1 << 20,)
-SMALL = (64, 8)
+from .traffic import Traffic
 
 TAIL_BOUND = 3.0
 
-Transform = Callable[..., tuple[Tensor, Tensor]]
+# What --against knows. ``eager`` is the textbook formula in plain PyTorch (benchmarks.eager),
+# ``compiled`` the same under torch.compile; zuko runs under torch.compile too.
+COMPETITORS = ("eager", "compiled", "nflows", "zuko", "normflows")
+
+DIRECTIONS = {"forward": "forward", "inverse": "inverse", "train": "forward+backward"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A transform.
+
+    Attributes:
+        name: what workloads are named after.
+        operation: a function of ``robustflow.functional``.
+        competitors: of :data:`COMPETITORS`, those that compute the same function.
+        num_bins: K of ``rq_spline``, else 0.
+        options: further arguments of the operation.
+    """
+
+    name: str
+    operation: str
+    competitors: tuple[str, ...]
+    num_bins: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+_PLAIN = ("eager", "compiled")
+
+
+def _rq(
+    name: str,
+    num_bins: int,
+    *peers: str,
+    tails: str = "linear",
+    tail_bound: float = TAIL_BOUND,
+    parametrization: str = "softmax",
+) -> Family:
+    options = {"tails": tails, "tail_bound": tail_bound, "parametrization": parametrization}
+    return Family(name, "rq_spline", (*_PLAIN, *peers), num_bins, options)
+
+
+MODIFIED_RQ = Family("modified_rq", "modified_rq_spline", _PLAIN)
+AFFINE = Family("affine", "conditional_affine", _PLAIN)
+# The parametrisation of nflows and normflows, at the default K of nflows' users and of sbi.
+RQ8 = _rq("rq8", 8, "nflows", "normflows")
+RQ10 = _rq("rq10", 10, "nflows", "normflows")
+# normflows alone has circular tails; angles lie in (-pi, pi).
+RQ8_CIRCULAR = _rq("rq8-circular", 8, "normflows", tails="circular", tail_bound=pi)
+# zuko's transforms are other functions: soft-clipped logits, which ours take too.
+RQ8_ZUKO = _rq("rq8-softclip", 8, "zuko", parametrization="softclip")
+AFFINE_ZUKO = Family(
+    "affine-softclip",
+    "conditional_affine",
+    ("zuko",),
+    options={"scale": "softclip_exp", "shift_first": False},
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A shape of x, by the name of where it comes from; ``quick_shape`` for a quick look."""
+
+    name: str
+    shape: tuple[int, ...]
+    quick_shape: tuple[int, ...] | None = None
+
+
+# The levels of the published 4x super-resolution network, and low-light enhancement's 192 channels
+# at an eighth of 400 x 600, in batches of 16.
+SR = (
+    Place("sr1", (16, 12, 80, 80), (2, 12, 80, 80)),
+    Place("sr2", (16, 24, 40, 40), (4, 24, 40, 40)),
+    Place("sr3", (16, 96, 20, 20), (4, 96, 20, 20)),
+)
+LOW_LIGHT = Place("low-light", (16, 192, 50, 75), (1, 192, 50, 75))
+# Neural spline flows of simulation-based inference: training batches, then samples of a posterior.
+NSF = (
+    Place("nsf-1e2", (100, 2)),
+    Place("nsf-1e3", (1000, 5)),
+    Place("nsf-1e4", (10_000, 20)),
+    Place("nsf-1e5", (100_000, 10), (20_000, 10)),
+)
+# Calorimeter simulation: the energies of layers, then the voxels of a shower.
+CALORIMETER = (Place("calo-30", (1024, 30)), Place("calo-368", (1024, 368), (128, 368)))
+# A field of angles on 16 x 16 sites.
+LATTICE = Place("lattice", (1024, 256), (256, 256))
+TINY = Place("tiny", (64, 8))
+# Well beyond any cache: 10 million elements of planes, a million rows.
+LARGE = Place("large", (16, 96, 80, 80), (2, 96, 80, 80))
+LARGE_AFFINE = Place("large", (16, 100, 80, 80), (2, 100, 80, 80))
+LARGE_ROWS = Place("large", (1 << 20,), (1 << 17,))
 
 
 @dataclass(frozen=True)
@@ -36,10 +118,9 @@ class Workload:
         operation: a function of ``robustflow.functional``.
         direction: ``forward``, ``inverse`` or ``forward+backward``; the first two without grad.
         shape: of x.
-        competitors: ``eager``, ``compiled`` (eager under torch.compile), ``nflows``, ``zuko``
-            (under torch.compile), ``forward`` (robustflow's own forward, for an inverse).
+        competitors: of :data:`COMPETITORS`; and ``forward``, robustflow's own, for an inverse.
         num_bins: K, of ``rq_spline``.
-        parametrization: of ``rq_spline``.
+        options: further arguments of the operation.
         quick_shape: a smaller shape for a quick look.
     """
 
@@ -49,7 +130,7 @@ class Workload:
     shape: tuple[int, ...]
     competitors: tuple[str, ...]
     num_bins: int = 0
-    parametrization: str = "softmax"
+    options: Mapping[str, Any] = field(default_factory=dict)
     quick_shape: tuple[int, ...] | None = None
 
     @property
@@ -59,7 +140,8 @@ class Workload:
             return (4,)
         if self.operation == "conditional_affine":
             return (2,)
-        return (self.num_bins, self.num_bins, self.num_bins - 1)
+        circular = self.options.get("tails") == "circular"
+        return (self.num_bins, self.num_bins, self.num_bins - (not circular))
 
     @property
     def elements(self) -> int:
@@ -86,212 +168,90 @@ class Workload:
     def quick(self) -> Workload:
         return self if self.quick_shape is None else replace(self, shape=self.quick_shape)
 
+    def against(self, competitors: Sequence[str]) -> Workload:
+        """The same case with those of its competitors that are among ``competitors``."""
+        kept = tuple(name for name in self.competitors if name in competitors)
+        return replace(self, competitors=kept)
+
     def tiny(self) -> Workload:
         """The same case on a handful of elements: loads libraries, starts threads."""
         return replace(self, shape=tuple(min(size, 4) for size in self.shape))
 
 
-_PLANAR: dict[str, Any] = {
-    "operation": "modified_rq_spline",
-    "shape": PLANAR,
-    "quick_shape": (2, *PLANAR[1:]),
-}
-_ROWS: dict[str, Any] = {
-    "operation": "rq_spline",
-    "shape": ROWS,
-    "num_bins": 8,
-    "quick_shape": (1 << 17,),
-}
-_SMALL: dict[str, Any] = {**_ROWS, "shape": SMALL, "quick_shape": None}
+def _workload(place: Place, family: Family, verb: str, *more_competitors: str) -> Workload:
+    return Workload(
+        f"{place.name}.{family.name}.{verb}",
+        family.operation,
+        DIRECTIONS[verb],
+        place.shape,
+        (*family.competitors, *more_competitors),
+        family.num_bins,
+        family.options,
+        place.quick_shape,
+    )
 
-FOUNDATION = (
-    Workload(
-        "modified_rq.forward", direction="forward", competitors=("eager", "compiled"), **_PLANAR
-    ),
-    Workload(
-        "modified_rq.inverse",
-        direction="inverse",
-        competitors=("eager", "compiled", "forward"),
-        **_PLANAR,
-    ),
-    Workload(
-        "modified_rq.train",
-        direction="forward+backward",
-        competitors=("eager", "compiled"),
-        **_PLANAR,
-    ),
-    Workload("rq.forward", direction="forward", competitors=("nflows",), **_ROWS),
-    Workload("rq.train", direction="forward+backward", competitors=("nflows",), **_ROWS),
-    Workload(
-        "rq.softclip.forward",
-        direction="forward",
-        competitors=("zuko",),
-        parametrization="softclip",
-        **_ROWS,
-    ),
-    Workload(
-        "rq.softclip.train",
-        direction="forward+backward",
-        competitors=("zuko",),
-        parametrization="softclip",
-        **_ROWS,
-    ),
-    Workload(
-        "affine.forward",
-        operation="conditional_affine",
-        direction="forward",
-        shape=AFFINE,
-        competitors=("eager", "compiled"),
-        quick_shape=(2, *AFFINE[1:]),
-    ),
-    Workload("small.forward", direction="forward", competitors=("nflows",), **_SMALL),
-    Workload("small.train", direction="forward+backward", competitors=("nflows",), **_SMALL),
+
+def _all_ways(place: Place, *families: Family) -> list[Workload]:
+    return [_workload(place, family, verb) for family in families for verb in DIRECTIONS]
+
+
+SUITE = (
+    *(work for place in (*SR, LOW_LIGHT) for work in _all_ways(place, MODIFIED_RQ, AFFINE)),
+    *(work for place in NSF[:2] for work in _all_ways(place, RQ10)),
+    *_all_ways(NSF[2], RQ10, RQ8_ZUKO, AFFINE, AFFINE_ZUKO),
+    *_all_ways(NSF[3], RQ8),
+    *(work for place in CALORIMETER for work in _all_ways(place, RQ8)),
+    *_all_ways(LATTICE, RQ8_CIRCULAR),
+    *_all_ways(TINY, RQ8, MODIFIED_RQ, AFFINE),
 )
 
+FOUNDATION = (
+    _workload(LARGE, MODIFIED_RQ, "forward"),
+    _workload(LARGE, MODIFIED_RQ, "inverse", "forward"),
+    _workload(LARGE, MODIFIED_RQ, "train"),
+    _workload(LARGE_ROWS, RQ8, "forward"),
+    _workload(LARGE_ROWS, RQ8, "train"),
+    _workload(LARGE_ROWS, RQ8_ZUKO, "forward"),
+    _workload(LARGE_ROWS, RQ8_ZUKO, "train"),
+    _workload(LARGE_AFFINE, AFFINE, "forward"),
+    _workload(TINY, RQ8, "forward"),
+    _workload(TINY, RQ8, "train"),
+)
 
-@dataclass(frozen=True)
-class Case:
-    """A workload with its tensors made.
-
-    Attributes:
-        ours: one call of robustflow. It returns ``(y, logabsdet)``, followed by the gradients of
-            x and of each parameter tensor where the direction has a backward pass.
-        competitors: the same of each competitor.
-        left_out: competitors that cannot run here, and why.
-    """
-
-    workload: Workload
-    ours: Function
-    competitors: dict[str, Function]
-    left_out: dict[str, str]
+EVERY = (*SUITE, *(work for work in FOUNDATION if work not in SUITE))
 
 
-def find(name: str, workloads: Sequence[Workload] = FOUNDATION) -> Workload:
-    for workload in workloads:
-        if workload.name == name:
-            return workload
-    raise ValueError(f"No workload {name!r}; there are {', '.join(w.name for w in workloads)}.")
-
-
-def prepare(workload: Workload, only: Sequence[str] | None = None, seed: int = 0) -> Case:
-    """Make the tensors of a workload and a function for each competitor (or ``only`` those)."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(workload.shape, generator=generator)
-    if workload.operation == "rq_spline":
-        shapes = [(*workload.shape, size) for size in workload.parameters]
-    else:
-        batch, channels, *space = workload.shape
-        shapes = [(batch, channels * workload.parameters[0], *space)]
-    params = [torch.randn(shape, generator=generator) for shape in shapes]
-    trains = workload.direction == "forward+backward"
-    leaves = [x, *params]
-    cotangents: list[Tensor] = []
-    if trains:
-        for leaf in leaves:
-            leaf.requires_grad_(True)
-        cotangents.append(torch.randn(workload.shape, generator=generator))
-        kept = workload.shape if workload.operation == "rq_spline" else workload.shape[:1]
-        cotangents.append(torch.randn(kept, generator=generator))
-
-    def call(transform: Transform) -> Function:
-        if not trains:
-            return lambda: transform(*leaves)
-
-        def step() -> tuple[Tensor, ...]:
-            y, logabsdet = transform(*leaves)
-            gradients = torch.autograd.grad((y, logabsdet), leaves, cotangents)
-            return y.detach(), logabsdet.detach(), *gradients
-
-        return step
-
-    competitors: dict[str, Function] = {}
-    left_out: dict[str, str] = {}
-    for competitor in workload.competitors if only is None else only:
-        try:
-            competitors[competitor] = call(_transform(workload, competitor))
-        except peers.PeerMissing as error:
-            left_out[competitor] = str(error)
-    return Case(workload, call(_transform(workload, "robustflow")), competitors, left_out)
-
-
-def check_agreement(case: Case) -> None:
-    """Compare each competitor's results with ours, so that nothing wrong is ever timed.
-
-    In float32 the textbook formula loses digits in steep bins, and the gradient of logabsdet
-    jumps at a knot: hence a strict bound for nearly all elements, not a loose one for each.
+def find(name: str) -> Workload:
+    """The workload of a name.
 
     Raises:
-        AssertionError: a result differs; the message names it.
+        ValueError: there is none.
     """
-    ours = _tensors(case.ours())
-    for name, function in case.competitors.items():
-        if name == "forward":
-            continue
-        theirs = _tensors(function())
-        labels = ["y", "logabsdet", "grad x", *(f"grad parameter {i}" for i in range(len(ours)))]
-        for label, mine, other in zip(labels, ours, theirs, strict=False):
-            check_close(f"{case.workload.name}: {label} against {name}", mine, other)
+    for workload in EVERY:
+        if workload.name == name:
+            return workload
+    raise ValueError(f"No workload {name!r}; there are {', '.join(w.name for w in EVERY)}.")
 
 
-def check_close(what: str, mine: Tensor, other: Tensor, rounding: float = 0.0) -> None:
-    """Raise AssertionError, which starts with ``what``, unless two results are the same function's.
-
-    Differences are relative to the value, or to 1 where it is smaller. ``rounding`` is added to
-    what is allowed: a few units in the last place of a half type.
-    """
-    if mine.shape != other.shape:
-        raise AssertionError(f"{what}: shapes {tuple(mine.shape)} and {tuple(other.shape)}.")
-    # Where a half type overflows in both, their difference is NaN.
-    error = torch.where(mine == other, 0.0, (mine - other).abs_() / other.abs().clamp_(min=1.0))
-    for bound, share in ((1e-2 + rounding, 0.9999), (1e-4 + rounding, 0.99)):
-        within = (error <= bound).double().mean().item() if error.numel() else 1.0
-        if within < share:
-            raise AssertionError(
-                f"{what}: only {within:.4%} of the elements agree to {bound:g} "
-                f"(of 1 or of the value, the larger), {share:.2%} should; "
-                f"the largest difference is {error.max().item():.3g}."
-            )
+def chosen(text: str, quick: bool = False) -> Sequence[Workload]:
+    """The suite's workloads whose name contains ``text``, of full shape; without a text, a quick
+    run has only :data:`QUICK`."""
+    if quick and not text:
+        return QUICK
+    return [work for work in SUITE if text in work.name]
 
 
-def _tensors(result: object) -> tuple[Tensor, ...]:
-    assert isinstance(result, tuple)
-    return result
-
-
-def _transform(workload: Workload, who: str) -> Transform:
-    """``who``'s transform as a function of x and the parameter tensors."""
-    inverse = workload.direction == "inverse"
-    if who == "forward":
-        who, inverse = "robustflow", False
-    options: dict[str, Any] = {"inverse": inverse}
-    if workload.operation == "rq_spline":
-        if who == "nflows":
-            _require(workload, "softmax", who)
-            peers.check(who)
-            return lambda *tensors: peers.masked_rq_spline(
-                who, *tensors, inverse=inverse, tail_bound=TAIL_BOUND
-            )
-        if who == "zuko":
-            _require(workload, "softclip", who)
-            trains = workload.direction == "forward+backward"
-            return peers.zuko_rq_spline(inverse=inverse, tail_bound=TAIL_BOUND, trains=trains)
-        options |= {"tail_bound": TAIL_BOUND, "parametrization": workload.parametrization}
-    library = F if who == "robustflow" else eager
-    transform: Transform = getattr(library, workload.operation)
-
-    def call(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-        return transform(*tensors, **options)
-
-    if who == "compiled":
-        return peers.compiled(call, accumulates=workload.operation == "rq_spline")
-    if who in ("eager", "robustflow"):
-        return call
-    raise ValueError(f"{workload.operation} has no competitor {who!r}.")
-
-
-def _require(workload: Workload, parametrization: str, peer: str) -> None:
-    if workload.parametrization != parametrization:
-        raise ValueError(
-            f"{peer} uses the {parametrization!r} parametrisation; workload {workload.name} asks "
-            f"for {workload.parametrization!r}, which is another function."
-        )
+# One case of every kind of kernel; bars are stated for each (benchmarks.bars).
+QUICK = tuple(
+    find(name)
+    for name in (
+        "sr3.modified_rq.forward",
+        "sr3.modified_rq.inverse",
+        "sr3.modified_rq.train",
+        "sr3.affine.train",
+        "nsf-1e4.rq10.forward",
+        "nsf-1e4.rq8-softclip.train",
+        "lattice.rq8-circular.inverse",
+        "tiny.rq8.train",
+    )
+)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -21,17 +20,18 @@ import robustflow  # noqa: E402
 from benchmarks import (  # noqa: E402
     accuracy,
     allocator,
+    bars,
+    cases,
     eager,
     foundation,
+    peers,
     rows,
     subjects,
     timing,
     workloads,
 )
+from benchmarks.rows import Measured  # noqa: E402
 
-needs_nflows = pytest.mark.skipif(
-    importlib.util.find_spec("nflows") is None, reason="nflows is not installed"
-)
 on_linux = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc"
 )
@@ -191,11 +191,13 @@ def test_ulp_and_quantile() -> None:
 @pytest.mark.parametrize(
     ("name", "an_element"),
     [
-        ("modified_rq.forward", 24),
-        ("modified_rq.train", 68),
-        ("rq.forward", 104),
-        ("rq.train", 304),
-        ("affine.forward", 16),
+        ("large.modified_rq.forward", 24),
+        ("sr3.modified_rq.train", 68),
+        ("large.rq8.forward", 104),
+        ("tiny.rq8.train", 304),
+        ("lattice.rq8-circular.forward", 108),
+        ("low-light.affine.inverse", 16),
+        ("nsf-1e4.affine-softclip.train", 44),
     ],
 )
 def test_bytes_are_those_of_the_contract(name: str, an_element: int) -> None:
@@ -206,11 +208,17 @@ def test_bytes_are_those_of_the_contract(name: str, an_element: int) -> None:
     assert workload.bytes == an_element * workload.elements + samples
 
 
-@pytest.mark.parametrize("workload", workloads.FOUNDATION, ids=lambda workload: workload.name)
-def test_uncompiled_competitors_agree_with_ours(workload: workloads.Workload) -> None:
-    plain = [who for who in workload.competitors if who in ("eager", "nflows")]
-    case = workloads.prepare(replace(workload, shape=(4, 4, 4, 4)), only=plain)
-    workloads.check_agreement(case)
+@pytest.mark.parametrize("workload", workloads.EVERY, ids=lambda workload: workload.name)
+def test_competitors_agree_with_ours(
+    workload: workloads.Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every workload in its tiny form; what is compiled in a benchmark runs as it is here."""
+    monkeypatch.setattr(peers, "compiled", lambda function, **options: function)
+    case = cases.prepare(workload.tiny())
+    if case.left_out:
+        pytest.skip("; ".join(case.left_out.values()))
+    assert tuple(case.competitors) == workload.competitors
+    cases.check_agreement(case)
     outputs = case.ours()
     assert isinstance(outputs, tuple)
     trained = 1 + len(workload.parameters) if workload.direction == "forward+backward" else 0
@@ -218,7 +226,7 @@ def test_uncompiled_competitors_agree_with_ours(workload: workloads.Workload) ->
 
 
 def test_a_disagreement_is_found() -> None:
-    case = workloads.prepare(workloads.find("modified_rq.forward").tiny(), only=["eager"])
+    case = cases.prepare(workloads.find("sr3.modified_rq.forward").tiny().against(["eager"]))
     honest = case.competitors["eager"]()
     assert isinstance(honest, tuple)
     y, logabsdet = honest
@@ -227,13 +235,14 @@ def test_a_disagreement_is_found() -> None:
         return y, logabsdet + 0.1
 
     with pytest.raises(AssertionError, match="logabsdet against eager"):
-        workloads.check_agreement(replace(case, competitors={"eager": wrong}))
+        cases.check_agreement(replace(case, competitors={"eager": wrong}))
 
 
-@needs_nflows
-def test_nflows_is_refused_another_parametrisation() -> None:
-    with pytest.raises(ValueError, match="another function"):
-        workloads.prepare(workloads.find("rq.softclip.forward").tiny(), only=["nflows"])
+def test_a_missing_peer_is_left_out_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nflows", None)
+    case = cases.prepare(workloads.find("tiny.rq8.forward").tiny().against(["eager", "nflows"]))
+    assert list(case.competitors) == ["eager"]
+    assert "pip install nflows==" in case.left_out["nflows"]
 
 
 KEYS = {
@@ -250,6 +259,7 @@ KEYS = {
     "floor_fraction",
     "peak_bytes",
     "ratio",
+    "ratio_spread",
 }
 
 
@@ -273,7 +283,7 @@ def _row(name: str, allocator: str = "keeping", **changes: object) -> rows.Row:
 
 
 def test_rows_have_the_stable_keys_and_survive_json(tmp_path: Path) -> None:
-    row = _row("modified_rq.forward")
+    row = _row("large.modified_rq.forward")
     assert set(asdict(row)) == KEYS == set(rows.KEYS)
     rows.write_json(tmp_path / "results.json", {"cpu": "x"}, [row])
     assert rows.read_rows(tmp_path / "results.json") == [row]
@@ -282,10 +292,10 @@ def test_rows_have_the_stable_keys_and_survive_json(tmp_path: Path) -> None:
 
 def test_targets_are_judged_on_the_keeping_allocator() -> None:
     measured = [
-        _row("modified_rq.forward"),
-        _row("modified_rq.forward", "default", ratio={"eager": 10.0, "compiled": 9.0}),
+        _row("large.modified_rq.forward"),
+        _row("large.modified_rq.forward", "default", ratio={"eager": 10.0, "compiled": 9.0}),
     ]
-    verdicts = {verdict["target"]: verdict for verdict in foundation.judge(measured)}
+    verdicts = {verdict["target"]: verdict for verdict in foundation.judge(Measured(measured))}
     assert len(verdicts) == 3
     assert verdicts[">= 40x eager"]["met"] is True
     assert verdicts[">= 40x eager"]["default"] == 10.0
@@ -293,18 +303,18 @@ def test_targets_are_judged_on_the_keeping_allocator() -> None:
     assert verdicts[">= 65% of a copy"]["keeping"] == 0.7
 
 
-def test_every_target_has_its_workload_and_competitor() -> None:
-    for target in foundation.TARGETS:
+def test_every_target_and_bar_has_its_workload_and_competitor() -> None:
+    for target in (*foundation.TARGETS, *bars.QUICK_BARS):
         workload = workloads.find(target.workload)
         assert target.measure in (*workload.competitors, "copy", "memory")
 
 
 def test_memory_target_counts_cotangents_above_the_line_only() -> None:
-    workload = workloads.find("modified_rq.train")
+    workload = workloads.find("large.modified_rq.train")
     traffic = workload.traffic
-    row = _row("modified_rq.train", peak_bytes=traffic.inputs + traffic.outputs)
+    row = _row("large.modified_rq.train", peak_bytes=traffic.inputs + traffic.outputs)
     # x, params and their gradients 5 + 5, y 1, cotangent of y 1: 12 alive, 11 below the line.
-    assert foundation.memory_ratio(row) == pytest.approx(12 / 11, rel=1e-4)
+    assert bars.memory_ratio(row) == pytest.approx(12 / 11, rel=1e-4)
 
 
 TEMPORARY = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,6 +31,7 @@ class Compiled:
 
     Attributes:
         backend: ``cuda`` or ``triton``.
+        instructions: none where nobody asked for them (see ``triton_kernels``).
         single: whether it computes in float32.
         subjects: what is predicted of it.
     """
@@ -91,8 +93,17 @@ def pinned_kernels(arch: int) -> Iterator[Compiled]:
         yield replace(kernel, subjects=tuple(s for s in subjects if s.kernel == name))
 
 
-def triton_kernels(arch: int) -> Iterator[Compiled]:
+def calls_functions(cubin: bytes) -> bool:
+    """Whether a kernel in a compiled file calls a function: such a one has a symbol of its own,
+    "$kernel$function", or "$__internal_0_$function" where it is the compiler's."""
+    return re.search(rb"\$\w+\$\w", cubin) is not None
+
+
+def triton_kernels(arch: int, *, disassemble_all: bool = True) -> Iterator[Compiled]:
     """Of each launch in ``triton_launches``.
+
+    Disassembling one takes half as long as compiling it. So, unless all are wanted, those stay
+    without instructions that are not predicted, call nothing and have no stack.
 
     Raises:
         ToolMissing: triton or the disassembler is not there, or this process interprets kernels.
@@ -117,12 +128,13 @@ def triton_kernels(arch: int) -> Iterator[Compiled]:
         ((symbol, taken),) = resources(cubin).items()
         threads = 32 * launch.num_warps
         subject = triton_subject(launch.name, launch.elements / threads)
+        wanted = disassemble_all or subject or taken.stack or calls_functions(binary)
         return Compiled(
             "triton",
             launch.name,
             arch,
             replace(taken, threads=threads, shared=made.metadata.shared),
-            parse(disassemble(cubin))[symbol],
+            parse(disassemble(cubin))[symbol] if wanted else (),
             "fp64" not in launch.name,
             (subject,) if subject else (),
         )

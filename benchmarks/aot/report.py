@@ -19,7 +19,7 @@ as executed; of options that only instructions tell apart, the dearer."""
 
 
 def kernel_table(kernels: Iterable[Compiled]) -> str:
-    """What each compiled kernel takes."""
+    """What each compiled kernel takes; its accesses, where it has been disassembled."""
     header = ["kernel", "regs", "stack", "shared", "threads", "blocks", "warps", "limit",
               "loads", "stores"]  # fmt: skip
     return table(
@@ -34,8 +34,10 @@ def kernel_table(kernels: Iterable[Compiled]) -> str:
                 str(kernel.occupancy.blocks),
                 str(kernel.occupancy.warps),
                 kernel.occupancy.limit,
-                _widths(kernel.counts.widths("global", True)),
-                _widths(kernel.counts.widths("global", False)),
+                *(
+                    _widths(kernel.counts.widths("global", reads)) if kernel.instructions else ""
+                    for reads in (True, False)
+                ),
             ]
             for kernel in kernels
         ],

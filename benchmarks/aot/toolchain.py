@@ -119,16 +119,17 @@ def disassemble(cubin: Path) -> str:
 def resources(cubin: Path) -> dict[str, Resources]:
     """Of each kernel of a compiled file."""
     usage = _run([disassembler(), "-res-usage", cubin])
+    sections = _run([disassembler(), "-elf", cubin])
     threads: dict[str, str] = {}
     kernel, wanted = "", False
-    for line in _run([disassembler(), "-elf", cubin]).splitlines():
+    for line in sections.splitlines():
         if line.startswith(".nv.info."):
             kernel = line.removeprefix(".nv.info.").strip()
         elif "Attribute:" in line:
             wanted = line.endswith(("EIATTR_MAX_THREADS", "EIATTR_REQNTID"))
         elif wanted and "Value:" in line:
             threads[kernel] = line.split()[1]
-    architecture = re.search(r"EF_CUDA_SM(\d+)", disassemble(cubin))
+    architecture = re.search(r"\bsm=(\d+)", sections)
     # Where the system takes shared memory of a block for itself, newer compilers count that in.
     system = 1024 if architecture and int(architecture[1]) >= 90 else 0
     found = re.finditer(r"Function (\S+):\s*REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)

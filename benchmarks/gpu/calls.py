@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 import robustflow
-from benchmarks import eager, peers
-from benchmarks.gpu.cases import Case, Family
-from benchmarks.workloads import check_close
 from robustflow import functional as F
+
+from .. import eager, peers
+from ..cases import check_close
+from .cases import Case, Family
 
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 

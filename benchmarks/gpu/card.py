@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine, timing
-from benchmarks.gpu.calls import Call
-from benchmarks.gpu.meter import Meter
+from .. import machine, timing
+from .calls import Call
+from .meter import Meter
 
 REHEARSAL = "CPU rehearsal: no figure here is of a GPU"
 

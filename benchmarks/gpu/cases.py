@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.traffic import Traffic
-from benchmarks.workloads import TAIL_BOUND
+from ..traffic import Traffic
+from ..workloads import TAIL_BOUND
 
 DIRECTIONS = (
     "forward",

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.cases import Case, dtype_name
+from .cases import Case, dtype_name
 
 FILE = Path(__file__).parents[1] / "results" / "predictions-sm90.json"
 

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.cases import FAMILIES
-from benchmarks.gpu.row import GpuRow
 from robustflow import _preferences
+
+from .cases import FAMILIES
+from .row import GpuRow
 
 BACKENDS = ("cuda", "triton")
 _Pair = dict[str, GpuRow]  # one row a backend, of one case

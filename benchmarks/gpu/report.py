@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.gpu.row import GpuRow
-from benchmarks.gpu.suite import Results
-from benchmarks.gpu.targets import COPY, Verdict
-from benchmarks.rows import duration, table
+from ..rows import duration, table
+from .row import GpuRow
+from .suite import Results
+from .targets import COPY, Verdict
 
 
 def headline(description: dict[str, Any], state: dict[str, str]) -> str:

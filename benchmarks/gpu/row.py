@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.rows import Row
+from ..rows import Row
 
 
 @dataclass(frozen=True)

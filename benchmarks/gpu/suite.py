@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from benchmarks import peers, timing
-from benchmarks.gpu.calls import Call, check, make_call, make_tensors
-from benchmarks.gpu.cases import Case, dtype_name
-from benchmarks.gpu.meter import GRAPH_CALLS, GraphRefused, Meter
-from benchmarks.gpu.plan import Task
-from benchmarks.gpu.predictions import Predictions
-from benchmarks.gpu.row import GpuRow
+from .. import peers, timing
+from .calls import Call, check, make_call, make_tensors
+from .cases import Case, dtype_name
+from .meter import GRAPH_CALLS, GraphRefused, Meter
+from .plan import Task
+from .predictions import Predictions
+from .row import GpuRow
 
 # A contestant that does not fit the memory is tried on half the elements, down to this many.
 _FEWEST_ELEMENTS = 1 << 20

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from benchmarks.gpu.calls import COMPILED, REFERENCE
-from benchmarks.gpu.plan import FULL
-from benchmarks.gpu.predictions import MEMORY
-from benchmarks.gpu.row import GpuRow, fastest
+from .calls import COMPILED, REFERENCE
+from .plan import FULL
+from .predictions import MEMORY
+from .row import GpuRow, fastest
 
 COPY = "copy"
 # A bf16 kernel may fall this far short of float32's bar, or reach this share of what the

@@ -1,0 +1,186 @@
+"""What ``robustflow bench`` does: measure, show progress, print, keep the JSON, judge, compare."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import bars, compare, machine, peers, report, suite, workloads
+from .rows import Measured, RowProvider, write_json
+from .suite import Say
+from .workloads import COMPETITORS, Workload
+
+
+class BadRequest(ValueError):
+    """The command line asks for what there is not; the message says what there is."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what the command line asks for.
+
+    Args:
+        options: ``quick``, ``filter``, ``against``, ``json``, ``threads``, ``bars``, ``compare``.
+
+    Returns:
+        0; 1 where a case failed, a bar was missed or something got slower; 2 for a bad request.
+    """
+    try:
+        if options.compare:
+            return _compare(*options.compare)
+        return _measure(options)
+    except BadRequest as error:
+        print(f"robustflow bench: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _compare(before: Path, after: Path) -> int:
+    try:
+        result = compare.compare(compare.read(before), compare.read(after))
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+    print(compare.report(result))
+    if not result.changes:
+        raise BadRequest("the two files have no case that can be compared")
+    return int(bool(result.slower))
+
+
+def _measure(options: argparse.Namespace) -> int:
+    against = _competitors(options.against)
+    chosen = [work.against(against) for work in workloads.chosen(options.filter, options.quick)]
+    providers = suite.providers()
+    names = [work.name for work in chosen] + [
+        name
+        for provider in providers
+        for name in suite.provided(provider, options.filter, options.quick)
+    ]
+    if not names:
+        raise BadRequest(_no_such_name(options.filter, providers))
+    judged = _bars(options, chosen, against)
+    with _threads(options.threads):
+        description = machine.describe()
+        if options.threads is not None:
+            description["threads"] = suite.thread_count()
+            if description["threads"] != options.threads:
+                raise BadRequest(
+                    f"PyTorch uses {description['threads']} threads here where {options.threads} "
+                    "are asked for: ask for at most as many as there are cores"
+                )
+        print(machine.headline(description), flush=True)
+
+        def keep(measured: Measured, complete: bool = False, **more: Any) -> None:
+            if options.json is not None:
+                write_json(
+                    options.json,
+                    description,
+                    measured.rows,
+                    quick=options.quick,
+                    against=against,
+                    eager_peak_bytes=measured.eager_peaks,
+                    left_out=measured.left_out,
+                    failed=measured.failed,
+                    complete=complete,
+                    **more,
+                )
+
+        settings = suite.QUICK if options.quick else suite.FULL
+        with _progress(len(names)) as say:
+            measured = suite.measure_all(chosen, providers, options.filter, settings, say, keep)
+    allocators = sorted({row.allocator for row in measured.rows})
+    verdicts = bars.judge(judged, measured.rows, allocators, within_spread=True)
+    keep(measured, complete=True, bars=verdicts)
+    parts = [report.measured_rows(measured.rows)] if measured.rows else []
+    parts += [*report.behind(measured.rows), *report.remarks(measured)]
+    if verdicts:
+        parts.append(report.verdict_table(verdicts, bars.ALLOCATORS))
+    print("\n" + "\n\n".join(parts))
+    missed = any(verdict["met"] is not True for verdict in verdicts)
+    return int(bool(measured.failed) or missed)
+
+
+def _competitors(text: str | None) -> tuple[str, ...]:
+    """The competitors of ``--against``, installed; all of them, installed or not, without it."""
+    if text is None:
+        return COMPETITORS
+    names = tuple(name for name in text.split(",") if name)
+    if unknown := [name for name in names if name not in COMPETITORS]:
+        raise BadRequest(f"--against knows {', '.join(COMPETITORS)}, got {', '.join(unknown)}")
+    for name in names:
+        if name in peers.VERSIONS:
+            try:
+                peers.check(name)
+            except peers.PeerMissing as error:
+                raise BadRequest(str(error)) from error
+    return names
+
+
+def _bars(
+    options: argparse.Namespace, chosen: Sequence[Workload], against: Sequence[str]
+) -> list[bars.Bar]:
+    if not options.bars:
+        return []
+    if not options.quick:
+        raise BadRequest("bars are stated for the quick set: add --quick to --bars")
+    names = {work.name for work in chosen}
+    found = [bar for bar in bars.QUICK_BARS if bar.workload in names and bar.measure in against]
+    if not found:
+        stated = ", ".join(dict.fromkeys(bar.workload for bar in bars.QUICK_BARS))
+        raise BadRequest(f"no bar is stated for what was chosen; there are bars for {stated}")
+    return found
+
+
+def _no_such_name(text: str, providers: Sequence[RowProvider]) -> str:
+    places = dict.fromkeys(work.name.split(".")[0] for work in workloads.SUITE)
+    families = dict.fromkeys(work.name.split(".")[1] for work in workloads.SUITE)
+    sentence = (
+        f"no workload's name contains {text!r}; names are PLACE.TRANSFORM.DIRECTION, with places "
+        f"{', '.join(places)}; transforms {', '.join(families)}; directions "
+        f"{', '.join(workloads.DIRECTIONS)}"
+    )
+    others = [name for provider in providers for name in provider.names(False)]
+    return f"{sentence}; and {', '.join(others)}" if others else sentence
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Processes started inside compute with so many threads."""
+    if count is None:
+        yield
+        return
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Say]:
+    """A progress bar on stderr; gives the function that is told what begins."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        MofNCompleteColumn(),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    begun = 0
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=total)
+
+        def say(name: str) -> None:
+            nonlocal begun
+            progress.update(task, description=name, completed=begun)
+            begun += 1
+
+        yield say

@@ -1,0 +1,154 @@
+"""The one runner: each workload in processes of its own, under each allocator, checked first.
+
+:func:`measure` runs workloads; :func:`measure_all` adds the rows that other modules give, those
+that ``PROVIDERS`` names (:class:`benchmarks.rows.RowProvider` is what they have to have).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from . import allocator
+from .rows import Measured, Row, RowProvider
+from .workloads import Workload
+
+WORKER = f"{__package__}.worker"
+# Modules of this package with rows of their own.
+PROVIDERS = ("end_to_end",)
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        seconds: of timing, for each allocator policy; the policies are measured in this order.
+        quick: take each workload's smaller shape.
+        peaks: measure peak memory too, in further processes.
+    """
+
+    seconds: Mapping[str, float]
+    quick: bool = False
+    peaks: bool = True
+
+
+FULL = Settings({"keeping": 3.0, "default": 2.0})
+QUICK = Settings({"keeping": 0.6, "default": 0.4}, quick=True, peaks=False)
+
+
+def measure(
+    chosen: Sequence[Workload],
+    settings: Settings,
+    say: Say,
+    done: Callable[[Measured], None] = lambda measured: None,
+) -> Measured:
+    """Measure the chosen workloads against their competitors.
+
+    Args:
+        chosen: workloads of full shape.
+        settings: how.
+        say: told each workload's name before it begins.
+        done: given everything measured so far after each workload, to keep it.
+
+    Returns:
+        The rows. A workload whose results differ from a competitor's, or that fails, has none: it
+        stands in ``failed``.
+    """
+    measured = Measured()
+    policies = [policy for policy in settings.seconds if works(policy, measured)]
+    if not settings.peaks:
+        measured.left_out["peak memory"] = "A quick run does not measure it."
+    for workload in chosen:
+        say(workload.name)
+        try:
+            _measure_one(workload, policies, settings, measured)
+        except RuntimeError as error:
+            measured.failed[workload.name] = str(error)
+        done(measured)
+    return measured
+
+
+def measure_all(
+    chosen: Sequence[Workload],
+    providers: Sequence[RowProvider],
+    text: str,
+    settings: Settings,
+    say: Say,
+    done: Callable[[Measured], None],
+) -> Measured:
+    """The chosen workloads' rows, then those of each provider whose names contain ``text``."""
+    measured = measure(chosen, settings, say, done) if chosen else Measured()
+    for provider in providers:
+        if provided(provider, text, settings.quick):
+            measured.add(provider.measure(text, settings.quick, say))
+            done(measured)
+    return measured
+
+
+def provided(provider: RowProvider, text: str, quick: bool) -> list[str]:
+    """The names of the rows that a provider measures; a quick run has all that a text names."""
+    return [name for name in provider.names(quick and not text) if text in name]
+
+
+def providers() -> list[RowProvider]:
+    """The modules that ``PROVIDERS`` names."""
+    return [
+        cast(RowProvider, importlib.import_module(f"{__package__}.{name}")) for name in PROVIDERS
+    ]
+
+
+def thread_count() -> int:
+    """The threads that the measuring processes compute with."""
+    count: int = allocator.run("default", WORKER, ["threads"])
+    return count
+
+
+def _measure_one(
+    workload: Workload, policies: Sequence[str], settings: Settings, measured: Measured
+) -> None:
+    shape = "quick" if settings.quick else "full"
+    peak = None
+    if settings.peaks and not workload.is_small:
+        peak = _peak(workload, "robustflow", shape, measured)
+        if workload.direction == "forward+backward" and "eager" in workload.competitors:
+            eager_peak = _peak(workload, "eager", shape, measured)
+            if eager_peak is not None:
+                measured.eager_peaks[workload.name] = eager_peak
+    competitors = ",".join(workload.competitors)
+    for policy in policies:
+        seconds = str(settings.seconds[policy])
+        arguments = ["time", workload.name, competitors, policy, seconds, shape]
+        result: dict[str, Any] = allocator.run(policy, WORKER, arguments)
+        measured.left_out.update(result["left_out"])
+        measured.rows.append(replace(Row.from_json(result["row"]), peak_bytes=peak))
+
+
+def works(policy: str, measured: Measured) -> bool:
+    """Whether ``policy`` can be set here and does what it says."""
+    if policy == "default":
+        return True
+    try:
+        faults: float = allocator.run(policy, WORKER, ["faults"])
+    except ValueError as error:
+        measured.left_out[f"{policy} allocator"] = str(error)
+        return False
+    if faults > 0.2:
+        measured.left_out[f"{policy} allocator"] = (
+            f"Filling a new tensor still met {faults:.0%} fresh pages: the memory was not kept."
+        )
+        return False
+    return True
+
+
+def _peak(workload: Workload, who: str, shape: str, measured: Measured) -> int | None:
+    try:
+        peak: int = allocator.run("returning", WORKER, ["memory", workload.name, who, shape])
+    except (ValueError, RuntimeError) as error:
+        measured.left_out[f"peak memory of {workload.name}"] = str(error)
+        return None
+    return peak
