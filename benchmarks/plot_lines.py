@@ -58,7 +58,9 @@ def against_bins(rows: Sequence[Record], title: str) -> Figure:
         chosen = [row for row in rows if row["direction"] == direction]
         _times(axis, chosen, lambda row: int(row["num_bins"]), every)
         axis.set_xlim(min(every) / 1.2, max(every) * 6)
-        axis.set_xticks(sorted(every), [str(each) for each in sorted(every)])
+        # The axis is logarithmic: 8 and 10 would be written into each other.
+        named = [each for each in sorted(every) if each & (each - 1) == 0] or sorted(every)
+        axis.set_xticks(named, [str(each) for each in named])
         axis.xaxis.set_minor_locator(NullLocator())
         count = _power(_count(chosen[0]))
         axis.set_title(f"RQ spline, {count} rows, {_SHORT[direction]}")

@@ -4,19 +4,25 @@ how tests that need a GPU are run, or left out."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from collections.abc import Set as AbstractSet
 from typing import Any
 
 import hypothesis
 import pytest
 import torch
 
+import closing
 from conformance.targets import Target, target_params
 from gpu import summary, workers
 
-# The same examples on every run: a failure that comes and goes helps nobody.
+# The same examples on every run, and no judgement of how long they take: a failure that comes and
+# goes helps nobody.
 hypothesis.settings.register_profile(
-    "robustflow", deadline=None, derandomize=True, max_examples=40, print_blob=True
+    "robustflow",
+    deadline=None,
+    derandomize=True,
+    max_examples=40,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("robustflow")
 
@@ -65,18 +71,18 @@ def native_device(request: pytest.FixtureRequest) -> Iterator[Target]:
         yield request.param
 
 
-_GPU_TESTS = pytest.StashKey[AbstractSet[str]]()
-
-
 @pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without a GPU, tests that need one are named in one line, unless they were asked for."""
     gpu = [item for item in items if item.get_closest_marker("gpu") is not None]
-    config.stash[_GPU_TESTS] = {item.nodeid for item in gpu}
+    closing.of(config).gpu_tests = {item.nodeid for item in gpu}
     if gpu and not torch.cuda.is_available() and "gpu" not in config.option.markexpr:
         items[:] = [item for item in items if item.get_closest_marker("gpu") is None]
         config.hook.pytest_deselected(items=gpu)
     items[:] = workers.own_shard(items)
+    if workers.is_xdists(config):
+        slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+        items.sort(key=lambda item: item.path not in slow)  # or one process would end with them
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -101,10 +107,23 @@ def pytest_configure(config: pytest.Config) -> None:
     _config = config
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    closing.send(session.config)
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_testnodedown(node: Any) -> None:
+    closing.receive(node.config, node)
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if config.option.collectonly:
         return
-    if told := summary.lines(terminalreporter.stats, config.stash.get(_GPU_TESTS, set())):
+    told = closing.of(config)
+    for title, text in told.sections:
+        terminalreporter.section(title)
+        terminalreporter.write_line(text)
+    if lines := summary.lines(terminalreporter.stats, told.gpu_tests):
         terminalreporter.section("GPU")
-        for line in told:
+        for line in lines:
             terminalreporter.write_line(line)

@@ -181,11 +181,13 @@ def test_zero_parameters_of_linear_tails(target: Target, num_bins: int) -> None:
 
 def test_a_sequence_of_bounds_has_the_precision_of_the_inputs() -> None:
     x = torch.linspace(-0.2, 0.2, 42, dtype=torch.float64).view(21, 2)
-    params = [torch.randn(21, 2, size, dtype=torch.float64) for size in (4, 4, 3)]
+    widths, heights, derivatives = (
+        torch.randn(21, 2, size, dtype=torch.float64) for size in (4, 4, 3)
+    )
     bounds = torch.tensor([0.1, 0.3], dtype=torch.float64)
     for ours, expected in zip(
-        F.rq_spline(x, *params, tail_bound=[0.1, 0.3]),
-        F.rq_spline(x, *params, tail_bound=bounds),
+        F.rq_spline(x, widths, heights, derivatives, tail_bound=[0.1, 0.3]),
+        F.rq_spline(x, widths, heights, derivatives, tail_bound=bounds),
         strict=True,
     ):
         assert torch.equal(ours, expected)

@@ -38,6 +38,20 @@ def test_death():
 """
 
 
+# What one process has to say at the end of a run, and another one prints.
+MORE_TESTS = """
+import closing
+import pytest
+
+def test_with_a_table(request):
+    closing.of(request.config).sections.append(("a title", "and its table"))
+
+@pytest.mark.gpu
+def test_of_a_gpu():
+    pass
+"""
+
+
 def run(folder: Path, *arguments: str, **variables: str) -> tuple[int, str]:
     """Pytest on the tests above, with this folder's conftest and two workers."""
     (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n    gpu:\n    alone:\n")
@@ -85,6 +99,21 @@ def test_the_tests_of_a_dead_worker_have_failed(tmp_path: Path) -> None:
 def test_the_first_failure_ends_it_where_asked(tmp_path: Path) -> None:
     status, output = run(tmp_path, "-x")
     assert status != 0 and "stopping after 1 failures" in output and "test_numbers[11]" in output
+
+
+def test_a_run_that_xdist_shares_out_says_the_same(tmp_path: Path) -> None:
+    """Its processes take the place of ours, and what they have to say at the end is said once."""
+    pytest.importorskip("xdist")
+    (tmp_path / "test_more.py").write_text(MORE_TESTS)
+    status, output = run(
+        tmp_path, "-n", "2", "--dist", "loadfile", "-k", "numbers or table or of_a_gpu"
+    )
+    assert status == 1, output
+    gpus = int(torch.cuda.is_available())
+    assert f"1 failed, {39 + gpus} passed, 1 skipped" in output
+    assert output.count("= a title =") == output.count("and its table") == 1
+    told = "the rest: 1 passed" if gpus else "1 tests need a GPU and were left out"
+    assert output.count(told) == 1
 
 
 class Report:

@@ -9,6 +9,7 @@ The demonstration:
 - :mod:`~robustflow.experiments.workers`: one process per model, progress in the parent.
 - :mod:`~robustflow.experiments.throughput`: fused kernels against eager and compiled PyTorch.
 - :mod:`~robustflow.experiments.figures`: the pictures.
+- :mod:`~robustflow.experiments.migration`: its affine flow, converted and trained on.
 
 sbi's neural-spline posterior estimator with the patch off and on:
 

@@ -105,16 +105,7 @@ def train_and_sample(
     bits_held_out = evaluate(flow, [degrade(load(photographs.HELD_OUT))], settings)
 
     sampling = time.perf_counter()
-    faults: dict[str, dict[float, Faults]] = {}
-    worst: dict[str, Tensor] = {}
-    for picture in PICTURES:
-        pair = square(picture, settings.sample_size)
-        by_temperature = faults[picture.title] = {}
-        for temperature in TEMPERATURES:
-            samples = super_resolve(flow, pair, NUM_SAMPLES, temperature, settings.seed)
-            by_temperature[temperature] = count_faults(samples)
-            if temperature == SHOWN_TEMPERATURE:
-                worst[picture.title] = _worst(samples)
+    faults, worst = sample_pictures(flow, settings)
     finished = time.perf_counter()
     report(settings.iterations, f"{bits_training:.2f} bits/dim")
     return ModelResult(
@@ -126,6 +117,23 @@ def train_and_sample(
         worst,
         _record_inputs(flow, pairs, settings),
     )
+
+
+def sample_pictures(
+    flow: rnn.ConditionalFlow, settings: Settings
+) -> tuple[dict[str, dict[float, Faults]], dict[str, Tensor]]:
+    """Sample every picture: ``ModelResult``'s faults and worst."""
+    faults: dict[str, dict[float, Faults]] = {}
+    worst: dict[str, Tensor] = {}
+    for picture in PICTURES:
+        pair = square(picture, settings.sample_size)
+        by_temperature = faults[picture.title] = {}
+        for temperature in TEMPERATURES:
+            samples = super_resolve(flow, pair, NUM_SAMPLES, temperature, settings.seed)
+            by_temperature[temperature] = count_faults(samples)
+            if temperature == SHOWN_TEMPERATURE:
+                worst[picture.title] = _worst(samples)
+    return faults, worst
 
 
 def _worst(samples: Tensor) -> Tensor:

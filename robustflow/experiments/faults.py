@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -26,6 +29,10 @@ class Faults:
     pixels: float
     largest: float
 
+    def as_json(self) -> dict[str, Any]:
+        """As numbers for a JSON file, which has no infinity: "inf" stands for it."""
+        return asdict(self) | ({} if math.isfinite(self.largest) else {"largest": "inf"})
+
 
 def faulty_pixels(samples: Tensor) -> Tensor:
     """Where samples with values in [0, 1], not yet clamped, break the rule; same shape, bool."""
@@ -47,4 +54,20 @@ def count_faults(samples: Tensor) -> Faults:
         faulty=int(faults.flatten(1).any(dim=1).sum()),
         pixels=float(faults.float().mean()),
         largest=float(largest),
+    )
+
+
+def total_faults(parts: Iterable[Faults]) -> Faults:
+    """All of them together, where every sample has the same number of values.
+
+    Example:
+        >>> total_faults([Faults(5, 1, 0.25, 2.0), Faults(5, 0, 0.0, 1.25)])
+        Faults(samples=10, faulty=1, pixels=0.125, largest=2.0)
+    """
+    every = list(parts)
+    return Faults(
+        sum(part.samples for part in every),
+        sum(part.faulty for part in every),
+        sum(part.pixels for part in every) / len(every),
+        max(part.largest for part in every),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from robustflow.experiments.comparison import (
     ModelResult,
     square,
 )
-from robustflow.experiments.faults import HIGHEST, LOWEST, Faults
+from robustflow.experiments.faults import HIGHEST, LOWEST, Faults, total_faults
 from robustflow.experiments.figures import Row, comparison_figure
 from robustflow.experiments.photographs import Picture
 from robustflow.experiments.super_resolution import Settings
@@ -75,7 +74,7 @@ def print_results(console: Console, results: dict[str, ModelResult]) -> None:
             faults = [result.faults[picture.title][temperature] for result in results.values()]
             table.add_row(label, f"{temperature}", *map(_cell, faults))
         table.add_section()
-    totals = [total_faults(result) for result in results.values()]
+    totals = [_total(result) for result in results.values()]
     table.add_row("all of them", "", *map(_cell, totals), end_section=True)
     table.add_row("bits/dim")
     table.add_row("training", "", *(f"{result.bits_training:.3f}" for result in results.values()))
@@ -83,15 +82,8 @@ def print_results(console: Console, results: dict[str, ModelResult]) -> None:
     console.print(table)
 
 
-def total_faults(result: ModelResult) -> Faults:
-    """All pictures and temperatures together; every sample has the same number of values."""
-    parts = [faults for by_t in result.faults.values() for faults in by_t.values()]
-    return Faults(
-        sum(part.samples for part in parts),
-        sum(part.faulty for part in parts),
-        sum(part.pixels for part in parts) / len(parts),
-        max(part.largest for part in parts),
-    )
+def _total(result: ModelResult) -> Faults:
+    return total_faults(each for by_t in result.faults.values() for each in by_t.values())
 
 
 def _cell(faults: Faults) -> str:
@@ -190,19 +182,14 @@ def _model_json(result: ModelResult) -> dict[str, Any]:
     for picture in PICTURES:
         for temperature, faults in result.faults[picture.title].items():
             row = {"picture": picture.title, "kind": kind(picture), "temperature": temperature}
-            pictures.append(row | _faults_json(faults))
+            pictures.append(row | faults.as_json())
     return {
-        "total": _faults_json(total_faults(result)),
+        "total": _total(result).as_json(),
         "bits_per_dimension": {"training": result.bits_training, "held_out": result.bits_held_out},
         "train_seconds": result.train_seconds,
         "sample_seconds": result.sample_seconds,
         "pictures": pictures,
     }
-
-
-def _faults_json(faults: Faults) -> dict[str, Any]:
-    # JSON has no infinity.
-    return asdict(faults) | ({} if math.isfinite(faults.largest) else {"largest": "inf"})
 
 
 def machine() -> dict[str, Any]:

@@ -180,7 +180,7 @@ def make_plan(
     if sums == SUM_ROWS and groups > 1 and inner < block <= groups * inner:
         sums = SUM_KEPT
     if sums == SUM_INNER:
-        block_inner = _power_of_two_from(inner)
+        block_inner = power_of_two_from(inner)
     else:
         block_inner = _block_inner(inner, groups if sums == SUM_KEPT else rows, block)
     tiles = rows if sums == SUM_KEPT else -(-rows // (block // block_inner))
@@ -193,7 +193,7 @@ def make_plan(
             others = groups * inner // block if sums == SUM_KEPT else groups
             others *= -(-inner // block_inner) if sums == SUM_ROWS else 1
             chunks, most = -(-PROGRAMS // max(others, 1)), MAX_GRADIENT_TILES
-        per_program = min(_power_of_two_from(-(-tiles // chunks)), most)
+        per_program = min(power_of_two_from(-(-tiles // chunks)), most)
     extent = max(
         sum((size - 1) * abs(stride) for size, stride in zip(shape, strides, strict=True))
         for strides in operands
@@ -212,8 +212,12 @@ def make_plan(
     )
 
 
-def _power_of_two_from(number: int) -> int:
-    return 1 << (number - 1).bit_length()
+def power_of_two_from(number: int) -> int:
+    """The smallest that is no less; of an open size, torch.compile then knows a range of it."""
+    power = 1
+    while power < number:
+        power *= 2
+    return power
 
 
 def _merged(
@@ -238,7 +242,7 @@ def _block_inner(inner: int, rows: int, block: int) -> int:
         tile_rows = block // size
         return -(-inner // size) * size * (-(-rows // tile_rows) * tile_rows)
 
-    longest = min(block, _power_of_two_from(inner))
+    longest = min(block, power_of_two_from(inner))
     sizes = [longest]
     while sizes[-1] > _SMALLEST_RUN:
         sizes.append(sizes[-1] // 2)

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from robustflow.kernels.launch import launch
+from robustflow.kernels.plan import power_of_two_from
 
 # A tile holds this many partial sums: some of each of several sums, or many of a few. Few enough
 # registers for full occupancy with 4 warps; by reasoning, not by measurement.
@@ -41,10 +42,10 @@ def add_partial_sums(partial: Tensor, out: Tensor) -> None:
         out: dense, any floating dtype.
     """
     parts, sums = partial.shape[0], out.numel()
-    width = min(_BLOCK // 32, triton.next_power_of_2(sums))
-    height = min(_BLOCK // width, triton.next_power_of_2(parts))
+    width = min(_BLOCK // 32, power_of_two_from(sums))
+    height = min(_BLOCK // width, power_of_two_from(parts))
     # A power of two: a kernel for each number of rounds would be one for each size of a batch.
-    rounds = triton.next_power_of_2(-(-parts // height))
+    rounds = power_of_two_from(-(-parts // height))
     launch(
         partial_sums_kernel,
         -(-sums // width),

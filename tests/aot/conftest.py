@@ -1,12 +1,14 @@
-"""The kernels, compiled once; the tables, printed at the end of the run."""
+"""The kernels, compiled once; their tables close the run."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import pytest
 
+import closing
 from benchmarks.aot import report
 from benchmarks.aot.kernels import Compiled, cuda_kernels, pinned_kernels, triton_kernels
 from benchmarks.aot.predict import CARDS, Prediction, predictions, record
@@ -16,7 +18,9 @@ ARCH = 90
 # `make aot-all` adds these.
 OTHER_ARCHS = (80, 86, 89, 100, 120)
 
-_TABLES = pytest.StashKey[list[str]]()
+# What no test here asks for takes its time.
+few_instructions = partial(triton_kernels, disassemble_all=False)
+TITLE = f"compiled for sm_{ARCH}, ahead of time"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,7 +33,7 @@ def _compiled(config: pytest.Config, make: Callable[[int], Iterable[Compiled]]) 
         kernels = list(make(ARCH))
     except ToolMissing as missing:
         pytest.skip(str(missing))
-    config.stash.setdefault(_TABLES, []).append(report.kernel_table(kernels))
+    closing.of(config).sections.append((TITLE, report.kernel_table(kernels)))
     return kernels
 
 
@@ -42,7 +46,7 @@ def cuda(pytestconfig: pytest.Config) -> list[Compiled]:
 @pytest.fixture(scope="session")
 def triton(pytestconfig: pytest.Config) -> list[Compiled]:
     """Every Triton kernel."""
-    return _compiled(pytestconfig, triton_kernels)
+    return _compiled(pytestconfig, few_instructions)
 
 
 @pytest.fixture(scope="session", params=["cuda", "triton"])
@@ -60,14 +64,6 @@ def predicted(pytestconfig: pytest.Config, triton: list[Compiled]) -> list[Predi
     except ToolMissing as missing:
         pytest.skip(str(missing))
     (CACHE / "predictions.json").write_text(json.dumps(record(made, compilers()), indent=1))
-    tables = pytestconfig.stash.setdefault(_TABLES, [])
-    tables.append(f"{report.prediction_table(made)}\n\n{CARDS[0]}\n{report.LEGEND}")
+    table = f"{report.prediction_table(made)}\n\n{CARDS[0]}\n{report.LEGEND}"
+    closing.of(pytestconfig).sections.append((TITLE, table))
     return made
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    for table in config.stash.get(_TABLES, []):
-        terminalreporter.section(f"compiled for sm_{ARCH}, ahead of time")
-        terminalreporter.write_line(table)

@@ -12,7 +12,7 @@ from aot.test_kernels import spills
 from benchmarks.aot import flow, kernels, pipes, sass, toolchain
 from benchmarks.aot.occupancy import occupancy
 
-pytestmark = pytest.mark.aot
+pytestmark = [pytest.mark.aot, pytest.mark.xdist_group("machinery")]  # one name of a file
 
 # A loop of two ways (a vector, or a number), one inside it, and a call that is rarely made.
 TEXT = """
@@ -228,6 +228,21 @@ def test_too_few_registers_are_caught(tmp_path: Path) -> None:
     """
     assert not spills([_compile(tmp_path, source)])
     assert len(spills([_compile(tmp_path, source, "-maxrregcount=32")])) == 1
+
+
+def test_a_call_shows_without_disassembly(tmp_path: Path) -> None:
+    for name, divide, calls in (
+        ("__fdividef", "__fdividef(x[i], y[i])", 0),
+        ("/", "x[i] / y[i]", 1),
+    ):
+        source = (
+            'extern "C" __global__ void planted(const float* x, float* y)'
+            f"{{ int i = threadIdx.x; y[i] = {divide}; }}"
+        )
+        kernel = _compile(tmp_path, source)
+        (cubin,) = toolchain.CACHE.glob("planted-sm_90-*.cubin")
+        assert kernel.counts.calls == calls, name
+        assert kernels.calls_functions(cubin.read_bytes()) == bool(calls), name
 
 
 def test_what_has_not_changed_is_not_compiled_again(tmp_path: Path) -> None:

@@ -215,10 +215,11 @@ def expected(case: Case, inverse: bool, reduce: str) -> tuple[Data, Expected]:
     return data, Expected(Results(*values), Results(*bounds))
 
 
-def check(target: Target, case: Case, inverse: bool, reduce: str) -> None:
-    """Run a case on a target and hold every result to the oracle."""
+def check(target: Target, case: Case, inverse: bool, reduce: str) -> Results:
+    """Run a case on a target, hold every result to the oracle, and return them."""
     data, wanted = expected(case, inverse, reduce)
     actual = run_target(target, case, data, inverse, reduce)
     context = f"{target}, {case}, inverse={inverse}, reduce={reduce!r}"
     for name, value in wanted.value.items():
         assert_within(name, getattr(actual, name), value, getattr(wanted.bound, name), context)
+    return actual

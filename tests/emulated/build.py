@@ -2,10 +2,12 @@
 
 Objects are kept in ``build/emulated`` and made anew where a file that they were made of has
 changed; a library of altered sources, such as the tests of planted faults make, shares the others.
+Processes that share that folder build one after another, so that none compiles what another does.
 """
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import json
@@ -15,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,22 +121,32 @@ def build(csrc: Path = ROOT / "csrc", only: Collection[str] | None = None) -> Pa
             for root in [csrc if only is None or source.name in only else usual]
         ),
     ]
-    with ThreadPoolExecutor(JOBS) as pool:
+    with _alone(), ThreadPoolExecutor(JOBS) as pool:
         objects = list(pool.map(lambda job: _object(*job), jobs))
-    library = CACHE / f"emulated-{_digest(*(o.name.encode() for o in objects))}.so"
-    if not library.exists():
-        _link(library, objects, ["-shared", f"-L{torch_directory / 'lib'}", "-ltorch_cpu"])
+        library = CACHE / f"emulated-{_digest(*(o.name.encode() for o in objects))}.so"
+        if not library.exists():
+            _link(library, objects, ["-shared", f"-L{torch_directory / 'lib'}", "-ltorch_cpu"])
     return library
 
 
 def build_program(source: Path, *flags: str) -> Path:
     """A program of one source and the emulator, with further flags of the compiler."""
     sources = (*sorted(HERE.glob("shim/*.cpp")), source)
-    objects = [_object(s, ROOT / "csrc", list(flags)) for s in sources]
-    program = CACHE / f"{source.stem}-{_digest(*(o.name.encode() for o in objects))}"
-    if not program.exists():
-        _link(program, objects, [])
+    with _alone():
+        objects = [_object(s, ROOT / "csrc", list(flags)) for s in sources]
+        program = CACHE / f"{source.stem}-{_digest(*(o.name.encode() for o in objects))}"
+        if not program.exists():
+            _link(program, objects, [])
     return program
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Within it, no other process works on the cache."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # closing the file gives it back
+        yield
 
 
 def _digest(*parts: bytes) -> str:
@@ -161,7 +174,6 @@ def _object(source: Path, csrc: Path, flags: list[str]) -> Path:
     ]
     # A copy of the sources gives the same object.
     settings = " ".join(command).replace(str(csrc), "csrc")
-    CACHE.mkdir(parents=True, exist_ok=True)
     manifests = sorted(CACHE.glob(f"{source.name}-*.json"), key=lambda path: path.stat().st_mtime)
     for manifest in manifests:
         kept = json.loads(manifest.read_text())

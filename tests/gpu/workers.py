@@ -28,14 +28,20 @@ _BLOCK = 8
 
 
 def count(config: pytest.Config) -> int:
-    """How many worker processes this run has; in a worker, and by default without a GPU, none."""
-    if SHARD in os.environ or config.option.collectonly:
+    """How many worker processes this run has: none in a worker, where pytest-xdist has its own, and
+    by default without a GPU."""
+    if SHARD in os.environ or config.option.collectonly or is_xdists(config):
         return 0
     if WORKERS in os.environ:
         return int(os.environ[WORKERS])
     if config.option.markexpr != "gpu" or not torch.cuda.is_available():
         return 0
     return max(0, min(MOST, (os.cpu_count() or 1) - 2))
+
+
+def is_xdists(config: pytest.Config) -> bool:
+    """Whether pytest-xdist shares this run out, or started this process."""
+    return hasattr(config, "workerinput") or getattr(config.option, "dist", "no") != "no"
 
 
 def is_alone(item: pytest.Item) -> bool:

@@ -107,16 +107,22 @@ class _SeparatedAndCond(nn.Module, ABC):
         features = self._checked_features(ft, input)
 
         def inject(z: Tensor) -> tuple[Tensor, Tensor]:
-            return self.transform(z, self.fFeatures.of_context(features), inverse=reverse)
+            transform = self._transform_of("fFeatures")
+            return transform(z, self.fFeatures.of_context(features), inverse=reverse)
 
-        def couple(params_of: Callable[[Tensor], Tensor]) -> _Step:
-            return lambda z: self._couple(z, params_of, reverse, own=z is not input)
+        def couple(net: str, params_of: Callable[[Tensor], Tensor]) -> _Step:
+            return lambda z: self._couple(z, net, params_of, reverse, own=z is not input)
 
         steps: list[_Step] = [inject]
         if std is not None and self.std_channels:
             noise = self._noise_map(std, input)
-            steps.append(couple(lambda z1: self._net("_std")(torch.cat([z1, noise], dim=1))))
-        steps.append(couple(lambda z1: self._net().of_both(z1, features)))
+            steps.append(
+                couple(
+                    f"{self._net_name}_std",
+                    lambda z1: self._net("_std")(torch.cat([z1, noise], dim=1)),
+                )
+            )
+        steps.append(couple(self._net_name, lambda z1: self._net().of_both(z1, features)))
         z = input
         for step in reversed(steps) if reverse else steps:
             z, change = step(z)
@@ -124,12 +130,22 @@ class _SeparatedAndCond(nn.Module, ABC):
         assert isinstance(logdet, Tensor)
         return z, logdet
 
+    def _transform_of(self, net: str) -> ElementwiseTransform:
+        """The transform that a net's parameters are for; a converted layer has one for each."""
+        return self.transform
+
     def _couple(
-        self, z: Tensor, params_of: Callable[[Tensor], Tensor], reverse: bool, *, own: bool
+        self,
+        z: Tensor,
+        net: str,
+        params_of: Callable[[Tensor], Tensor],
+        reverse: bool,
+        *,
+        own: bool,
     ) -> tuple[Tensor, Tensor]:
         """Transform the second half of z given the first, into z itself where it is ours."""
         z1, z2 = z.split((self.kept_channels, self.in_channels - self.kept_channels), dim=1)
-        y2, change = self.transform(z2, params_of(z1), inverse=reverse)
+        y2, change = self._transform_of(net)(z2, params_of(z1), inverse=reverse)
         if own and not torch.is_grad_enabled() and is_eager():
             z2.copy_(y2)
             return z, change

@@ -1,0 +1,267 @@
+"""The conversion: find, watch a calibration batch, check, and only then change."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustflow.compat.convert._affine import AffineLayer, Splines
+from robustflow.compat.convert._head import PLAIN, HeadWatch
+from robustflow.compat.convert._report import ConversionReport, Kept, Replaced
+
+Run = Callable[[Any, Any], Any]
+
+_WRAPPERS = {
+    "DataParallel": "model.module",
+    "DistributedDataParallel": "model.module",
+    "OptimizedModule": "model._orig_mod, what torch.compile was given,",
+}
+_TARGETS = ("modified_rq_spline",)
+# By the package that must be imported for a model to have its layers.
+_LIBRARIES = {
+    "robustflow": "layers",
+    "robustflow.compat.srflow": "srflow",
+    "nflows": "nflows",
+    "glasflow": "glasflow",
+    "normflows": "normflows",
+    "FrEIA": "freia",
+    "zuko": "zuko",
+}
+
+
+@torch.inference_mode(False)  # whose parameters could not be trained
+def convert_affine(
+    model: nn.Module,
+    calibration_batch: Any,
+    to: str = "modified_rq_spline",
+    *,
+    run: Run | None = None,
+) -> ConversionReport:
+    """Replace a trained model's affine couplings by modified RQ splines, whose inverse is bounded.
+
+    For affine layers of nflows, glasflow, normflows, FrEIA, zuko, :mod:`robustflow.nn` and
+    :mod:`robustflow.compat.srflow`. Each becomes, in place, a constant scale and shift a channel
+    followed by the modified RQ spline (:class:`RescaledModifiedRQSpline`). Scale and shift start
+    at the affine's means over the calibration batch (of the log-scale) and are parameters; the
+    box holds the central 99 % of the values that come out of them, and a fifth more. The
+    conditioners keep all their weights but those of the last layer, which is made anew with 4
+    outputs for each 2, zero. So the model begins as the affine one without its dependence on the
+    condition: fine-tune it, with a new optimiser (the old one holds parameters that are gone).
+
+    Nothing changes if an error comes up. A second call finds nothing to replace. Weights of a
+    converted model load into one that was converted alike. The model runs twice, in evaluation
+    mode and without gradients: before the conversion to calibrate, after it as a check.
+
+    Args:
+        model: a trained model, on any device; changed in place. Layers that occur twice in it
+            stay one layer.
+        calibration_batch: a batch of training data, a few hundred samples or more: what the model
+            is called with, a tensor, a sequence of arguments or a dictionary of them. It must go
+            from data to latents.
+        to: ``"modified_rq_spline"``.
+        run: how to call the model: ``run(model, calibration_batch)``. By default ``log_prob`` of
+            the arguments where the model has it, for a zuko flow ``model(c).log_prob(x)`` with the
+            arguments x and c, and else the model itself.
+
+    Returns:
+        What was replaced, and which affine layers were kept, with the reason.
+
+    Raises:
+        TypeError, ValueError: arguments of the wrong kind; the model is wrapped by torch.compile
+            or for several devices.
+
+    Source: the spline of Hong, Park and Chun, ICCV 2023 (arXiv:2212.04319); the constant scale is
+    ours, since the spline alone cannot rescale data.
+
+    Example:
+        >>> import robustflow
+        >>> from robustflow import nn as rnn
+        >>> steps = [rnn.flow_step(2, 1, rnn.Affine(), spatial_dims=0) for _ in range(2)]
+        >>> flow = rnn.ConditionalFlow([sum(steps, [])])
+        >>> x, context = torch.randn(256, 2), torch.randn(256, 1)
+        >>> report = robustflow.convert_affine(flow, (x, context))
+        >>> len(report.replaced), len(report.kept)
+        (4, 0)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    for wrapper, inside in _WRAPPERS.items():
+        if type(model).__name__ == wrapper:
+            raise ValueError(
+                f"model is wrapped as {wrapper}: convert {inside} and wrap it anew, since the "
+                "wrapper holds on to the layers as they were."
+            )
+    if to not in _TARGETS:
+        raise ValueError(f"to must be one of {', '.join(map(repr, _TARGETS))}, got {to!r}.")
+    if run is not None and not callable(run):
+        raise TypeError(f"run must be called as run(model, batch), got {type(run).__name__}.")
+    run = run or _default_run
+    adapters = _adapters()
+    layers, reasons = _find(model, adapters)
+    if layers:
+        _calibrate(model, layers, adapters, lambda: run(model, calibration_batch))
+        _set_aside(model, layers, reasons)
+    splines = {name: layer.splines() for name, layer in layers.items()}
+    if layers:
+        with _undone_on_error(layers.values()), _evaluating(model):
+            for head in {head for layer in layers.values() for head in layer.heads.values()}:
+                head.remake()
+            for name, layer in layers.items():
+                layer.convert(splines[name])
+            run(model, calibration_batch)
+    return _report(layers, splines, reasons)
+
+
+def _adapters() -> list[Any]:
+    package = __name__.rpartition(".")[0]
+    return [
+        importlib.import_module(f"{package}.{name}")
+        for library, name in _LIBRARIES.items()
+        if library in sys.modules
+    ]
+
+
+def _find(
+    model: nn.Module, adapters: Sequence[Any]
+) -> tuple[dict[str, AffineLayer], dict[str, Kept]]:
+    """By qualified name: the affine layers, and those that stay."""
+    layers: dict[str, AffineLayer] = {}
+    reasons: dict[str, Kept] = {}
+    for name, module in model.named_modules():
+        for adapter in adapters:
+            found = adapter.find(module)
+            if isinstance(found, str):
+                reasons[name] = Kept(name, type(module).__name__, found)
+            elif found is not None:
+                layers[name] = found
+            if found is not None:
+                break
+    return layers, reasons
+
+
+def _calibrate(
+    model: nn.Module,
+    layers: Mapping[str, AffineLayer],
+    adapters: Sequence[ModuleType],
+    run: Callable[[], Any],
+) -> None:
+    kinds = (*PLAIN, *(kind for adapter in adapters for kind in adapter.HEAD_KINDS))
+    watch = HeadWatch((layer.module for layer in layers.values()), kinds)
+    begun: list[AffineLayer] = []
+    try:
+        for layer in layers.values():
+            begun.append(layer)
+            layer.begin(watch)
+        with _evaluating(model):
+            run()
+    finally:
+        watch.close()
+        for layer in begun:
+            layer.end()
+    for layer in layers.values():
+        layer.complete()
+
+
+def _set_aside(model: nn.Module, layers: dict[str, AffineLayer], reasons: dict[str, Kept]) -> None:
+    """Move the layers that cannot be converted from ``layers`` to ``reasons``."""
+
+    def keep(name: str, reason: str) -> None:
+        reasons[name] = Kept(name, layers.pop(name).kind, reason)
+
+    for name, layer in list(layers.items()):
+        if layer.obstacle is not None:
+            keep(name, layer.obstacle)
+    changed = True
+    while changed:  # a layer that is kept may share its last layer with others
+        changed = False
+        for name, layer in list(layers.items()):
+            for head, wanted in layer.heads.items():
+                users = [other for other in reasons if head in model.get_submodule(other).modules()]
+                users += [
+                    other for other, its in layers.items() if its.heads.get(head, wanted) != wanted
+                ]
+                if users:
+                    keep(name, f"its conditioner's last layer is that of {users[0]}, too")
+                    changed = True
+                    break
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without gradients; each module's own mode comes back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _undone_on_error(layers: Any) -> Iterator[None]:
+    """If an error comes up, the layers and all that is in them are what they were."""
+    modules = [module for layer in layers for module in layer.module.modules()]
+    before = [(module, type(module), _copy(module.__dict__)) for module in modules]
+    try:
+        yield
+    except BaseException:
+        for module, kind, attributes in before:
+            module.__class__ = kind
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+        raise
+
+
+def _copy(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Attributes of a module, its registries of children and tensors as copies."""
+    return {
+        name: value.copy() if name in ("_modules", "_parameters", "_buffers") else value
+        for name, value in attributes.items()
+    }
+
+
+def _default_run(model: Any, batch: Any) -> Any:
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = {}
+    if isinstance(batch, Mapping):
+        kwargs = batch
+    elif isinstance(batch, (tuple, list)):
+        args = batch
+    else:
+        args = (batch,)
+    if "zuko" in sys.modules:
+        from robustflow.compat.convert import zuko
+
+        if zuko.runs(model):
+            return zuko.run(model, *args, **kwargs)
+    log_prob = getattr(model, "log_prob", None)
+    return (log_prob if callable(log_prob) else model)(*args, **kwargs)
+
+
+def _report(
+    layers: Mapping[str, AffineLayer], splines: Mapping[str, Splines], kept: Mapping[str, Kept]
+) -> ConversionReport:
+    replaced = [
+        Replaced(
+            ".".join(filter(None, (name, part))),
+            *layer.names,
+            spline.log_scale.numel(),
+            (
+                float((spline.centre - spline.half_width).min()),
+                float((spline.centre + spline.half_width).max()),
+            ),
+            float(spline.log_scale.detach().mean()),
+        )
+        for name, layer in layers.items()
+        for part, spline in splines[name].items()
+    ]
+    return ConversionReport(tuple(replaced), tuple(kept.values()))

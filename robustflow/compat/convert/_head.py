@@ -1,0 +1,110 @@
+"""The last layer of a conditioner: finding it by what it made, and making it anew."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+PLAIN: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A last layer, and what it is to make.
+
+    Attributes:
+        module: the layer.
+        channels: how many it makes parameters for.
+        wanted: parameters for each.
+    """
+
+    module: nn.Module
+    channels: int
+    wanted: int
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why it cannot be made anew."""
+        weight = self.module._parameters.get("weight")
+        if weight is None or nn.utils.parametrize.is_parametrized(self.module):
+            return "its conditioner's last layer is parametrised (weight or spectral norm)"
+        if weight.shape[0] % self.channels:
+            return (
+                f"its conditioner's last layer makes {weight.shape[0]} outputs for "
+                f"{self.channels} channels"
+            )
+        for buffer in self._rows():
+            by_channel = buffer.unflatten(0, (self.channels, -1))
+            if not torch.equal(by_channel, by_channel[:, :1].expand_as(by_channel)):
+                return "its conditioner's last layer is masked in an order that is not known"
+        return None
+
+    def remake(self) -> None:
+        """Give it ``channels * wanted`` outputs, all zero, the parameters of a channel together."""
+        rows = self._num_rows()
+        module, outputs = self.module, self.channels * self.wanted
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                zeros = parameter.detach().new_zeros((outputs, *parameter.shape[1:]))
+                module._parameters[name] = nn.Parameter(zeros)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.shape[:1] == (rows,):
+                first = buffer.unflatten(0, (self.channels, -1))[:, 0]
+                module._buffers[name] = first.repeat_interleave(self.wanted, dim=0)
+        for attribute in ("out_features", "out_channels"):
+            if hasattr(module, attribute):
+                setattr(module, attribute, outputs)
+
+    def _num_rows(self) -> int:
+        return int(self.module.get_parameter("weight").shape[0])
+
+    def _rows(self) -> Iterable[Tensor]:
+        """Buffers with a row an output: an autoregressive mask, and the like."""
+        rows = self._num_rows()
+        return [
+            buffer
+            for buffer in self.module._buffers.values()
+            if buffer is not None and buffer.shape[:1] == (rows,)
+        ]
+
+
+class HeadWatch:
+    """Which layer made which tensor, while it is open.
+
+    Args:
+        modules: in which to look.
+        kinds: types of layers that can be made anew.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], kinds: tuple[type[nn.Module], ...]) -> None:
+        self._made: dict[nn.Module, tuple[weakref.ref[Tensor], int]] = {}
+        layers = {
+            layer: None
+            for module in modules
+            for layer in module.modules()
+            if nn.utils.parametrize.type_before_parametrizations(layer) in kinds
+        }
+        self._handles: list[RemovableHandle] = [
+            layer.register_forward_hook(self._note) for layer in layers
+        ]
+
+    def _note(self, layer: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            self._made[layer] = (weakref.ref(output), output._version)
+
+    def maker(self, tensor: Tensor) -> nn.Module | None:
+        """The layer whose output this very tensor is, unwritten since; None if there is none."""
+        for layer, (made, version) in self._made.items():
+            if made() is tensor and tensor._version == version:
+                return layer
+        return None
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()

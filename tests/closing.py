@@ -1,0 +1,46 @@
+"""What a run says at its end, whichever of its processes has it to say.
+
+The processes over which pytest-xdist shares tests out have no terminal: each sends what it has to
+the process that started it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+_KEY = "robustflow_closing"  # among what a process of pytest-xdist's sends at its end
+
+
+@dataclass
+class Closing:
+    """``sections``: title and text of each; ``gpu_tests``: names of those that need a GPU."""
+
+    sections: list[tuple[str, str]] = field(default_factory=list)
+    gpu_tests: set[str] = field(default_factory=set)
+
+
+_STASH = pytest.StashKey[Closing]()
+
+
+def of(config: pytest.Config) -> Closing:
+    """A run's, to read or to add to."""
+    return config.stash.setdefault(_STASH, Closing())
+
+
+def send(config: pytest.Config) -> None:
+    """In a process of pytest-xdist's: hand all of it on; elsewhere nothing."""
+    output = getattr(config, "workeroutput", None)
+    if output is not None:
+        closing = of(config)
+        output[_KEY] = (closing.sections, sorted(closing.gpu_tests))
+
+
+def receive(config: pytest.Config, node: Any) -> None:
+    """In the process that started it: take over what ``node`` sent, if it came to its end."""
+    sections, gpu_tests = getattr(node, "workeroutput", {}).get(_KEY, ((), ()))
+    closing = of(config)
+    closing.sections += sections
+    closing.gpu_tests.update(gpu_tests)
