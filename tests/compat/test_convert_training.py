@@ -139,7 +139,6 @@ def test_as_likely_as_the_affine_flow_and_no_explosion(name: str, conditional: b
     converted = nll()
     with each_layer_bounded(model) as shares:
         largest = worst(kind, model, conditional)
-    print(f"{name}: {affine:.3f} -> {converted:.3f}; {exploded:.3g} -> {largest:.3g}", max(shares))
 
     assert converted < 1.02 * affine
     if not conditional:
