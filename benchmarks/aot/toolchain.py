@@ -99,8 +99,8 @@ def compile_cuda(
     if not out.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         for stale in CACHE.glob(f"{source.stem}-sm_{arch}-*"):
-            stale.unlink()
-        partial = out.with_suffix(".partial")
+            stale.unlink(missing_ok=True)
+        partial = CACHE / f"partial-{os.getpid()}-{out.name}"
         _run(
             [compiler, "-cubin", f"-arch=sm_{arch}", *flags, f"-I{include}", source, "-o", partial]
         )

@@ -12,7 +12,7 @@ from aot.test_kernels import spills
 from benchmarks.aot import flow, kernels, pipes, sass, toolchain
 from benchmarks.aot.occupancy import occupancy
 
-pytestmark = [pytest.mark.aot, pytest.mark.xdist_group("machinery")]  # one name of a file
+pytestmark = pytest.mark.aot
 
 # A loop of two ways (a vector, or a number), one inside it, and a call that is rarely made.
 TEXT = """
