@@ -83,6 +83,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if workers.is_xdists(config):
         slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
         items.sort(key=lambda item: item.path not in slow)  # or one process would end with them
+        shared = "needs a GPU to itself, and pytest-xdist's processes share it: run `pytest -m gpu`"
+        for item in filter(workers.is_alone, items):
+            item.add_marker(pytest.mark.skip(reason=shared))
 
 
 @pytest.hookimpl(tryfirst=True)

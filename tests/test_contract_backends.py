@@ -151,7 +151,7 @@ def test_triton_serves_cpu_tensors_in_its_interpreter() -> None:
 def _python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **variables}
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
 
 
 def test_environment_variable() -> None:

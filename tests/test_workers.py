@@ -101,16 +101,18 @@ def test_the_first_failure_ends_it_where_asked(tmp_path: Path) -> None:
     assert status != 0 and "stopping after 1 failures" in output and "test_numbers[11]" in output
 
 
+@pytest.mark.slow
 def test_a_run_that_xdist_shares_out_says_the_same(tmp_path: Path) -> None:
     """Its processes take the place of ours, and what they have to say at the end is said once."""
     pytest.importorskip("xdist")
     (tmp_path / "test_more.py").write_text(MORE_TESTS)
     status, output = run(
-        tmp_path, "-n", "2", "--dist", "loadfile", "-k", "numbers or table or of_a_gpu"
+        tmp_path, "-n", "2", "--dist", "loadfile", "-k", "numbers or table or gpu or alone"
     )
     assert status == 1, output
     gpus = int(torch.cuda.is_available())
-    assert f"1 failed, {39 + gpus} passed, 1 skipped" in output
+    assert f"1 failed, {39 + gpus} passed, 2 skipped" in output
+    assert "needs a GPU to itself" in output
     assert output.count("= a title =") == output.count("and its table") == 1
     told = "the rest: 1 passed" if gpus else "1 tests need a GPU and were left out"
     assert output.count(told) == 1

@@ -58,7 +58,8 @@ class Compiled:
     def local_accesses(self) -> int:
         """Instructions that load from or store to memory of the thread's own: spills, or arrays
         that are indexed at run time."""
-        return sum(n for (space, *_), n in self.counts.accesses.items() if space == "local")
+        accesses = (instruction.access for instruction in self.instructions)
+        return sum(access is not None and access.space == "local" for access in accesses)
 
 
 def cuda_kernels(arch: int, sources: tuple[Path, ...] = ()) -> Iterator[Compiled]:
