@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from robustflow import functional as F
+from robustflow._versions import versions
 from robustflow.compat._calls import bound_obstacle, in_dtype, promoted_dtype, tensor_obstacle
 from robustflow.compat._code import (
     AttributeChange,
@@ -227,8 +228,8 @@ class _Spline:
             else:
                 parameters = (_kept(widths), _kept(heights), _kept(derivatives))
             # zuko's knots would be those of now: note the versions, to see a later change.
-            versions = _versions(parameters)
-            self_.__dict__[_RAW] = (None, versions, *parameters, bound, slope)
+            noted = versions(_tensors(parameters))
+            self_.__dict__[_RAW] = (None, noted, *parameters, bound, slope)
             self.alive[id(self_)] = self_
             if not self.active:  # the library was restored meanwhile
                 self.settle(self_)
@@ -313,13 +314,13 @@ class _Spline:
         noted = state.get(_RAW)
         if noted is None:
             return None
-        knots, versions = noted[:2]
+        knots, then = noted[:2]
         raw = noted[2:]
         if knots is None:
             if not state.keys().isdisjoint(_KNOTS):  # assigned by the user: they win
                 self.settle(transform)
                 return None
-            if _versions(raw[:-2]) != versions:
+            if versions(_tensors(raw[:-2])) != then:
                 raise RuntimeError(
                     "The parameters of this MonotonicRQSTransform were modified in place after it "
                     "was made, so that its knots cannot be had any more: make it again, or clone "
@@ -393,13 +394,9 @@ def _kept(parameter: Any) -> Any:
     return parameter.clone() if parameter.is_leaf else parameter  # an optimizer writes on leaves
 
 
-def _versions(parameters: Sequence[Any]) -> list[int]:
-    """How often each tensor has been written to; 0 where that is not counted."""
-    return [
-        parameter._version
-        for parameter in parameters
-        if isinstance(parameter, Tensor) and not parameter.is_inference()
-    ]
+def _tensors(parameters: Sequence[Any]) -> list[Tensor]:
+    """The parameters without the number of bins that stands beside packed ones."""
+    return [parameter for parameter in parameters if isinstance(parameter, Tensor)]
 
 
 def _unpack_change(utils: ModuleType) -> Change:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from robustflow._checks import check_tensor
 from robustflow.distributions.kept import Kept, Traced
 
 
-class ElementwiseTransform(Transform):
+class ElementwiseTransform(Transform, ABC):
     """A monotone increasing function of each element, with parameters of its own.
 
     A parameter's last dimension holds what one element needs; the others broadcast against x.
@@ -39,9 +40,9 @@ class ElementwiseTransform(Transform):
         self._kept: Kept | None = None
         self._traced: Traced | None = None
 
+    @abstractmethod
     def _transform(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         """x of the full shape -> y and the log-determinant, element by element."""
-        raise NotImplementedError
 
     @property
     def _parameters(self) -> tuple[Tensor, ...]:

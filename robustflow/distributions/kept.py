@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from robustflow._versions import versions
+
 
 class Kept:
     """The log-determinant of one eager call, for as long as the caller holds both x and y.
@@ -37,7 +39,7 @@ class Kept:
         self._y = weakref.ref(y, forget)
         self._inverse = inverse
         self._parameters = tuple(parameters)
-        self._versions = _versions(x, y, *parameters)
+        self._versions = versions((x, y, *parameters))
 
     def logabsdet(
         self, x: Tensor, y: Tensor, inverse: bool, parameters: Sequence[Tensor]
@@ -56,7 +58,7 @@ class Kept:
             and self._x() is x
             and self._y() is y
             and all(new is old for new, old in zip(parameters, self._parameters, strict=True))
-            and self._versions == _versions(x, y, *parameters)
+            and self._versions == versions((x, y, *parameters))
             and _has_wanted_graph(x, y, self._inverse, parameters)
         )
 
@@ -95,8 +97,3 @@ def _has_wanted_graph(x: Tensor, y: Tensor, inverse: bool, parameters: Sequence[
     if made.requires_grad or not torch.is_grad_enabled():
         return True
     return not any(tensor.requires_grad for tensor in (given, *parameters))
-
-
-def _versions(*tensors: Tensor) -> list[int]:
-    """How often each was written to, which torch does not count for inference tensors."""
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
