@@ -19,8 +19,10 @@ from robustflow._checks import (
     check_leading_shape,
     check_minimum_bin,
     check_positive,
+    check_rq_parameters,
     check_same_device,
     check_tensor,
+    count_derivatives,
 )
 
 Reduce = Literal["sum", "none"]
@@ -30,10 +32,8 @@ Bound = float | Sequence[float] | Tensor
 _REDUCE = ("sum", "none")
 _DERIVATIVE = ("exp", "softclip")
 _PARAM_ORDER = ("channel", "parameter")
-_TAILS = tuple(ops.TAILS)
 _SCALES = tuple(ops.SCALES)
 _PARAMETRIZATIONS = tuple(ops.PARAMETRIZATIONS)
-_EXTRA_DERIVATIVES = {"linear": -1, "circular": 0, None: 1}  # beyond one a bin
 
 
 def modified_rq_spline(
@@ -167,9 +167,8 @@ def rq_spline(
     """
     check_tensor("inputs", inputs)
     groups = (unnormalized_widths, unnormalized_heights, unnormalized_derivatives)
-    num_bins = _check_groups(groups, inputs, tails)
-    shape = inputs.shape
-    if any(group.shape[:-1] != shape for group in groups):
+    num_bins, leading = check_rq_parameters(groups, inputs, tails)
+    if leading is None or leading != inputs.shape:
         inputs = inputs.expand(_broadcast(inputs, groups))
     return _rq(
         inputs,
@@ -229,7 +228,7 @@ def rq_spline_packed(
     check_tensor("x", x)
     if not isinstance(num_bins, int) or num_bins < 1:
         raise ValueError(f"num_bins must be a whole number of at least 1, got {num_bins!r}.")
-    num_params = 2 * num_bins + _num_derivatives(num_bins, tails)
+    num_params = 2 * num_bins + count_derivatives(num_bins, tails)
     return _rq(
         x,
         (_unpack("params", params, x, num_params, param_order), None, None),
@@ -359,38 +358,14 @@ def _unpack(name: str, params: Tensor, x: Tensor, num_params: int, order: str) -
             f"{name} must have shape {wanted}{(*shape, num_params)} for x of shape "
             f"{tuple(shape)} with {num_params} parameters an element, got {tuple(packed)}."
         )
-    rest = (packed[0], *packed[2:])
-    check_leading_shape(name, rest, (shape[0], *shape[2:]), "x's (or 1 where shared)")
+    samples, space = packed[0], packed[2:]
+    if samples != shape[0] or space != shape[2:]:
+        wanted = "x's (or 1 where shared)"
+        check_leading_shape(name, (samples, *space), (shape[0], *shape[2:]), wanted)
     if order == "channel":
-        params = params.unflatten(1, (shape[1], num_params))
-        return params if params.dim() == 3 else params.movedim(2, -1)
-    return params.unflatten(1, (num_params, shape[1])).movedim(1, -1)
-
-
-def _num_derivatives(num_bins: int, tails: str | None) -> int:
-    check_choice("tails", tails, _TAILS)
-    return num_bins + _EXTRA_DERIVATIVES[tails]
-
-
-def _check_groups(groups: tuple[Tensor, Tensor, Tensor], x: Tensor, tails: str | None) -> int:
-    """Check separate parameters; returns the number of bins."""
-    names = ("unnormalized_widths", "unnormalized_heights", "unnormalized_derivatives")
-    for name, group in zip(names, groups, strict=True):
-        check_tensor(name, group)
-        check_same_device(name, group, x)
-        if group.dim() == 0:
-            raise ValueError(f"{name} must have the bins as its last dimension, got a 0-d tensor.")
-    num_bins = groups[0].shape[-1]
-    num_derivatives = _num_derivatives(num_bins, tails)
-    for name, group, wanted in zip(
-        names, groups, (num_bins, num_bins, num_derivatives), strict=True
-    ):
-        if group.shape[-1] != wanted:
-            raise ValueError(
-                f"{name} must have a last dimension of {wanted} for {num_bins} bins with "
-                f"tails={tails!r}, got shape {tuple(group.shape)}."
-            )
-    return num_bins
+        params = params.view(samples, shape[1], num_params, *space)
+        return params.movedim(2, -1) if space else params
+    return params.view(samples, num_params, shape[1], *space).movedim(1, -1)
 
 
 def _broadcast(x: Tensor, groups: tuple[Tensor, Tensor, Tensor]) -> torch.Size:

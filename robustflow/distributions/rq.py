@@ -9,6 +9,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from robustflow import functional as F
+from robustflow._checks import check_rq_parameters
 from robustflow.distributions.elementwise import ElementwiseTransform
 
 _EDGES = ("left", "right", "bottom", "top")
@@ -75,7 +76,7 @@ class RQSplineTransform(ElementwiseTransform):
         cache_size: int = 0,
     ) -> None:
         groups = (unnormalized_widths, unnormalized_heights, unnormalized_derivatives)
-        self.num_bins = F._check_groups(groups, unnormalized_widths, tails)
+        self.num_bins, _ = check_rq_parameters(groups, unnormalized_widths, tails)
         self.unnormalized_widths = unnormalized_widths
         self.unnormalized_heights = unnormalized_heights
         self.unnormalized_derivatives = unnormalized_derivatives

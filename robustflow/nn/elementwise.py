@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypedDict, TypeVar
 from torch import Tensor
 
 from robustflow import functional as F
-from robustflow._checks import check_choice, check_positive
+from robustflow._checks import check_choice, check_positive, count_derivatives
 
 Scale = Literal["sigmoid", "exp", "softplus", "atan_exp", "tanh_exp", "softclip_exp"]
 Derivative = Literal["exp", "softclip"]
@@ -205,7 +205,7 @@ class RQSpline:
     @property
     def num_derivatives(self) -> int:
         """K-1 raw derivatives with linear tails, K circular, K+1 without tails."""
-        return F._num_derivatives(self.num_bins, self.tails)
+        return count_derivatives(self.num_bins, self.tails)
 
     @property
     def num_params(self) -> int:

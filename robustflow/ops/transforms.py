@@ -179,8 +179,12 @@ def _with_dims(tensor: Tensor, dims: int) -> Tensor:
 def _same_leading_shape(x: Tensor, *groups: Tensor) -> list[Tensor]:
     """Groups of parameters that broadcast alike (the kernels sum one pattern of gradients)."""
     dims = x.dim() + 1
-    views = [group if group.dim() == dims else _with_dims(group, dims) for group in groups]
-    if all(view.shape[:-1] == views[0].shape[:-1] for view in views):
+    views = [_with_dims(group, dims) for group in groups]
+    shapes = [view.shape[:-1] for view in views]
+    for shape in shapes:
+        if shape != shapes[0]:
+            break
+    else:
         return views
-    shape = torch.broadcast_shapes(*(view.shape[:-1] for view in views))
+    shape = torch.broadcast_shapes(*shapes)
     return [view.expand(*shape, view.shape[-1]) for view in views]
