@@ -380,7 +380,6 @@ def time_job(job: Job, quick: bool, policy: str, seconds: float) -> Row:
     times = timing.alternate(
         functions, seconds=seconds, min_rounds=3, warmup=2, sampler=sample_seconds
     )
-    ours = times["robustflow"]
     return Row(
         name=job.full_name,
         operation=job.operation,
@@ -388,13 +387,10 @@ def time_job(job: Job, quick: bool, policy: str, seconds: float) -> Row:
         shape=case.shape,
         dtype="float32",
         allocator=policy,
-        median_s=ours.median,
-        spread=ours.spread,
-        elements_per_s=prod(case.shape) / ours.median,
         bytes=num_bytes,
-        floor_fraction=times["copy"].median / ours.median,
-        ratio={who: times[who].median / ours.median for who in case.competitors},
-        ratio_spread={who: timing.ratio_spread(times[who], ours) for who in case.competitors},
+        **timing.row_figures(
+            times.pop("robustflow"), times.pop("copy"), times, elements=prod(case.shape)
+        ),
     )
 
 

@@ -21,6 +21,7 @@ included, or one decoding of ten latents; the published design takes ten times o
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 from collections import Counter
@@ -44,6 +45,8 @@ KINDS: dict[str, Any] = {
     "affine": srflow.CondAffineSeparatedAndCond,
     "reparam": srflow.CondAffineReparamSeparatedAndCond,
 }
+# What undoes an injector's and half a coupling's scale of sigmoid(2), or 96 of them explode.
+ACTNORM_LOG_SCALES = {"modified_rq": 0.0, "affine": 0.19, "reparam": -0.19}
 DESIGNS = ("robustflow", "free", "published")
 SAMPLES = 10
 TARGET_OF_FREE = 1.1  # sampling and training take at most this much of the free transform's time
@@ -212,6 +215,9 @@ def networks(shape: Shape, kind: str) -> dict[str, Network]:
         for name, parameter in ours.named_parameters():
             if ".4." in name:  # zero at first
                 parameter.copy_(0.01 * torch.randn_like(parameter))
+        for layer in ours.modules():
+            if isinstance(layer, ActNorm):
+                layer.log_scale.fill_(ACTNORM_LOG_SCALES[kind])
     for network in made.values():
         for mine, other in zip(ours.parameters(), network.parameters(), strict=True):
             other.data.copy_(mine)
@@ -240,6 +246,14 @@ class Case:
         used = torch.autograd.grad(loss, leaves, allow_unused=True)
         return tuple(gradient for gradient in used if gradient is not None)
 
+    def double(self) -> Case:
+        return Case(
+            copy.deepcopy(self.network).double(),
+            self.x.double(),
+            [each.double() for each in self.latents],
+            [each.detach().double().requires_grad_() for each in self.features],
+        )
+
     @torch.no_grad()
     def one_by_one(self) -> Tensor:
         with srflow.condition_once():
@@ -265,18 +279,28 @@ def cases(shape: Shape, kind: str) -> dict[str, Case]:
 
 
 def check_agreement(made: Mapping[str, Case]) -> None:
-    """Raises RuntimeError where ours and the published design differ, gradients included."""
+    """Hold ours to the published design in double precision, gradients included.
+
+    The derivative of a spline's log-determinant jumps at knots. In a hundred layers some element is
+    within a rounding of one, and the gradients of a layer then differ by up to 1e-2, in ours or in
+    the published design alike.
+
+    Raises:
+        RuntimeError: something is further off, or not finite; the message says what.
+    """
     ours, published = made["robustflow"], made["published"]
-    pairs = [("samples", ours.sample(), published.sample())]
-    pairs += [("samples, condition once", ours.one_by_one()[-1:], published.sample())]
-    pairs += [("samples, as a batch", ours.batch()[-1:], published.sample())]
-    pairs += [
-        ("gradients", mine, other)
-        for mine, other in zip(ours.train(), published.train(), strict=True)
+    exact = published.double()
+    sample = exact.sample()
+    compared = [
+        ("samples", ours.sample(), sample, 1e-3),
+        ("samples, condition once,", ours.one_by_one()[-1:], sample, 1e-3),
+        ("samples, as a batch,", ours.batch()[-1:], sample, 1e-3),
     ]
-    for what, mine, other in pairs:
-        error = float((mine - other).norm() / other.norm().clamp(min=1e-6))
-        if not error < 1e-2:
+    gradients = zip(ours.train(), exact.train(), strict=True)
+    compared += [("gradients", mine, right, 2e-2) for mine, right in gradients]
+    for what, mine, right, most in compared:
+        error = float((mine - right).norm() / right.norm().clamp(min=1e-6))
+        if not error < most:
             raise RuntimeError(f"The published design's {what} differ by {error:.1e}.")
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -61,6 +61,26 @@ def ratio_spread(first: Timing, second: Timing) -> float:
         0.0
     """
     return spread([a / b for a, b in zip(first.samples, second.samples, strict=True)])
+
+
+def row_figures(
+    ours: Timing, copy: Timing, competitors: Mapping[str, Timing], elements: int
+) -> dict[str, Any]:
+    """What times, and those of a copy of as many bytes, say in a :class:`benchmarks.rows.Row`.
+
+    Example:
+        >>> figures = row_figures(Timing((2.0,)), Timing((1.0,)), {"eager": Timing((8.0,))}, 100)
+        >>> figures["elements_per_s"], figures["floor_fraction"], figures["ratio"]
+        (50.0, 0.5, {'eager': 4.0})
+    """
+    return {
+        "median_s": ours.median,
+        "spread": ours.spread,
+        "elements_per_s": elements / ours.median,
+        "floor_fraction": copy.median / ours.median,
+        "ratio": {name: theirs.median / ours.median for name, theirs in competitors.items()},
+        "ratio_spread": {name: ratio_spread(theirs, ours) for name, theirs in competitors.items()},
+    }
 
 
 def alternate(

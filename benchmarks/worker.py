@@ -37,7 +37,6 @@ def time_workload(workload: workloads.Workload, policy: str, seconds: float) -> 
         min_rounds=5 if policy == "keeping" else 3,
         warmup=2,  # each has been called once already, for the comparison
     )
-    ours = times["robustflow"]
     row = Row(
         name=workload.name,
         operation=workload.operation,
@@ -45,13 +44,10 @@ def time_workload(workload: workloads.Workload, policy: str, seconds: float) -> 
         shape=workload.shape,
         dtype="float32",
         allocator=policy,
-        median_s=ours.median,
-        spread=ours.spread,
-        elements_per_s=workload.elements / ours.median,
         bytes=workload.bytes,
-        floor_fraction=times["copy"].median / ours.median,
-        ratio={name: times[name].median / ours.median for name in case.competitors},
-        ratio_spread={name: timing.ratio_spread(times[name], ours) for name in case.competitors},
+        **timing.row_figures(
+            times.pop("robustflow"), times.pop("copy"), times, elements=workload.elements
+        ),
     )
     return {"row": asdict(row), "left_out": case.left_out}
 

@@ -254,6 +254,21 @@ def test_constructors_tell_what_is_wrong() -> None:
         RQSpline(tail_bound=-1.0)
 
 
+@pytest.mark.parametrize(
+    ("kind", "of_conditioner"),
+    [
+        (ConditionalAffineCoupling, "hidden_channels"),
+        (ModifiedRQSplineInjector, "hidden_channels"),
+        (RQSplineAutoregressive, "hidden_features"),
+    ],
+)
+def test_an_unknown_option_is_named_with_those_that_there_are(
+    kind: Any, of_conditioner: str
+) -> None:
+    with pytest.raises(TypeError, match=rf"^hiden: no such option.*\b{of_conditioner}\b"):
+        kind(4, 2, hiden=8)
+
+
 def test_repr_names_the_options() -> None:
     text = repr(RQSplineCoupling(6, 3, num_bins=4, reverse=True))
     for part in (

@@ -89,6 +89,64 @@ ROBUSTFLOW_FN void transpose8(float8 r[8]) {
   }
 }
 
+// Two registers of numbers to those at even and those at odd places, and back.
+ROBUSTFLOW_FN void deal(float8& a, float8& b) {
+  const float8 even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+  b = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+  a = even;
+}
+ROBUSTFLOW_FN void zip(float8& a, float8& b) {
+  const float8 first = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+  b = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+  a = first;
+}
+
+// Eight rows of two or of four that follow each other become columns, and back. Dealt once, the
+// registers hold even columns and odd columns in turn; dealt again, one column each.
+ROBUSTFLOW_FN void rows_to_columns(float8 (&r)[2]) { deal(r[0], r[1]); }
+ROBUSTFLOW_FN void columns_to_rows(float8 (&c)[2]) { zip(c[0], c[1]); }
+ROBUSTFLOW_FN void rows_to_columns(float8 (&r)[4]) {
+  deal(r[0], r[1]);
+  deal(r[2], r[3]);
+  deal(r[0], r[2]);  // columns 0 and 2
+  deal(r[1], r[3]);  // columns 1 and 3
+}
+ROBUSTFLOW_FN void columns_to_rows(float8 (&c)[4]) {
+  zip(c[1], c[3]);
+  zip(c[0], c[2]);
+  zip(c[2], c[3]);
+  zip(c[0], c[1]);
+}
+
+template <int PLANES, class S>
+ROBUSTFLOW_FN std::int64_t load_short_rows(const S* from, std::int64_t size, float* to,
+                                           std::int64_t to_stride) {
+  std::int64_t i = 0;
+  for (; i + 8 <= size; i += 8) {
+    float8 r[PLANES];
+    const S* rows = from + i * PLANES;
+    repeat<PLANES>(PLANES, [&](int k) ROBUSTFLOW_INLINE { r[k] = load8(rows + 8 * k); });
+    __builtin_prefetch(rows + size * PLANES);  // the next block's
+    rows_to_columns(r);
+    repeat<PLANES>(PLANES, [&](int k) ROBUSTFLOW_INLINE { store8(r[k], to + k * to_stride + i); });
+  }
+  return i;
+}
+template <int PLANES, class S>
+ROBUSTFLOW_FN std::int64_t store_short_rows(const float* from, std::int64_t from_stride,
+                                            std::int64_t size, S* to) {
+  std::int64_t i = 0;
+  for (; i + 8 <= size; i += 8) {
+    float8 c[PLANES];
+    repeat<PLANES>(PLANES,
+                   [&](int k) ROBUSTFLOW_INLINE { c[k] = load8(from + k * from_stride + i); });
+    columns_to_rows(c);
+    repeat<PLANES>(PLANES,
+                   [&](int k) ROBUSTFLOW_INLINE { store8(c[k], to + i * PLANES + 8 * k); });
+  }
+  return i;
+}
+
 // Rows of `planes` adjacent numbers to planes, eight by eight in registers. Reading eight numbers
 // may run past a row, so rows whose eight would end beyond the last row's end go one by one.
 template <class S>
@@ -96,6 +154,8 @@ ROBUSTFLOW_FN void load_rows(const S* from, std::int64_t stride, int planes, std
                              float* to, std::int64_t to_stride) {
   const std::int64_t end = (size - 1) * stride + planes;
   std::int64_t i = 0;
+  if (stride == planes && planes == 2) i = load_short_rows<2>(from, size, to, to_stride);
+  if (stride == planes && planes == 4) i = load_short_rows<4>(from, size, to, to_stride);
   for (; i + 8 <= size; i += 8) {
     for (int offset = 0; offset < planes; offset += 8) {
       // The last eight overlap the ones before, where there are that many.
@@ -129,6 +189,8 @@ template <class S>
 ROBUSTFLOW_FN void store_rows(const float* from, std::int64_t from_stride, int planes,
                               std::int64_t size, S* to, std::int64_t stride) {
   std::int64_t i = 0;
+  if (stride == planes && planes == 2) i = store_short_rows<2>(from, from_stride, size, to);
+  if (stride == planes && planes == 4) i = store_short_rows<4>(from, from_stride, size, to);
   if (planes >= 8 || stride == planes) {
     const std::int64_t end = (size - 1) * stride + planes;
     for (; i + 8 <= size; i += 8) {

@@ -205,7 +205,7 @@ class BlockRunner {
       Index size = std::min(capacity_, end - start);
       if (run_ >= kLongRun) size = std::min(size, run_ - start % run_);
       // What does not fill whole packs is worked on in buffers, which are padded.
-      if (size > kBlockAlign) size -= size % kBlockAlign;
+      if (size > lanes_) size -= size % lanes_;
       run_block(start, size);
       done(start, size);
       start += size;
@@ -227,7 +227,7 @@ class BlockRunner {
   // The operand's own memory, where a block of it is planes already.
   bool in_place(const View& view, Index start, Index size, T*& data) const {
     if (!view.data || view.dtype != dtype_of<T> || view.stride[view.dims - 1] != 1) return false;
-    if (size % kBlockAlign || start % view.run() + size > view.run()) return false;
+    if (size % lanes_ || start % view.run() + size > view.run()) return false;
     view.for_runs(start, size, [&](Index offset, Index, Index) {
       data = reinterpret_cast<T*>(view.data) + offset;
     });
@@ -286,6 +286,7 @@ class BlockRunner {
  private:
   const Problem& problem_;
   Kernel<T> kernel_;
+  Index lanes_ = kernels<T>().lanes;
   Index capacity_ = 0, run_ = 1;
   bool fused_sum_ = false;
   View in_[kMaxInputs], out_[kMaxOutputs];

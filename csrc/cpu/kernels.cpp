@@ -25,6 +25,10 @@ inline constexpr int kModifiedRqPack = 4, kAffinePack = 4, kRqPack = 2, kGradien
 inline constexpr int kModifiedRqPack = 1, kAffinePack = 2, kRqPack = 1, kGradientPack = 1;
 #endif
 
+inline constexpr int kWidestPack = kAffinePack;
+static_assert(kWidestPack % kModifiedRqPack == 0 && kWidestPack % kRqPack == 0 &&
+              kWidestPack % kGradientPack == 0);
+
 constexpr bool is_inverse(Direction d) { return d == cpu::kInverse || d == cpu::kInverseGradient; }
 
 // How far ahead planes are fetched: the hardware's prefetcher stops at the end of a page.
@@ -224,7 +228,10 @@ void rq_kernel(const Block<T>& block, const void* config) {
 
 template <class T>
 constexpr cpu::Kernels<T> kernels() {
+  constexpr int lanes = Pack<T, kWidestPack>::lanes;
+  static_assert(cpu::kBlockAlign % lanes == 0);
   return {
+      lanes,
       {modified_rq_kernel<T, cpu::kForward>, modified_rq_kernel<T, cpu::kInverse>,
        modified_rq_kernel<T, cpu::kForwardGradient>, modified_rq_kernel<T, cpu::kInverseGradient>},
       {rq_kernel<T, cpu::kForward>, rq_kernel<T, cpu::kInverse>,

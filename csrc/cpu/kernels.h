@@ -12,8 +12,7 @@
 
 namespace robustflow::cpu {
 
-// A multiple of every pack: planes can be read and written up to a multiple of it beyond a block's
-// size. The driver's buffers are padded to it; a block in a tensor's own memory has a multiple of it.
+// A multiple of every pack of every instruction set: the driver's buffers are padded to it.
 inline constexpr int kBlockAlign = 64;
 
 template <class T>
@@ -46,6 +45,9 @@ enum Direction { kForward, kInverse, kForwardGradient, kInverseGradient, kNumDir
 
 template <class T>
 struct Kernels {
+  // A multiple of every pack of this set: planes are read and written up to a multiple of it beyond
+  // a block's size, so a block in a tensor's own memory has a multiple of it.
+  int lanes;
   Kernel<T> modified_rq[kNumDirections];
   Kernel<T> rq[kNumDirections];
   Kernel<T> affine[kNumDirections];

@@ -11,7 +11,7 @@ their types for the layers that take them as keyword arguments.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Protocol, TypedDict, TypeVar
 
@@ -246,12 +246,22 @@ class RQSpline:
 
 
 def take_options(
-    kind: type[TransformT], options: Mapping[str, Any]
+    kind: type[TransformT], options: Mapping[str, Any], others: Iterable[str]
 ) -> tuple[TransformT, dict[str, Any]]:
-    """A transform from those of the options that are its fields, and the other options."""
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    """A transform from those of the options that are its fields, and the ``others``.
+
+    Raises:
+        TypeError: an option is neither.
+    """
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    others = list(others)
+    if unknown := [name for name in options if name not in (*names, *others)]:
+        raise TypeError(
+            f"{', '.join(unknown)}: no such option. There are {', '.join(names)} of the transform "
+            f"and {', '.join(others)} of the default conditioner."
+        )
     mine = {name: value for name, value in options.items() if name in names}
-    return kind(**mine), {name: value for name, value in options.items() if name not in names}
+    return kind(**mine), {name: value for name, value in options.items() if name in others}
 
 
 def _inverse_softplus(value: float, otherwise: str) -> float:

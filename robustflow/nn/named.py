@@ -24,6 +24,10 @@ from robustflow.nn.masked import MaskedConditionerOptions
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+# What the default conditioners take from a layer's options.
+_CONDITIONER = tuple(ConditionerOptions.__annotations__)
+_MASKED_CONDITIONER = tuple(MaskedConditionerOptions.__annotations__)
+
 
 class _AffineLayerOptions(AffineOptions, ConditionerOptions, total=False): ...
 
@@ -71,7 +75,7 @@ class ConditionalAffineCoupling(Coupling):
         reverse: bool = False,
         **options: Unpack[_AffineLayerOptions],
     ) -> None:
-        transform, rest = take_options(Affine, _bounded(options))
+        transform, rest = take_options(Affine, _bounded(options), _CONDITIONER)
         super().__init__(
             channels, context_channels, transform, conditioner, reverse=reverse, **rest
         )
@@ -96,7 +100,7 @@ class ConditionalAffineInjector(Injector):
         conditioner: nn.Module | None = None,
         **options: Unpack[_AffineLayerOptions],
     ) -> None:
-        transform, rest = take_options(Affine, _bounded(options))
+        transform, rest = take_options(Affine, _bounded(options), _CONDITIONER)
         super().__init__(channels, context_channels, transform, conditioner, **rest)
 
 
@@ -123,7 +127,7 @@ class ModifiedRQSplineCoupling(Coupling):
         reverse: bool = False,
         **options: Unpack[_ModifiedRQSplineLayerOptions],
     ) -> None:
-        transform, rest = take_options(ModifiedRQSpline, options)
+        transform, rest = take_options(ModifiedRQSpline, options, _CONDITIONER)
         super().__init__(
             channels, context_channels, transform, conditioner, reverse=reverse, **rest
         )
@@ -148,7 +152,7 @@ class ModifiedRQSplineInjector(Injector):
         conditioner: nn.Module | None = None,
         **options: Unpack[_ModifiedRQSplineLayerOptions],
     ) -> None:
-        transform, rest = take_options(ModifiedRQSpline, options)
+        transform, rest = take_options(ModifiedRQSpline, options, _CONDITIONER)
         super().__init__(channels, context_channels, transform, conditioner, **rest)
 
 
@@ -181,7 +185,7 @@ class RQSplineCoupling(Coupling):
         reverse: bool = False,
         **options: Unpack[_RQSplineLayerOptions],
     ) -> None:
-        transform, rest = take_options(RQSpline, options)
+        transform, rest = take_options(RQSpline, options, _CONDITIONER)
         super().__init__(
             channels, context_channels, transform, conditioner, reverse=reverse, **rest
         )
@@ -206,7 +210,7 @@ class RQSplineInjector(Injector):
         conditioner: nn.Module | None = None,
         **options: Unpack[_RQSplineLayerOptions],
     ) -> None:
-        transform, rest = take_options(RQSpline, options)
+        transform, rest = take_options(RQSpline, options, _CONDITIONER)
         super().__init__(channels, context_channels, transform, conditioner, **rest)
 
 
@@ -238,7 +242,7 @@ class RQSplineAutoregressive(Autoregressive):
         reverse: bool = False,
         **options: Unpack[_RQSplineMaskedOptions],
     ) -> None:
-        transform, rest = take_options(RQSpline, options)
+        transform, rest = take_options(RQSpline, options, _MASKED_CONDITIONER)
         super().__init__(
             features, context_features, transform, conditioner, reverse=reverse, **rest
         )
