@@ -96,6 +96,33 @@ def test_doctor_reads_the_drivers_version(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("mode", "setting", "advised"),
+    [
+        ("madvise", None, True),
+        ("madvise", "1", False),
+        ("always", None, False),
+        (None, None, False),
+    ],
+)
+def test_doctor_advises_huge_pages_where_they_have_to_be_asked_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str | None,
+    setting: str | None,
+    advised: bool,
+) -> None:
+    file = tmp_path / "enabled"
+    if mode:
+        file.write_text("always madvise never\n".replace(mode, f"[{mode}]"))
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    if setting:
+        monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", setting)
+    report = doctor._memory_report(file)
+    assert report["huge pages"] == (mode or "unknown")
+    assert ("THP_MEM_ALLOC_ENABLE=1" in report["advice"]) is advised
+
+
+@pytest.mark.parametrize(
     ("cuda", "triton", "rules", "wanted"),
     [
         (False, False, 0, "reference"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _NOT_FACTS = ("loaded", "reason")
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 HELP = "say what is installed, built and in use, and what is wrong with it"
 
@@ -170,20 +171,36 @@ def _self_test(backend: str, device: str) -> list[str]:
     ]
 
 
-def _memory_report() -> dict[str, str]:
+def _memory_report(huge_pages_file: Path = HUGE_PAGES) -> dict[str, str]:
     from robustflow.memory import allocator
 
-    name = allocator()
-    if name != "glibc":
-        return {"allocator": name, "advice": "none"}
-    return {
-        "allocator": name,
-        "advice": (
+    name, huge_pages = allocator(), huge_pages_mode(huge_pages_file)
+    advice = []
+    if name == "glibc":
+        advice.append(
             "glibc maps large tensors afresh each time, which can cost more than the transform: "
             "call robustflow.retain_memory() at the start of a program, or run it under tcmalloc "
             "or jemalloc"
-        ),
+        )
+    if huge_pages == "madvise" and os.environ.get("THP_MEM_ALLOC_ENABLE") != "1":
+        advice.append(
+            "the system gives huge pages to who asks: set THP_MEM_ALLOC_ENABLE=1 before Python "
+            "starts, and PyTorch asks for its tensors of 2 MB and more, whose fresh memory then "
+            "costs a third"
+        )
+    return {
+        "allocator": name,
+        "huge pages": huge_pages,
+        "advice": "; ".join(advice) or "none",
     }
+
+
+def huge_pages_mode(file: Path = HUGE_PAGES) -> str:
+    """When Linux backs memory with transparent huge pages: always, madvise or never."""
+    try:
+        return file.read_text().partition("[")[2].partition("]")[0] or "unknown"
+    except OSError:
+        return "unknown"
 
 
 def render(diagnosis: dict[str, Any]) -> str:
