@@ -1,12 +1,15 @@
 """Two runs, row by row: what got slower by more than the noise.
 
-On one machine times are compared. On two, times say nothing: the ratios to each competitor are
-compared instead, which were measured by alternation in each run. The noise of a difference is the
-spread of both runs together, and at least ``MINIMUM_NOISE``.
+On one machine times are compared. Its clock and its neighbours change from run to run, and with
+them every time: by how much, the competitors' times tell, which were taken in alternation with ours
+in either run, and a difference counts only beyond theirs. On two machines times say nothing: the
+ratios to each competitor are compared instead. The noise of a difference is the spread of both runs
+together, and at least ``MINIMUM_NOISE``.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -40,6 +43,7 @@ class Change:
         before, after: the number.
         slowdown: how many times slower the second run is by it; under 1 it is faster.
         noise: what ``slowdown`` has to exceed, as a fraction.
+        drift: how many times slower the competitors were in the second run: the machine's share.
     """
 
     case: str
@@ -48,12 +52,13 @@ class Change:
     after: float
     slowdown: float
     noise: float
+    drift: float = 1.0
 
     @property
     def verdict(self) -> str:
-        if self.slowdown > 1 + self.noise:
+        if self.slowdown > max(1.0, self.drift) * (1 + self.noise):
             return SLOWER
-        return FASTER if self.slowdown < 1 / (1 + self.noise) else SAME
+        return FASTER if self.slowdown < min(1.0, self.drift) / (1 + self.noise) else SAME
 
 
 @dataclass
@@ -100,7 +105,9 @@ def compare(before: Run, after: Run) -> Comparison:
         if not result.differs:
             noise = _noise(old.spread, new.spread)
             slowdown = new.median_s / old.median_s
-            result.changes.append(Change(case, "time", old.median_s, new.median_s, slowdown, noise))
+            result.changes.append(
+                Change(case, "time", old.median_s, new.median_s, slowdown, noise, _drift(old, new))
+            )
             continue
         both = [name for name in old.ratio if name in new.ratio]
         if not both:
@@ -145,12 +152,15 @@ def _changes_table(changes: list[Change]) -> str:
             number(change, change.before),
             number(change, change.after),
             f"{change.slowdown:.2f}x",
+            f"{change.drift:.2f}x",
             f"{change.noise:.0%}",
             change.verdict,
         ]
         for change in sorted(changes, key=lambda change: -change.slowdown)
     ]
-    return table(["case", "measure", "before", "after", "slower by", "noise", "verdict"], lines)
+    return table(
+        ["case", "measure", "before", "after", "slower by", "machine by", "noise", "verdict"], lines
+    )
 
 
 def _case(record: dict[str, Any]) -> str:
@@ -169,6 +179,16 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]
     for key, old, new in facts:
         if old != new:
             yield f"{key}: {old} and {new}"
+
+
+def _drift(old: Row, new: Row) -> float:
+    """How many times slower the competitors of a case were in the second run, in the median."""
+    slowdowns = [
+        new.ratio[name] * new.median_s / (old.ratio[name] * old.median_s)
+        for name in old.ratio
+        if name in new.ratio
+    ]
+    return statistics.median(slowdowns) if slowdowns else 1.0
 
 
 def _noise(first: float, second: float) -> float:

@@ -255,6 +255,13 @@ def _run(*rows: Row, **machine: Any) -> compare.Run:
     return compare.Run({**MACHINE, **machine}, cases)
 
 
+def _later(seconds: float, **changes: Any) -> Row:
+    """The row in a second run whose competitors took as long as in the first."""
+    row = _row()
+    ratio = {name: ratio * row.median_s / seconds for name, ratio in row.ratio.items()}
+    return _row(**{"median_s": seconds, "ratio": ratio, **changes})
+
+
 @pytest.mark.parametrize(
     ("seconds", "spread", "verdict"),
     [
@@ -267,12 +274,24 @@ def _run(*rows: Row, **machine: Any) -> compare.Run:
 def test_slower_is_slower_by_more_than_the_noise(
     seconds: float, spread: float, verdict: str
 ) -> None:
-    result = compare.compare(_run(_row()), _run(_row(median_s=seconds, spread=spread)))
+    result = compare.compare(_run(_row()), _run(_later(seconds, spread=spread)))
     (change,) = result.changes
     assert change.measure == "time" and not result.differs
     assert change.slowdown == pytest.approx(seconds / 1e-3)
     assert change.verdict == verdict
     assert bool(result.slower) is (verdict == compare.SLOWER)
+
+
+def test_what_slows_the_competitors_too_is_the_machine() -> None:
+    def verdict(after: Row) -> str:
+        (change,) = compare.compare(_run(_row()), _run(after)).changes
+        return change.verdict
+
+    assert verdict(_row(median_s=1.5e-3)) == compare.SAME  # all ratios as before
+    assert verdict(_row(median_s=0.5e-3)) == compare.SAME
+    half = dict.fromkeys(_row().ratio, 5.0)
+    assert verdict(_row(median_s=1.5e-3, ratio=half)) == compare.SLOWER
+    assert verdict(_row(median_s=1.5e-3, ratio={})) == compare.SLOWER  # nothing tells otherwise
 
 
 def test_between_machines_ratios_are_compared_and_not_times() -> None:
@@ -312,7 +331,7 @@ def test_bench_compare_exits_with_one_where_something_is_slower(
     bench: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = _file(tmp_path / "a.json", _row())
-    after = _file(tmp_path / "b.json", _row(median_s=2e-3))
+    after = _file(tmp_path / "b.json", _later(2e-3))
     assert bench("--compare", before, before) == 0
     assert bench("--compare", after, before) == 0
     capsys.readouterr()

@@ -130,7 +130,7 @@ def test_options_go_to_the_transform_and_to_the_conditioner() -> None:
 
 
 def test_an_option_that_would_do_nothing_is_an_error() -> None:
-    with pytest.raises(TypeError, match="^num_bin: no such option"):
+    with pytest.raises(TypeError, match=r"^num_bin: no such option"):
         RQSplineCoupling(6, 3, num_bin=4)  # type: ignore[call-arg]
     own = nn.Linear(3, 3 * 4)
     for make in (
