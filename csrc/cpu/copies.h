@@ -141,8 +141,7 @@ ROBUSTFLOW_FN std::int64_t store_short_rows(const float* from, std::int64_t from
     repeat<PLANES>(PLANES,
                    [&](int k) ROBUSTFLOW_INLINE { c[k] = load8(from + k * from_stride + i); });
     columns_to_rows(c);
-    repeat<PLANES>(PLANES,
-                   [&](int k) ROBUSTFLOW_INLINE { store8(c[k], to + i * PLANES + 8 * k); });
+    repeat<PLANES>(PLANES, [&](int k) ROBUSTFLOW_INLINE { store8(c[k], to + i * PLANES + 8 * k); });
   }
   return i;
 }
