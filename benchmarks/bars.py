@@ -118,10 +118,10 @@ def _bars(workload: str, **ratios: float) -> list[Bar]:
 QUICK_BARS = (
     *_bars("sr3.modified_rq.forward", eager=8, compiled=1.7),
     *_bars("sr3.modified_rq.inverse", eager=6, compiled=1.3),
-    *_bars("sr3.modified_rq.train", eager=4.5, compiled=1.5),
+    *_bars("sr3.modified_rq.train", eager=5, compiled=1.5),
     *_bars("sr3.affine.train", eager=1.2, compiled=1),
     *_bars("nsf-1e4.rq10.forward", eager=4.5, compiled=3, nflows=7, normflows=7),
     *_bars("nsf-1e4.rq8-softclip.train", eager=4, compiled=3, zuko=2.8),
-    *_bars("lattice.rq8-circular.inverse", eager=3.5, compiled=1.9, normflows=6),
+    *_bars("lattice.rq8-circular.inverse", eager=4, compiled=1.9, normflows=6),
     *_bars("tiny.rq8.train", eager=3.5, compiled=2, nflows=4.5, normflows=4),
 )

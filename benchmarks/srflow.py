@@ -282,8 +282,8 @@ def check_agreement(made: Mapping[str, Case]) -> None:
     """Hold ours to the published design in double precision, gradients included.
 
     The derivative of a spline's log-determinant jumps at knots. In a hundred layers some element is
-    within a rounding of one, and the gradients of a layer then differ by up to 1e-2, in ours or in
-    the published design alike.
+    within a rounding of one, and a layer's gradients then differ: by 4e-3 in ours where that was
+    looked at, by 1e-2 in the published design's own single precision.
 
     Raises:
         RuntimeError: something is further off, or not finite; the message says what.
@@ -297,7 +297,7 @@ def check_agreement(made: Mapping[str, Case]) -> None:
         ("samples, as a batch,", ours.batch()[-1:], sample, 1e-3),
     ]
     gradients = zip(ours.train(), exact.train(), strict=True)
-    compared += [("gradients", mine, right, 2e-2) for mine, right in gradients]
+    compared += [("gradients", mine, right, 1e-2) for mine, right in gradients]
     for what, mine, right, most in compared:
         error = float((mine - right).norm() / right.norm().clamp(min=1e-6))
         if not error < most:

@@ -186,7 +186,7 @@ def _memory_report(huge_pages_file: Path = HUGE_PAGES) -> dict[str, str]:
         advice.append(
             "the system gives huge pages to who asks: set THP_MEM_ALLOC_ENABLE=1 before Python "
             "starts, and PyTorch asks for its tensors of 2 MB and more, whose fresh memory then "
-            "costs a third"
+            "costs less"
         )
     return {
         "allocator": name,
