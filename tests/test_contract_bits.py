@@ -146,6 +146,41 @@ def test_thread_count_rows(
             assert_all_same_bits(base.gradients(inverse, reduce), wanted, what)
 
 
+# Results beyond 32 MiB are written past the caches, those of one sample alone are not. On lines of
+# the cache, off them, and as rows.
+LARGE, OFF_LINES, LARGE_SPLINES = (5, 1, 1024, 1024), (5, 1, 1023, 1025), (5, 1, 320, 320)
+BEYOND_THE_CACHES: tuple[tuple[Operation, Layout], ...] = (
+    (ModifiedRQ("softclip"), Layout("planar", LARGE)),
+    (ModifiedRQ("softclip"), Layout("planar, off lines", OFF_LINES)),
+    (ModifiedRQ("softclip"), Layout("rows", LARGE, params_last=True)),
+    (Affine("sigmoid"), Layout("planar", LARGE)),
+    (Affine("sigmoid"), Layout("rows", LARGE, params_last=True)),
+    (RQ(8, "linear", "softmax"), Layout("planar", LARGE_SPLINES)),
+    (RQ(8, "linear", "softmax"), Layout("rows", LARGE_SPLINES, params_last=True)),
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("operation, layout", BEYOND_THE_CACHES, ids=lambda v: getattr(v, "name", v))
+def test_results_beyond_the_caches(
+    native_host: Target, operation: Operation, layout: Layout, dtype: torch.dtype
+) -> None:
+    whole = sample(operation, native_host, layout=layout, dtype=dtype)
+    cotangent = torch.ones(layout.shape, dtype=dtype)
+
+    def results(x: Tensor, groups: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        tensors = [t.clone().requires_grad_() for t in (x, *groups)]
+        y, logabsdet = operation.call(tensors[0], tuple(tensors[1:]), False, "sum")
+        weights = (cotangent[: len(x)], torch.ones_like(logabsdet))
+        return y, logabsdet, *torch.autograd.grad((y, logabsdet), tensors, weights)
+
+    made = results(whole.x, whole.groups)
+    for index in range(layout.shape[0]):
+        one = slice(index, index + 1)
+        alone = results(whole.x[one], tuple(group[one] for group in whole.groups))
+        assert_all_same_bits(alone, tuple(t[one] for t in made), f"of sample {index}")
+
+
 @pytest.mark.parametrize("size", ["short", "long"])
 @each_operation
 def test_reduce(native_target: Target, operation: Operation, size: str) -> None:

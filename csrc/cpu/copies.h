@@ -126,7 +126,6 @@ ROBUSTFLOW_FN std::int64_t load_short_rows(const S* from, std::int64_t size, flo
     float8 r[PLANES];
     const S* rows = from + i * PLANES;
     repeat<PLANES>(PLANES, [&](int k) ROBUSTFLOW_INLINE { r[k] = load8(rows + 8 * k); });
-    __builtin_prefetch(rows + size * PLANES);  // the next block's
     rows_to_columns(r);
     repeat<PLANES>(PLANES, [&](int k) ROBUSTFLOW_INLINE { store8(r[k], to + k * to_stride + i); });
   }
@@ -163,10 +162,7 @@ ROBUSTFLOW_FN void load_rows(const S* from, std::int64_t stride, int planes, std
       float8 r[8];
       const S* row = from + i * stride + k;
       float* out = to + k * to_stride + i;
-      repeat<8>(8, [&](int j) ROBUSTFLOW_INLINE {
-        r[j] = load8(row + j * stride);
-        __builtin_prefetch(row + (j + size) * stride);  // the next block's
-      });
+      repeat<8>(8, [&](int j) ROBUSTFLOW_INLINE { r[j] = load8(row + j * stride); });
       transpose8(r);
       if (planes - k >= 8) {
         repeat<8>(8, [&](int j) ROBUSTFLOW_INLINE { store8(r[j], out + j * to_stride); });
@@ -215,6 +211,37 @@ ROBUSTFLOW_FN void store_rows(const float* from, std::int64_t from_stride, int p
     for (int k = 0; k < planes; ++k) narrow(from[k * from_stride + i], to[i * stride + k]);
 }
 
+// Bytes from an aligned buffer to aligned memory, past the caches; a line that is not full, as usual.
+ROBUSTFLOW_FN void stream_bytes(const char* from, std::int64_t size, char* to) {
+  std::int64_t i = 0;
+  for (; i + kRegisterBytes <= size; i += kRegisterBytes) {
+    vec<float> v;
+    __builtin_memcpy(&v, from + i, kRegisterBytes);
+    register_stream(reinterpret_cast<float*>(to + i), v);
+  }
+  __builtin_memcpy(to + i, from + i, size - i);
+}
+
+// Planes to rows without gaps, past the caches. So many rows are whole lines, whatever their length.
+inline constexpr int kStreamedRows = 32, kMostStreamedBytes = 512;
+
+template <class S>
+ROBUSTFLOW_FN bool can_stream_rows(int planes, const S* to, std::int64_t stride) {
+  return stride == planes && planes * sizeof(S) <= kMostStreamedBytes &&
+         reinterpret_cast<std::uintptr_t>(to) % cpu::kCacheLine == 0;
+}
+template <class S>
+ROBUSTFLOW_FN void stream_rows(const float* from, std::int64_t from_stride, int planes,
+                               std::int64_t size, S* to) {
+  alignas(cpu::kCacheLine) S rows[kStreamedRows * kMostStreamedBytes / sizeof(S)];
+  for (std::int64_t i = 0; i < size; i += kStreamedRows) {
+    const std::int64_t count = size - i < kStreamedRows ? size - i : kStreamedRows;
+    store_rows(from + i, from_stride, planes, count, rows, planes);
+    stream_bytes(reinterpret_cast<const char*>(rows), count * planes * sizeof(S),
+                 reinterpret_cast<char*>(to + i * planes));
+  }
+}
+
 template <class S, class T>
 ROBUSTFLOW_FN void load_as(const Strided& from, std::int64_t size, T* to, std::int64_t to_stride) {
   const S* data = static_cast<const S*>(from.data);
@@ -240,10 +267,13 @@ ROBUSTFLOW_FN void load_as(const Strided& from, std::int64_t size, T* to, std::i
 
 template <class S, class T>
 ROBUSTFLOW_FN void store_as(const T* from, std::int64_t from_stride, std::int64_t size,
-                            const Strided& to) {
+                            const Strided& to, bool streams) {
   S* data = static_cast<S*>(to.data);
   if constexpr (sizeof(T) == 4) {
     if (to.plane_stride == 1 && to.planes > 1) {
+      if (streams && can_stream_rows(to.planes, data, to.stride)) {
+        return stream_rows(from, from_stride, to.planes, size, data);
+      }
       return store_rows(from, from_stride, to.planes, size, data, to.stride);
     }
   }
@@ -277,17 +307,18 @@ void load(const Strided& from, std::int64_t size, T* to, std::int64_t to_stride)
 }
 
 template <class T>
-void store(const T* from, std::int64_t from_stride, std::int64_t size, const Strided& to) {
+void store(const T* from, std::int64_t from_stride, std::int64_t size, const Strided& to,
+           bool streams) {
   switch (to.dtype) {
     case DType::float64:
-      if constexpr (sizeof(T) == 8) store_as<double>(from, from_stride, size, to);
+      if constexpr (sizeof(T) == 8) store_as<double>(from, from_stride, size, to, streams);
       return;
     case DType::float32:
-      return store_as<float>(from, from_stride, size, to);
+      return store_as<float>(from, from_stride, size, to, streams);
     case DType::bfloat16:
-      return store_as<bfloat16>(from, from_stride, size, to);
+      return store_as<bfloat16>(from, from_stride, size, to, streams);
     case DType::float16:
-      return store_as<float16>(from, from_stride, size, to);
+      return store_as<float16>(from, from_stride, size, to, streams);
   }
 }
 

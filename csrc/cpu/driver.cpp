@@ -19,8 +19,11 @@ using Index = std::int64_t;
 // start (some 10 us of work), few enough to share out evenly.
 constexpr Index kTaskNumbers = 16384;
 // What the planes of a block may take of the first-level cache.
-constexpr Index kBlockBytes = 16384;
+constexpr Index kBlockBytes = 24576;
 constexpr Index kMaxBlock = 1024;
+// Outputs larger than this are written past the caches: nobody finds all of them there, and a line
+// that is written there is read from memory first.
+constexpr Index kStreamedBytes = Index(32) << 20;
 // A sample below this is too short for a sum of its own: blocks then span samples.
 constexpr Index kShortSample = 512;
 // Blocks end with the innermost dimension if that is at least this long.
@@ -167,6 +170,12 @@ class BlockRunner {
     run_ = order.total;
     for (int i = 0; i < problem.num_inputs; ++i) planes += add(problem.in[i], order, in_[i]);
     for (int i = 0; i < problem.num_outputs; ++i) planes += add(problem.out[i], order, out_[i]);
+    Index bytes = 0;
+    for (int i = 0; i < problem.num_outputs; ++i) {
+      if (problem.out[i].data && problem.out[i].part_of < 0)
+        bytes += order.total * problem.out[i].planes * size_of(problem.out[i].dtype);
+    }
+    streams_ = bytes > kStreamedBytes;
     capacity_ = std::clamp(kBlockBytes / Index(sizeof(T)) / planes / kBlockAlign * kBlockAlign,
                            Index(kBlockAlign), kMaxBlock);
     T* memory = buffer<T>(planes * capacity_);
@@ -174,6 +183,12 @@ class BlockRunner {
     for (int i = 0; i < problem.num_outputs; ++i) place(problem.out[i], memory, out_buffer_[i]);
     reload();
   }
+
+  ~BlockRunner() {
+    if (streams_) kernels<T>().finish_streaming();
+  }
+  BlockRunner(const BlockRunner&) = delete;
+  BlockRunner& operator=(const BlockRunner&) = delete;
 
   View& input(int i) { return in_[i]; }
   View& output(int i) { return out_[i]; }
@@ -234,8 +249,26 @@ class BlockRunner {
     return true;
   }
 
+  static bool on_lines(const Planes<T>& planes, Index count) {
+    const auto begins = [](auto number) { return number % kCacheLine == 0; };
+    return begins(reinterpret_cast<std::uintptr_t>(planes.data)) &&
+           (count == 1 || begins(planes.stride * Index(sizeof(T))));
+  }
+
+  // The next block's rows most likely follow these. Slices of the same rows are announced once.
+  void announce(const Strided& rows, Index size) {
+    const Index bytes = rows.stride * size_of(rows.dtype);
+    const char* next = static_cast<const char*>(rows.data) + size * bytes;
+    if (block_.num_ahead > 0) {
+      const Index beyond = next - block_.ahead[block_.num_ahead - 1].data;
+      if (beyond >= 0 && beyond < size * bytes) return;
+    }
+    block_.ahead[block_.num_ahead++] = {next, bytes};
+  }
+
   void run_block(Index start, Index size) {
     block_.size = size;
+    block_.num_ahead = 0;
     for (int i = 0; i < problem_.num_inputs; ++i) {
       const Operand& operand = problem_.in[i];
       if (operand.part_of >= 0) {
@@ -252,9 +285,12 @@ class BlockRunner {
       block_.in[i] = {in_buffer_[i], capacity_};
       if (!view.data || view.constant()) continue;
       view.for_runs(start, size, [&](Index offset, Index done, Index length) {
-        kernels<T>().load(view.strided(offset), length, in_buffer_[i] + done, capacity_);
+        const Strided rows = view.strided(offset);
+        kernels<T>().load(rows, length, in_buffer_[i] + done, capacity_);
+        if (done == 0 && rows.plane_stride == 1 && rows.planes > 1) announce(rows, length);
       });
     }
+    block_.streams = streams_;
     bool stored[kMaxOutputs] = {};
     for (int i = 0; i < problem_.num_outputs; ++i) {
       const Operand& operand = problem_.out[i];
@@ -263,18 +299,23 @@ class BlockRunner {
         block_.out[i] = {whole.data + operand.first_plane * whole.stride, whole.stride};
         continue;
       }
+      if (fused_sum_ && i == 1) {
+        block_.out[i] = {nullptr, 0};
+        continue;
+      }
       T* data = nullptr;
       stored[i] = !kept_[i] && in_place(out_[i], start, size, data);
       block_.out[i] =
           stored[i] ? Planes<T>{data, out_[i].plane_stride} : Planes<T>{out_buffer_[i], capacity_};
+      block_.streams = block_.streams && stored[i] && on_lines(block_.out[i], out_[i].planes);
     }
-    if (fused_sum_) block_.out[1] = {nullptr, 0};
     kernel_(block_, problem_.config);
     for (int i = 0; i < problem_.num_outputs; ++i) {
       const View& view = out_[i];
       if (problem_.out[i].part_of >= 0 || stored[i] || kept_[i] || !view.data) continue;
       view.for_runs(start, size, [&](Index offset, Index done, Index length) {
-        kernels<T>().store(out_buffer_[i] + done, capacity_, length, view.strided(offset));
+        kernels<T>().store(out_buffer_[i] + done, capacity_, length, view.strided(offset),
+                           streams_);
       });
     }
   }
@@ -288,7 +329,7 @@ class BlockRunner {
   Kernel<T> kernel_;
   Index lanes_ = kernels<T>().lanes;
   Index capacity_ = 0, run_ = 1;
-  bool fused_sum_ = false;
+  bool fused_sum_ = false, streams_ = false;
   View in_[kMaxInputs], out_[kMaxOutputs];
   T *in_buffer_[kMaxInputs] = {}, *out_buffer_[kMaxOutputs] = {};
   bool kept_[kMaxOutputs] = {};
@@ -447,7 +488,7 @@ void gradient_many_shared(const Problem& problem, const SharedDims& shared, Para
         if (problem.out[i].part_of >= 0 || !view.data) continue;
         total.assign(sums[i].begin(), sums[i].end());
         view.for_runs(start, size, [&](Index offset, Index done, Index length) {
-          kernels<T>().store(total.data() + done, size, length, view.strided(offset));
+          kernels<T>().store(total.data() + done, size, length, view.strided(offset), false);
         });
       }
     }
@@ -525,7 +566,7 @@ void gradient_few_shared(const Problem& problem, const SharedDims& shared, Paral
     if (problem.out[i].data) {
       const View view(problem.out[i], own);
       view.for_runs(0, own.total, [&](Index offset, Index done, Index length) {
-        kernels<T>().store(from + done, own.total, length, view.strided(offset));
+        kernels<T>().store(from + done, own.total, length, view.strided(offset), false);
       });
     }
     from += problem.out[i].planes * own.total;

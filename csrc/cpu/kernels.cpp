@@ -16,27 +16,66 @@ inline namespace ROBUSTFLOW_ISA {
 
 using cpu::Block;
 using cpu::Direction;
+using cpu::kCacheLine;
 using cpu::Planes;
 
-// Registers side by side in a lane.
+constexpr bool is_inverse(Direction d) { return d == cpu::kInverse || d == cpu::kInverseGradient; }
+constexpr bool is_gradient(Direction d) { return d >= cpu::kForwardGradient; }
+
+// Registers side by side in a lane: as many as hide the latency of a formula, until they spill.
+struct Registers {
+  int transform, gradient;
+
+  constexpr int of(Direction d) const { return is_gradient(d) ? gradient : transform; }
+};
 #if defined(__AVX512F__)
-inline constexpr int kModifiedRqPack = 4, kAffinePack = 4, kRqPack = 2, kGradientPack = 2;
+inline constexpr Registers kModifiedRqPack{4, 4}, kRqPack{2, 2}, kAffinePack{2, 1};
+#elif defined(__AVX__)
+inline constexpr Registers kModifiedRqPack{2, 2}, kRqPack{2, 2}, kAffinePack{2, 1};
 #else
-inline constexpr int kModifiedRqPack = 1, kAffinePack = 2, kRqPack = 1, kGradientPack = 1;
+inline constexpr Registers kModifiedRqPack{1, 1}, kRqPack{1, 1}, kAffinePack{2, 1};
 #endif
 
-inline constexpr int kWidestPack = kAffinePack;
-static_assert(kWidestPack % kModifiedRqPack == 0 && kWidestPack % kRqPack == 0 &&
-              kWidestPack % kGradientPack == 0);
-
-constexpr bool is_inverse(Direction d) { return d == cpu::kInverse || d == cpu::kInverseGradient; }
+inline constexpr int kWidestPack = kModifiedRqPack.transform > kAffinePack.transform
+                                       ? kModifiedRqPack.transform
+                                       : kAffinePack.transform;
+constexpr bool divides_widest(Registers r) {
+  return kWidestPack % r.transform == 0 && kWidestPack % r.gradient == 0;
+}
+static_assert(divides_widest(kModifiedRqPack) && divides_widest(kRqPack) &&
+              divides_widest(kAffinePack));
 
 // How far ahead planes are fetched: the hardware's prefetcher stops at the end of a page.
 inline constexpr std::int64_t kPrefetchBytes = 1024;
 
-template <class... T>
+// What a lane V of each stream will need.
+template <class V, class... T>
 ROBUSTFLOW_FN void prefetch(const T*... streams) {
-  (__builtin_prefetch(reinterpret_cast<const char*>(streams) + kPrefetchBytes), ...);
+  constexpr int kLines = (sizeof(V) + kCacheLine - 1) / kCacheLine;
+  repeat<kLines>(kLines, [&](int i) ROBUSTFLOW_INLINE {
+    (__builtin_prefetch(reinterpret_cast<const char*>(streams) + kPrefetchBytes + i * kCacheLine),
+     ...);
+  });
+}
+
+// What the next block needs for its lane from i on.
+template <class V, class T>
+ROBUSTFLOW_FN void fetch_ahead(const Block<T>& block, std::int64_t i) {
+  for (int k = 0; k < block.num_ahead; ++k) {
+    const cpu::Ahead ahead = block.ahead[k];
+    const char* lane = ahead.data + i * ahead.bytes;
+    for (std::int64_t b = 0; b < V::lanes * ahead.bytes; b += kCacheLine)
+      __builtin_prefetch(lane + b);
+  }
+}
+
+template <class V, class T>
+ROBUSTFLOW_FN void put(const Block<T>& block, V v, T* to) {
+  if (block.streams) {
+    v.stream(to);
+  } else {
+    v.store(to);
+  }
 }
 
 // The log-determinant of all elements that went into a product.
@@ -63,11 +102,12 @@ ROBUSTFLOW_FN void transform_block(const Block<T>& block, Compute&& compute, Log
   LogProduct<V> product;
   int factors = 0;
   for (std::int64_t i = 0; i < block.size; i += V::lanes) {
+    fetch_ahead<V>(block, i);
     auto out = compute(i);
-    out.value.store(y + i);
+    put(block, out.value, y + i);
     if (logabsdet) {
       const V log = log_slope(i, out.slope);
-      (inverse ? V(0) - log : log).store(logabsdet + i);
+      put(block, inverse ? V(0) - log : log, logabsdet + i);
       continue;
     }
     if (i + V::lanes > block.size) {  // what lies behind the block does not count
@@ -87,8 +127,8 @@ template <class T, Direction direction>
 void modified_rq_kernel(const Block<T>& block, const void* config) {
   namespace op = operands::modified_rq;
   constexpr bool inverse = is_inverse(direction);
-  constexpr bool gradient = direction >= cpu::kForwardGradient;
-  using V = Pack<T, gradient ? kGradientPack : kModifiedRqPack>;
+  constexpr bool gradient = is_gradient(direction);
+  using V = Pack<T, kModifiedRqPack.of(direction)>;
   const ModifiedRq<V> transform(*static_cast<const ModifiedRqConfig*>(config));
   const T* x = block.in[op::kX].data;
   const Planes<const T> p = block.in[op::kParams];
@@ -98,21 +138,22 @@ void modified_rq_kernel(const Block<T>& block, const void* config) {
     T* gx = block.out[op::kGradX].data;
     const Planes<T> gp = block.out[op::kGradParams];
     for (std::int64_t i = 0; i < block.size; i += V::lanes) {
-      prefetch(x + i, w + i, h + i, d + i, shift + i, gy + i);
+      fetch_ahead<V>(block, i);
+      prefetch<V>(x + i, w + i, h + i, d + i, shift + i, gy + i);
       const auto g = transform.template gradient<inverse>(
           V::load(x + i), V::load(w + i), V::load(h + i), V::load(d + i), V::load(shift + i),
           V::load(gy + i), V::load(gl + i));
-      g.x.store(gx + i);
-      g.width.store(gp.data + i);
-      g.height.store(gp.data + gp.stride + i);
-      g.derivative.store(gp.data + 2 * gp.stride + i);
-      g.shift.store(gp.data + 3 * gp.stride + i);
+      put(block, g.x, gx + i);
+      put(block, g.width, gp.data + i);
+      put(block, g.height, gp.data + gp.stride + i);
+      put(block, g.derivative, gp.data + 2 * gp.stride + i);
+      put(block, g.shift, gp.data + 3 * gp.stride + i);
     }
   } else {
     transform_block<inverse, V>(
         block,
         [&](std::int64_t i) ROBUSTFLOW_INLINE {
-          prefetch(x + i, w + i, h + i, d + i, shift + i);
+          prefetch<V>(x + i, w + i, h + i, d + i, shift + i);
           return transform.template transform<inverse>(
               V::load(x + i), V::load(w + i), V::load(h + i), V::load(d + i), V::load(shift + i));
         },
@@ -124,8 +165,8 @@ template <class T, Direction direction>
 void affine_kernel(const Block<T>& block, const void* config) {
   namespace op = operands::affine;
   constexpr bool inverse = is_inverse(direction);
-  constexpr bool gradient = direction >= cpu::kForwardGradient;
-  using V = Pack<T, gradient ? kGradientPack : kAffinePack>;
+  constexpr bool gradient = is_gradient(direction);
+  using V = Pack<T, kAffinePack.of(direction)>;
   const Affine<V> transform(*static_cast<const AffineConfig*>(config));
   const T* x = block.in[op::kX].data;
   const T *shift = block.in[op::kShift].data, *logit = block.in[op::kScale].data;
@@ -134,18 +175,19 @@ void affine_kernel(const Block<T>& block, const void* config) {
     T *gx = block.out[op::kGradX].data, *gs = block.out[op::kGradShift].data;
     T* ga = block.out[op::kGradScale].data;
     for (std::int64_t i = 0; i < block.size; i += V::lanes) {
-      prefetch(x + i, shift + i, logit + i, gy + i);
+      fetch_ahead<V>(block, i);
+      prefetch<V>(x + i, shift + i, logit + i, gy + i);
       const auto g = transform.template gradient<inverse>(
           V::load(x + i), V::load(shift + i), V::load(logit + i), V::load(gy + i), V::load(gl + i));
-      g.x.store(gx + i);
-      g.shift.store(gs + i);
-      g.logit.store(ga + i);
+      put(block, g.x, gx + i);
+      put(block, g.shift, gs + i);
+      put(block, g.logit, ga + i);
     }
   } else {
     transform_block<inverse, V>(
         block,
         [&](std::int64_t i) ROBUSTFLOW_INLINE {
-          prefetch(x + i, shift + i, logit + i);
+          prefetch<V>(x + i, shift + i, logit + i);
           return transform.template transform<inverse>(V::load(x + i), V::load(shift + i),
                                                        V::load(logit + i));
         },
@@ -165,19 +207,24 @@ struct RqSource {
 };
 template <class V, class T>
 struct RqSink {
-  Planes<T> w, h, d;
+  const Block<T>& block;
   std::int64_t i;
-  ROBUSTFLOW_FN void width(int k, V v) const { v.store(w.data + k * w.stride + i); }
-  ROBUSTFLOW_FN void height(int k, V v) const { v.store(h.data + k * h.stride + i); }
-  ROBUSTFLOW_FN void derivative(int j, V v) const { v.store(d.data + j * d.stride + i); }
+  ROBUSTFLOW_FN void to(const Planes<T>& planes, int k, V v) const {
+    put(block, v, planes.data + k * planes.stride + i);
+  }
+  ROBUSTFLOW_FN void width(int k, V v) const { to(block.out[operands::rq::kGradWidths], k, v); }
+  ROBUSTFLOW_FN void height(int k, V v) const { to(block.out[operands::rq::kGradHeights], k, v); }
+  ROBUSTFLOW_FN void derivative(int j, V v) const {
+    to(block.out[operands::rq::kGradDerivatives], j, v);
+  }
 };
 
 template <class T, Direction direction, int BINS>
 void rq_block(const Block<T>& block, const void* config) {
   namespace op = operands::rq;
   constexpr bool inverse = is_inverse(direction);
-  constexpr bool gradient = direction >= cpu::kForwardGradient;
-  using V = Pack<T, gradient ? kGradientPack : kRqPack>;
+  constexpr bool gradient = is_gradient(direction);
+  using V = Pack<T, kRqPack.of(direction)>;
   const RqSpline<V, BINS> spline(*static_cast<const RqSplineConfig*>(config));
   V workspace[rq_workspace(BINS > 0 ? BINS : kMaxBins)];
   const T* x = block.in[op::kX].data;
@@ -194,11 +241,11 @@ void rq_block(const Block<T>& block, const void* config) {
   if constexpr (gradient) {
     const T *gy = block.in[op::kGradY].data, *gl = block.in[op::kGradLogabsdet].data;
     for (std::int64_t i = 0; i < block.size; i += V::lanes) {
-      const RqSink<V, T> sink{block.out[op::kGradWidths], block.out[op::kGradHeights],
-                              block.out[op::kGradDerivatives], i};
+      fetch_ahead<V>(block, i);
+      const RqSink<V, T> sink{block, i};
       const V gx = spline.template gradient<inverse>(V::load(x + i), box(i), source(i), workspace,
                                                      V::load(gy + i), V::load(gl + i), sink);
-      gx.store(block.out[op::kGradX].data + i);
+      put(block, gx, block.out[op::kGradX].data + i);
     }
   } else {
     transform_block<inverse, V>(
@@ -239,7 +286,8 @@ constexpr cpu::Kernels<T> kernels() {
       {affine_kernel<T, cpu::kForward>, affine_kernel<T, cpu::kInverse>,
        affine_kernel<T, cpu::kForwardGradient>, affine_kernel<T, cpu::kInverseGradient>},
       load<T>,
-      store<T>};
+      store<T>,
+      [] { finish_streaming(); }};
 }
 
 constexpr cpu::KernelTable kTable{kernels<float>(), kernels<double>()};

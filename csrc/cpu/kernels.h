@@ -12,6 +12,8 @@
 
 namespace robustflow::cpu {
 
+inline constexpr int kCacheLine = 64;
+
 // A multiple of every pack of every instruction set: the driver's buffers are padded to it.
 inline constexpr int kBlockAlign = 64;
 
@@ -21,12 +23,21 @@ struct Planes {
   std::int64_t stride;  // from plane to plane, in elements
 };
 
+// Memory that the next block will be copied from; kernels fetch it as they go.
+struct Ahead {
+  const char* data;
+  std::int64_t bytes;  // an element
+};
+
 template <class T>
 struct Block {
   std::int64_t size;  // elements
   Planes<const T> in[kMaxInputs];
   Planes<T> out[kMaxOutputs];
+  bool streams;           // outputs are written past the caches; their planes are aligned to a line
   double* logabsdet_sum;  // transforms without a plane for it add the block's sum here
+  int num_ahead;
+  Ahead ahead[kMaxInputs];
 };
 
 // Strided memory of any dtype, as the driver copies it to and from planes.
@@ -51,9 +62,11 @@ struct Kernels {
   Kernel<T> modified_rq[kNumDirections];
   Kernel<T> rq[kNumDirections];
   Kernel<T> affine[kNumDirections];
-  // Copy `size` elements of every plane.
+  // Copy `size` elements of every plane; rows without gaps may be written past the caches.
   void (*load)(const Strided& from, std::int64_t size, T* to, std::int64_t to_stride);
-  void (*store)(const T* from, std::int64_t from_stride, std::int64_t size, const Strided& to);
+  void (*store)(const T* from, std::int64_t from_stride, std::int64_t size, const Strided& to,
+                bool streams);
+  void (*finish_streaming)();  // before another thread reads what was written past the caches
 };
 
 // One for each instruction set.

@@ -35,7 +35,8 @@ using vec = typename Register<T>::type;
 template <class T>
 using bitvec = typename Register<T>::bits;
 
-// Instructions that the extensions have no operator for. max and min return their second argument
+// Instructions that the extensions have no operator for. Streaming writes past the caches, to aligned
+// memory, and is finished before other threads may read what was written. max and min return their second argument
 // where one is NaN; written as a comparison they would become two instructions.
 #if defined(__AVX512F__)
 #define ROBUSTFLOW_INTRINSIC(NAME, TYPE) _mm512_##NAME##_##TYPE
@@ -56,10 +57,16 @@ ROBUSTFLOW_FN vec<double> register_max(vec<double> a, vec<double> b) {
 ROBUSTFLOW_FN vec<float> register_min(vec<float> a, vec<float> b) {
   return ROBUSTFLOW_INTRINSIC(min, ps)(a, b);
 }
+ROBUSTFLOW_FN void register_stream(float* p, vec<float> v) {
+  ROBUSTFLOW_INTRINSIC(stream, ps)(p, v);
+}
+ROBUSTFLOW_FN void register_stream(double* p, vec<double> v) {
+  ROBUSTFLOW_INTRINSIC(stream, pd)(p, v);
+}
+ROBUSTFLOW_FN void finish_streaming() { _mm_sfence(); }
 ROBUSTFLOW_FN vec<double> register_min(vec<double> a, vec<double> b) {
   return ROBUSTFLOW_INTRINSIC(min, pd)(a, b);
 }
-#undef ROBUSTFLOW_INTRINSIC
 #else
 ROBUSTFLOW_FN vec<float> register_sqrt(vec<float> v) {
   for (int i = 0; i < kRegisterLanes<float>; ++i) v[i] = __builtin_sqrtf(v[i]);
@@ -69,6 +76,11 @@ ROBUSTFLOW_FN vec<double> register_sqrt(vec<double> v) {
   for (int i = 0; i < kRegisterLanes<double>; ++i) v[i] = __builtin_sqrt(v[i]);
   return v;
 }
+template <class T>
+ROBUSTFLOW_FN void register_stream(T* p, vec<T> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+ROBUSTFLOW_FN void finish_streaming() {}
 template <class R>
 ROBUSTFLOW_FN R register_max(R a, R b) {
   return a > b ? a : b;
@@ -78,6 +90,35 @@ ROBUSTFLOW_FN R register_min(R a, R b) {
   return a < b ? a : b;
 }
 #endif
+
+// a b + c, a b - c and c - a b, rounded once.
+#if defined(__FMA__)
+#define ROBUSTFLOW_FUSED(NAME)                                                             \
+  ROBUSTFLOW_FN vec<float> register_##NAME(vec<float> a, vec<float> b, vec<float> c) {     \
+    return ROBUSTFLOW_INTRINSIC(NAME, ps)(a, b, c);                                        \
+  }                                                                                        \
+  ROBUSTFLOW_FN vec<double> register_##NAME(vec<double> a, vec<double> b, vec<double> c) { \
+    return ROBUSTFLOW_INTRINSIC(NAME, pd)(a, b, c);                                        \
+  }
+ROBUSTFLOW_FUSED(fmadd)
+ROBUSTFLOW_FUSED(fmsub)
+ROBUSTFLOW_FUSED(fnmadd)
+#undef ROBUSTFLOW_FUSED
+#else  // twice, or as the compiler likes
+template <class R>
+ROBUSTFLOW_FN R register_fmadd(R a, R b, R c) {
+  return a * b + c;
+}
+template <class R>
+ROBUSTFLOW_FN R register_fmsub(R a, R b, R c) {
+  return a * b - c;
+}
+template <class R>
+ROBUSTFLOW_FN R register_fnmadd(R a, R b, R c) {
+  return c - a * b;
+}
+#endif
+#undef ROBUSTFLOW_INTRINSIC
 
 // A pack is a list, not an array: compilers keep its members in registers.
 template <class T, int COUNT>
@@ -125,6 +166,10 @@ struct Pack : PackTail<T, COUNT> {
     __builtin_memcpy(p, &head, kRegisterBytes);
     if constexpr (COUNT > 1) this->tail.store(p + kRegisterLanes<T>);
   }
+  ROBUSTFLOW_FN void stream(T* p) const {
+    register_stream(p, head);
+    if constexpr (COUNT > 1) this->tail.stream(p + kRegisterLanes<T>);
+  }
   // 0, 1, 2, ... from `first`.
   ROBUSTFLOW_FN static Pack count_from(int first) {
     Pack out;
@@ -135,6 +180,22 @@ struct Pack : PackTail<T, COUNT> {
     return out;
   }
 
+  // A product that may still become part of a fused sum. Which sums are fused is so said by their
+  // expression: a product that has a name is rounded, one that is added where it is made is not, and
+  // of two the first is not. (Left to the compiler, it may choose otherwise for one register of a
+  // pack than for the next, and an element's bits would depend on its place.)
+  struct Product {
+    Pack a, b;
+
+    ROBUSTFLOW_FN operator Pack() const {
+      Pack out;
+      out.head = a.head * b.head;
+      if constexpr (COUNT > 1) out.tail = typename Pack<T, COUNT - 1>::Product{a.tail, b.tail};
+      return out;
+    }
+  };
+  ROBUSTFLOW_FN friend Product operator*(const Pack& a, const Pack& b) { return {a, b}; }
+
 #define ROBUSTFLOW_PACK_OPERATOR(OP)                                    \
   ROBUSTFLOW_FN friend Pack operator OP(const Pack& a, const Pack& b) { \
     Pack out;                                                           \
@@ -144,9 +205,38 @@ struct Pack : PackTail<T, COUNT> {
   }
   ROBUSTFLOW_PACK_OPERATOR(+)
   ROBUSTFLOW_PACK_OPERATOR(-)
-  ROBUSTFLOW_PACK_OPERATOR(*)
   ROBUSTFLOW_PACK_OPERATOR(/)
 #undef ROBUSTFLOW_PACK_OPERATOR
+
+#define ROBUSTFLOW_PACK_FUSED(NAME)                                                       \
+  ROBUSTFLOW_FN static Pack NAME(const Pack& a, const Pack& b, const Pack& c) {           \
+    Pack out;                                                                             \
+    out.head = register_##NAME(a.head, b.head, c.head);                                   \
+    if constexpr (COUNT > 1) out.tail = Pack<T, COUNT - 1>::NAME(a.tail, b.tail, c.tail); \
+    return out;                                                                           \
+  }
+  ROBUSTFLOW_PACK_FUSED(fmadd)
+  ROBUSTFLOW_PACK_FUSED(fmsub)
+  ROBUSTFLOW_PACK_FUSED(fnmadd)
+#undef ROBUSTFLOW_PACK_FUSED
+  ROBUSTFLOW_FN friend Pack operator+(const Product& p, const Pack& c) {
+    return fmadd(p.a, p.b, c);
+  }
+  ROBUSTFLOW_FN friend Pack operator+(const Pack& c, const Product& p) {
+    return fmadd(p.a, p.b, c);
+  }
+  ROBUSTFLOW_FN friend Pack operator+(const Product& p, const Product& q) {
+    return fmadd(p.a, p.b, q);
+  }
+  ROBUSTFLOW_FN friend Pack operator-(const Product& p, const Pack& c) {
+    return fmsub(p.a, p.b, c);
+  }
+  ROBUSTFLOW_FN friend Pack operator-(const Pack& c, const Product& p) {
+    return fnmadd(p.a, p.b, c);
+  }
+  ROBUSTFLOW_FN friend Pack operator-(const Product& p, const Product& q) {
+    return fmsub(p.a, p.b, q);
+  }
 
 #define ROBUSTFLOW_PACK_COMPARISON(OP)                                  \
   ROBUSTFLOW_FN friend mask operator OP(const Pack& a, const Pack& b) { \

@@ -62,11 +62,9 @@ ROBUSTFLOW_DEVICE Single exponential(Single x) {
   const float power = exp2_approximately(t);
   return Single(fused(power, lost, power));
 }
-// e^x for x <= 0, where it is to be added to something of its size or more: the error is that of x
-// moved by half of its last place, and no further.
-ROBUSTFLOW_DEVICE Single exponential_of_negative(Single x) {
-  return Single(exp2_approximately(x.v * 1.44269502f));
-}
+// 2^t, within 2 ulp; t may have any value, so neither needs a limit.
+ROBUSTFLOW_DEVICE Single exp2_within_limit(Single t) { return Single(exp2_approximately(t.v)); }
+ROBUSTFLOW_DEVICE Single exp2_of_negative(Single t) { return exp2_within_limit(t); }
 
 ROBUSTFLOW_FN float value_of(Single v) { return v.v; }
 ROBUSTFLOW_FN double value_of(double v) { return v; }

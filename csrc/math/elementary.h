@@ -38,11 +38,13 @@ ROBUSTFLOW_FN V exp_series(V r) {
   }
 }
 
+inline constexpr double kLog2E = 1.4426950408889634;
+
 // x = n log 2 + r: returns r and 2^n, for x within +-87 (single) or +-700.
 template <class V>
 ROBUSTFLOW_FN V reduce_exp(V x, V& power) {
   using T = scalar_t<V>;
-  const V shifted = x * V(1.4426950408889634) + V(ieee<T>::round_to_integer);
+  const V shifted = x * V(kLog2E) + V(ieee<T>::round_to_integer);
   const V n = shifted - V(ieee<T>::round_to_integer);
   power = power_of_two(shifted);
   if constexpr (is_single<V>) {
@@ -63,10 +65,34 @@ ROBUSTFLOW_FN V exponential(V x) {
   const V r = reduce_exp(x, power);
   return power + power * (r + r * r * exp_series(r));
 }
-// e^x for x <= 0.
+
+// (2^r - 1) / r for |r| <= 1/2.
 template <class V>
-ROBUSTFLOW_FN V exponential_of_negative(V x) {
-  return exponential(at_least(V(-kExponentLimit<V>), x));
+ROBUSTFLOW_FN V exp2_series(V r) {
+  if constexpr (is_single<V>) {  // 5e-9
+    return horner(r, V(0.69314718802622878), 0.24022650760568127, 0.055503571142190778,
+                  0.0096180825572778515, 0.0013390863664371234, 0.00015453162945120690);
+  } else {  // 1e-19
+    return horner(r, V(0.69314718055994530925), 0.24022650695910071233, 0.055504108664821627039,
+                  0.0096181291076284794928, 0.0013333558146406470697, 0.00015403530393370733411,
+                  0.000015252733841556772589, 1.321548680870556279e-6, 1.0178057087733941105e-7,
+                  7.0548973041554992774e-9, 4.455817908336064493e-10, 2.5729324177362304214e-11);
+  }
+}
+
+// 2^t for t within +-kExponentLimit / log 2. Where t is x log2(e), rounded, this is the cheap e^x:
+// off by what moving x by half of its last place does.
+template <class V>
+ROBUSTFLOW_FN V exp2_within_limit(V t) {
+  const V shifted = t + V(ieee<scalar_t<V>>::round_to_integer);
+  const V r = t - (shifted - V(ieee<scalar_t<V>>::round_to_integer));
+  const V power = power_of_two(shifted);
+  return power + power * (r * exp2_series(r));
+}
+// 2^t for t <= 0.
+template <class V>
+ROBUSTFLOW_FN V exp2_of_negative(V t) {
+  return exp2_within_limit(at_least(V(-kExponentLimit<V> * kLog2E), t));
 }
 
 // e^x and e^x - 1 for x within +-kExponentLimit, neither with cancellation.
@@ -118,7 +144,7 @@ ROBUSTFLOW_FN V logarithm(V v) {
 template <class V>
 ROBUSTFLOW_FN V log_one_plus(V u) {
   const auto big = u > V(0.41421356237309505);
-  const V f = select(big, V(0.5) * (u - V(1)), u);
+  const V f = select(big, V(V(0.5) * (u - V(1))), u);
   return log_one_plus_reduced(f) + select(big, V(0.69314718055994531), V(0));
 }
 
@@ -140,7 +166,7 @@ struct Sigmoid {
 
   // d value / d logit, zero strictly beyond the limit.
   ROBUSTFLOW_FN V slope(V logit) const {
-    return select(absolute(logit) > V(kLogitLimit), V(0), value * complement);
+    return select(absolute(logit) > V(kLogitLimit), V(0), V(value * complement));
   }
 };
 template <class V>
@@ -157,9 +183,9 @@ struct Softplus {
 };
 template <class V>
 ROBUSTFLOW_FN Softplus<V> softplus(V logit) {
-  const V e = exponential_of_negative(V(0) - absolute(logit));
+  const V e = exp2_of_negative(V(V(-kLog2E) * absolute(logit)));
   const V large = V(1) / (V(1) + e);
-  const V slope = select(logit > V(0), large, e * large);
+  const V slope = select(logit > V(0), large, V(e * large));
   return {at_least(V(0), at_most(V(kSoftplusLimit), logit)) + log_one_plus(e),
           select(logit > V(kSoftplusLimit), V(0), slope)};
 }
@@ -185,7 +211,7 @@ struct Tanh {
 };
 template <class V>
 ROBUSTFLOW_FN Tanh<V> hyperbolic_tangent(V a) {
-  const auto e = exponential_pair(V(-2) * at_most(V(kLogitLimit), absolute(a)));
+  const auto e = exponential_pair(V(V(-2) * at_most(V(kLogitLimit), absolute(a))));
   const V q = V(1) / (V(1) + e.value);
   const V magnitude = (V(0) - e.minus_one) / (V(1) + e.value);
   return {select(a < V(0), V(0) - magnitude, magnitude), V(4) * e.value * q * q};

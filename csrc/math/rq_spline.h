@@ -106,14 +106,17 @@ struct RqSpline {
     if (parametrization == Parametrization::knots) {
       backwards([&](int k) ROBUSTFLOW_INLINE { keep(k, logit(k)); });
     } else if (parametrization == Parametrization::softclip) {
-      backwards([&](int k) ROBUSTFLOW_INLINE { keep(k, exponential(clipped(logit(k)).value)); });
+      backwards([&](int k) ROBUSTFLOW_INLINE {
+        keep(k, exp2_within_limit(V(V(kLog2E) * clipped(logit(k)).value)));
+      });
       slope = length / sum;
     } else {
       V largest = logit(0);
       repeat<BINS, 1>(bins(),
                       [&](int k) ROBUSTFLOW_INLINE { largest = at_least(largest, logit(k)); });
+      const V scale = V(kLog2E) * logit_scale;
       backwards([&](int k) ROBUSTFLOW_INLINE {
-        keep(k, exponential_of_negative(logit_scale * (logit(k) - largest)));
+        keep(k, exp2_of_negative(V(scale * (logit(k) - largest))));
       });
       step = length * min_bin;
       slope = length * (V(1) - V(bins()) * min_bin) / sum;
@@ -129,7 +132,7 @@ struct RqSpline {
 
   // A size logit within +-half the bound; the slope is by logit_scale * logit.
   ROBUSTFLOW_FN SoftClip<V> clipped(V logit) const {
-    return soft_clip(logit_scale * logit, V(2) * inverse_bound);
+    return soft_clip(V(logit_scale * logit), V(V(2) * inverse_bound));
   }
 
   // Of knot j, an inner one or the first or last; linear tails have none at the box's edges.
@@ -233,6 +236,12 @@ struct RqSpline {
     return e;
   }
 
+  // What stands for an element outside the box.
+  ROBUSTFLOW_FN Output tails_of(V key) const {
+    const V nan = V(__builtin_nan(""));
+    return tails == Tails::none ? Output{nan, nan} : Output{key, V(1)};
+  }
+
   template <bool inverse, class Source>
   ROBUSTFLOW_FN Output transform(V key, const Box<V>& box, const Source& source,
                                  Workspace workspace) const {
@@ -241,12 +250,9 @@ struct RqSpline {
     const Axis y = axis(box.bottom, box.top, min_bin_height, workspace + rq_axis_workspace(bins()),
                         [&](int k) ROBUSTFLOW_INLINE { return source.height(k); });
     const Element e = locate<inverse>(x, y, source, key);
+    const Output tail = tails_of(key);
     const RqValue<V> point = rq_transform<inverse>(e.bin, key);
-    if (tails == Tails::none) {
-      const V nan = V(__builtin_nan(""));
-      return {select(e.outside, nan, point.value), select(e.outside, nan, point.slope)};
-    }
-    return {select(e.outside, key, point.value), select(e.outside, V(1), point.slope)};
+    return {select(e.outside, tail.value, point.value), select(e.outside, tail.slope, point.slope)};
   }
 
   // Gradients of grad_y * y + grad_logabsdet * logabsdet, where y is the output of either
@@ -270,8 +276,8 @@ struct RqSpline {
         y, e, {e.before_y, e.size_y, e.after_y}, {g.y0, g.y1, g.y_knots},
         [&](int k) ROBUSTFLOW_INLINE { return source.height(k); },
         [&](int k, V v) ROBUSTFLOW_INLINE { sink.height(k, v); });
-    const V by_d0 = select(e.outside, zero, g.log_d0 * e.d0.log_slope);
-    const V by_d1 = select(e.outside, zero, g.log_d1 * e.d1.log_slope);
+    const V by_d0 = select(e.outside, zero, V(g.log_d0 * e.d0.log_slope));
+    const V by_d1 = select(e.outside, zero, V(g.log_d1 * e.d1.log_slope));
     const int num_derivatives = rq_num_derivatives(bins(), tails);
     repeat<0>(num_derivatives, [&](int j) ROBUSTFLOW_INLINE {
       const int knot = tails == Tails::linear ? j + 1 : j;
