@@ -161,7 +161,9 @@ BEYOND_THE_CACHES: tuple[tuple[Operation, Layout], ...] = (
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("operation, layout", BEYOND_THE_CACHES, ids=lambda v: getattr(v, "name", v))
+@pytest.mark.parametrize(
+    "operation, layout", BEYOND_THE_CACHES, ids=lambda value: getattr(value, "name", value)
+)
 def test_results_beyond_the_caches(
     native_host: Target, operation: Operation, layout: Layout, dtype: torch.dtype
 ) -> None:
