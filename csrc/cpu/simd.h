@@ -57,6 +57,9 @@ ROBUSTFLOW_FN vec<double> register_max(vec<double> a, vec<double> b) {
 ROBUSTFLOW_FN vec<float> register_min(vec<float> a, vec<float> b) {
   return ROBUSTFLOW_INTRINSIC(min, ps)(a, b);
 }
+ROBUSTFLOW_FN vec<double> register_min(vec<double> a, vec<double> b) {
+  return ROBUSTFLOW_INTRINSIC(min, pd)(a, b);
+}
 ROBUSTFLOW_FN void register_stream(float* p, vec<float> v) {
   ROBUSTFLOW_INTRINSIC(stream, ps)(p, v);
 }
@@ -64,9 +67,6 @@ ROBUSTFLOW_FN void register_stream(double* p, vec<double> v) {
   ROBUSTFLOW_INTRINSIC(stream, pd)(p, v);
 }
 ROBUSTFLOW_FN void finish_streaming() { _mm_sfence(); }
-ROBUSTFLOW_FN vec<double> register_min(vec<double> a, vec<double> b) {
-  return ROBUSTFLOW_INTRINSIC(min, pd)(a, b);
-}
 #else
 ROBUSTFLOW_FN vec<float> register_sqrt(vec<float> v) {
   for (int i = 0; i < kRegisterLanes<float>; ++i) v[i] = __builtin_sqrtf(v[i]);
