@@ -35,9 +35,9 @@ using vec = typename Register<T>::type;
 template <class T>
 using bitvec = typename Register<T>::bits;
 
-// Instructions that the extensions have no operator for. Streaming writes past the caches, to aligned
-// memory, and is finished before other threads may read what was written. max and min return their second argument
-// where one is NaN; written as a comparison they would become two instructions.
+// Instructions that the extensions have no operator for. max and min return their second argument
+// where one is NaN; written as a comparison they would become two instructions. Streaming writes past
+// the caches, to aligned memory, and is finished before another thread reads what was written.
 #if defined(__AVX512F__)
 #define ROBUSTFLOW_INTRINSIC(NAME, TYPE) _mm512_##NAME##_##TYPE
 #elif defined(__AVX__)
