@@ -2,7 +2,9 @@
 //
 // A lane V is a float, a double, or a pack of SIMD registers of them (csrc/cpu/simd.h). Formulas use
 // + - * / and comparisons as they are; whatever a pack cannot express as an operator is a primitive
-// with the names below. Primitives are branch-free and pass NaN through.
+// with the names below. Primitives are branch-free and pass NaN through. The
+// product of two packs waits for a sum to be fused with (Pack::Product): a template or a primitive is
+// given V(a * b).
 #pragma once
 
 #include <cstdint>
