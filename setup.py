@@ -1,4 +1,4 @@
-"""Builds the native library `robustflow._C` by CMake and Ninja.
+"""Builds the native libraries, of which `robustflow._C` is the first, by CMake and Ninja.
 
 CMakeLists.txt describes the build; this file finds torch, a compiler and the job count for it.
 
@@ -32,6 +32,8 @@ from setuptools.command.dist_info import dist_info
 MINIMUM_TORCH = (2, 10)
 GIB_PER_JOB = 1.0  # GCC 12 takes 0.6 for the largest file
 ROOT = Path(__file__).resolve().parent
+# Built beside `_C`, where they can be built, and unknown to setuptools.
+COMPANIONS = ("_cuda.*", "_eager.*")
 
 
 def obstacle() -> str | None:
@@ -136,6 +138,15 @@ def free_memory_gib() -> float | None:
     return free
 
 
+def companions(directory: Path) -> list[Path]:
+    return [library for pattern in COMPANIONS for library in directory.glob(pattern)]
+
+
+def remove_companions(directory: Path) -> None:
+    for library in companions(directory):
+        library.unlink()
+
+
 class NativeBuild(build_ext):
     """`build_ext` by CMake; leaves the extension out where there is nothing to compile it with."""
 
@@ -151,16 +162,14 @@ class NativeBuild(build_ext):
             return
         super().run()
         if self.inplace or self.editable_mode:
-            # setuptools copies extensions into the sources, and the CUDA library is none.
-            for old in (ROOT / "robustflow").glob("_cuda.*"):
-                old.unlink()
-            for library in self.built.glob("_cuda.*"):
+            # setuptools copies extensions into the sources, and the companions are none.
+            remove_companions(ROOT / "robustflow")
+            for library in companions(self.built):
                 self.copy_file(str(library), str(ROOT / "robustflow" / library.name))
 
     def build_extension(self, ext: Extension) -> None:
         self.built = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        for old in self.built.glob("_cuda.*"):  # of a build that had CUDA
-            old.unlink()
+        remove_companions(self.built)  # of a build that had more of them
         torch = torch_directory()
         cmake, ninja = tool("cmake"), tool("ninja")
         # Kept between builds, where setuptools' own build_temp is not for an editable install.
@@ -177,9 +186,18 @@ class NativeBuild(build_ext):
         configure.append(f"-DROBUSTFLOW_CUDA={'ON' if nvcc else 'OFF'}")
         if nvcc:
             configure.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
+        compile_all = [cmake, "--build", str(build), "--parallel", str(job_count())]
         try:
             subprocess.check_call(configure)
-            subprocess.check_call([cmake, "--build", str(build), "--parallel", str(job_count())])
+            if subprocess.call(compile_all) == 0:
+                return
+            # `_eager` alone needs more of torch than its stable ABI, and nothing needs `_eager`.
+            kernels = ["_C", "_cuda"] if nvcc else ["_C"]
+            subprocess.check_call([*compile_all, "--target", *kernels])
+            print(
+                "robustflow: building without the short way of eager calls, which does not compile "
+                "against this torch; a call takes some microseconds more."
+            )
         except subprocess.CalledProcessError:
             raise SystemExit(
                 "robustflow: the native build failed, the compiler says why above; "

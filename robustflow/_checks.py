@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +15,33 @@ FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _RQ_PARAMETERS = ("unnormalized_widths", "unnormalized_heights", "unnormalized_derivatives")
 _EXTRA_DERIVATIVES = {"linear": -1, "circular": 0, None: 1}  # beyond one a bin
 _TAILS = tuple(_EXTRA_DERIVATIVES)
+
+
+Checked = TypeVar("Checked")
+
+
+def once(check: Callable[..., Checked]) -> Callable[..., Checked]:
+    """A check of settings that no tensor is among, and what it makes of them, done once for each.
+
+    Compared with the kernels' time for a small batch, checks are long.
+    """
+    remembering = functools.lru_cache(maxsize=4096, typed=True)(check)
+
+    @functools.wraps(check)
+    def call(*settings: Any) -> Checked:
+        if torch.compiler.is_compiling():
+            return check(*settings)
+        try:
+            return remembering(*settings)
+        except TypeError:  # perhaps a setting without a hash: the check says what is wrong with it
+            return check(*settings)
+
+    return call
+
+
+def check_number(name: str, value: object) -> None:
+    if not isinstance(value, (int, float, Real)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}.")
 
 
 def check_tensor(name: str, value: object) -> None:
@@ -47,6 +77,7 @@ def check_interval(name: str, interval: Sequence[float]) -> tuple[float, float]:
 
 
 def check_minimum_bin(name: str, value: float, num_bins: int) -> None:
+    check_number(name, value)
     if not 0 < value * num_bins < 1:
         raise ValueError(
             f"{name} must lie in (0, 1/{num_bins}) so that {num_bins} bins fit the box, "
@@ -55,6 +86,7 @@ def check_minimum_bin(name: str, value: float, num_bins: int) -> None:
 
 
 def check_positive(name: str, value: float) -> None:
+    check_number(name, value)
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a positive number, got {value!r}.")
 

@@ -1,7 +1,8 @@
 """The native libraries, loaded with the package, and if one will not load, why.
 
 `robustflow._C` has the CPU kernels and is a Python module; `_cuda.so` beside it has the CUDA
-kernels, nothing but operators, and needs no GPU to load.
+kernels, nothing but operators, and needs no GPU to load. `robustflow._eager` has no kernels: it
+shortens the way to them, and fits only the very torch that it was built for.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import Any
 
 import torch  # its libraries must be in the process before ours
 
-# csrc/build_facts.h.in and csrc/cuda/build_facts.h.in. Each stands before a JSON object in the
-# bytes of a library.
+# csrc/build_facts.h.in, csrc/cuda/build_facts.h.in and csrc/eager_facts.h.in. Each stands before a
+# JSON object in the bytes of a library.
 _MARK = b"robustflow-build-facts:"
 _CUDA_MARK = b"robustflow-cuda-facts:"
+_EAGER_MARK = b"robustflow-eager-facts:"
 _REBUILD = (
     "run `pip install --no-build-isolation --force-reinstall --no-deps .` in robustflow's source"
 )
@@ -27,6 +29,8 @@ _REBUILD = (
 _library: Any = None
 _error: str | None = None
 _cuda_error: str | None = None
+_eager: Any = None
+_eager_error: str | None = None
 
 
 def load() -> bool:
@@ -52,6 +56,11 @@ def cuda_load_error() -> str | None:
     return _cuda_error
 
 
+def eager() -> Any:
+    """The module `robustflow._eager`, or None where it is not loaded."""
+    return _eager
+
+
 def build_info() -> dict[str, Any]:
     """How the native libraries were built, and what of them is in use.
 
@@ -62,6 +71,7 @@ def build_info() -> dict[str, Any]:
         ``isa_supported`` (by this processor, the best first); one that is not adds ``reason``.
         ``cuda`` tells the same of the CUDA library: ``loaded``, where there is one its
         ``compiler``, ``architectures`` and ``torch``, and ``reason`` where it is not loaded.
+        ``eager`` tells it of the library that shortens the way from Python to the kernels.
 
     Example:
         >>> import robustflow
@@ -71,15 +81,19 @@ def build_info() -> dict[str, Any]:
     cuda = {"loaded": cuda_loaded(), **_facts_on_disk(_cuda_files(), _CUDA_MARK)}
     if not cuda_loaded():
         cuda["reason"] = _cuda_error
+    eager = {"loaded": _eager is not None, **_facts_on_disk(_eager_files(), _EAGER_MARK)}
+    if _eager is None:
+        eager["reason"] = _eager_error
+    others = {"cuda": cuda, "eager": eager}
     if not load():
         facts = _facts_on_disk(_files(), _MARK)
-        return {"loaded": False, **facts, "reason": _error, "cuda": cuda}
+        return {"loaded": False, **facts, "reason": _error, **others}
     return {
         "loaded": True,
         **_library.build_facts(),
         "isa": _library.isa_name(),
         "isa_supported": _library.isa_supported(),
-        "cuda": cuda,
+        **others,
     }
 
 
@@ -141,12 +155,36 @@ def _load_cuda() -> None:
             )
 
 
+def _load_eager() -> None:
+    """Load `robustflow._eager` where it was built for this very torch: others would crash."""
+    global _eager, _eager_error
+    files = _eager_files()
+    built = _facts_on_disk(files, _EAGER_MARK).get("torch", "an unknown version")
+    slower = "Until then a call takes some microseconds more."
+    if not files:
+        _eager_error = f"It was not built: {_REBUILD}. {slower}"
+    elif built != torch.__version__:
+        _eager_error = (
+            f"It was built for torch {built}, you have {torch.__version__}: {_REBUILD}. {slower}"
+        )
+    else:
+        try:
+            _eager = importlib.import_module("robustflow._eager")
+        except ImportError as error:
+            _eager_error = f"It did not load: {error}. To build it again, {_REBUILD}. {slower}"
+
+
 def _files() -> list[Path]:
     return sorted(Path(__file__).parent.glob("_C.*"))
 
 
 def _cuda_files() -> list[Path]:
     return sorted(Path(__file__).parent.glob("_cuda*.so"))
+
+
+def _eager_files() -> list[Path]:
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    return sorted(Path(__file__).parent.glob(f"_eager{suffix}"))
 
 
 def _facts_on_disk(files: list[Path], mark: bytes) -> dict[str, Any]:
@@ -181,3 +219,4 @@ def _explain(error: ImportError) -> str:
 
 _load()
 _load_cuda()
+_load_eager()

@@ -7,7 +7,7 @@ through strides (nothing is copied), and hand over to :mod:`robustflow.ops`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,16 +18,19 @@ from robustflow._checks import (
     check_interval,
     check_leading_shape,
     check_minimum_bin,
+    check_number,
     check_positive,
     check_rq_parameters,
     check_same_device,
     check_tensor,
     count_derivatives,
+    once,
 )
 
 Reduce = Literal["sum", "none"]
 ParamOrder = Literal["channel", "parameter"]
 Bound = float | Sequence[float] | Tensor
+Edges = float | tuple[float, float, float, float]  # a tail bound; or left, right, bottom, top
 
 _REDUCE = ("sum", "none")
 _DERIVATIVE = ("exp", "softclip")
@@ -86,23 +89,31 @@ def modified_rq_spline(
         (torch.Size([2]), True)
     """
     check_tensor("x", x)
-    check_choice("reduce", reduce, _REDUCE)
+    config = _modified_rq_config(
+        inverse, interval, min_bin, min_derivative, derivative, reduce, x.dim()
+    )
+    return ops.modified_rq(x, _unpack("params", params, x, 4, param_order), *config)
+
+
+@once
+def _modified_rq_config(
+    inverse: bool,
+    interval: tuple[float, float],
+    min_bin: float,
+    min_derivative: float,
+    derivative: str,
+    reduce: str,
+    dims: int,
+) -> tuple[Any, ...]:
+    """The operator's configuration from the settings, checked; likewise in the next two."""
     check_choice("derivative", derivative, _DERIVATIVE)
     left, right = check_interval("interval", interval)
     check_minimum_bin("min_bin", min_bin, 2)
+    check_number("min_derivative", min_derivative)
     if not 0 < min_derivative < 1:
         raise ValueError(f"min_derivative must lie in (0, 1), got {min_derivative!r}.")
-    return ops.modified_rq(
-        x,
-        _unpack("params", params, x, 4, param_order),
-        inverse,
-        left,
-        right,
-        min_bin,
-        min_derivative,
-        derivative == "softclip",
-        _batch_dims(x, reduce),
-    )
+    softclip = derivative == "softclip"
+    return inverse, left, right, min_bin, min_derivative, softclip, _batch_dims(reduce, dims)
 
 
 def rq_spline(
@@ -170,20 +181,21 @@ def rq_spline(
     num_bins, leading = check_rq_parameters(groups, inputs, tails)
     if leading is None or leading != inputs.shape:
         inputs = inputs.expand(_broadcast(inputs, groups))
-    return _rq(
-        inputs,
-        groups,
+    box, edges = _box(inputs, tail_bound, left, right, bottom, top)
+    config = _rq_config(
         num_bins,
         inverse,
         tails,
-        _box(inputs, tails, tail_bound, left, right, bottom, top),
+        edges,
         min_bin_width,
         min_bin_height,
         min_derivative,
         parametrization,
         logit_scale,
         reduce,
+        inputs.dim(),
     )
+    return ops.rq(inputs, *groups, box, *config)
 
 
 def rq_spline_packed(
@@ -226,22 +238,71 @@ def rq_spline_packed(
         (torch.Size([4, 6]), torch.Size([4]))
     """
     check_tensor("x", x)
-    if not isinstance(num_bins, int) or num_bins < 1:
-        raise ValueError(f"num_bins must be a whole number of at least 1, got {num_bins!r}.")
-    num_params = 2 * num_bins + count_derivatives(num_bins, tails)
-    return _rq(
-        x,
-        (_unpack("params", params, x, num_params, param_order), None, None),
+    box, edges = _box(x, tail_bound, left, right, bottom, top)
+    config = _rq_config(
         num_bins,
         inverse,
         tails,
-        _box(x, tails, tail_bound, left, right, bottom, top),
+        edges,
         min_bin_width,
         min_bin_height,
         min_derivative,
         parametrization,
         logit_scale,
         reduce,
+        x.dim(),
+    )
+    num_params = 2 * num_bins + count_derivatives(num_bins, tails)
+    params = _unpack("params", params, x, num_params, param_order)
+    return ops.rq(x, params, None, None, box, *config)
+
+
+@once
+def _rq_config(
+    num_bins: int,
+    inverse: bool,
+    tails: str | None,
+    edges: Edges,
+    min_bin_width: float,
+    min_bin_height: float,
+    min_derivative: float,
+    parametrization: str,
+    logit_scale: float,
+    reduce: str,
+    dims: int,
+) -> tuple[Any, ...]:
+    if not isinstance(num_bins, int) or num_bins < 1:
+        raise ValueError(f"num_bins must be a whole number of at least 1, got {num_bins!r}.")
+    check_choice("tails", tails, tuple(ops.TAILS))
+    check_choice("parametrization", parametrization, _PARAMETRIZATIONS)
+    check_minimum_bin("min_bin_width", min_bin_width, num_bins)
+    check_minimum_bin("min_bin_height", min_bin_height, num_bins)
+    check_positive("min_derivative", min_derivative)
+    check_positive("logit_scale", logit_scale)
+    if parametrization == "softclip" and min_derivative >= 1:
+        raise ValueError(f"min_derivative must be below 1 with 'softclip', got {min_derivative!r}.")
+    if isinstance(edges, tuple):
+        left, right = check_interval("(left, right)", edges[:2])
+        bottom, top = check_interval("(bottom, top)", edges[2:])
+        if tails is not None and (left, right) != (bottom, top):
+            raise ValueError(
+                f"With tails={tails!r} the outside is the identity, so left and right must equal "
+                f"bottom and top, got {edges}; use tails=None for another box."
+            )
+    else:
+        check_positive("tail_bound", edges)
+        left, right, bottom, top = -edges, edges, -edges, edges
+    return (
+        num_bins,
+        inverse,
+        ops.TAILS[tails],
+        ops.PARAMETRIZATIONS[parametrization],
+        *(left, right, bottom, top),
+        min_bin_width,
+        min_bin_height,
+        min_derivative,
+        logit_scale,
+        _batch_dims(reduce, dims),
     )
 
 
@@ -305,14 +366,7 @@ def conditional_affine(
         True
     """
     check_tensor("x", x)
-    check_choice("reduce", reduce, _REDUCE)
-    check_choice("scale", scale, _SCALES)
-    if not eps >= 0:
-        raise ValueError(f"eps must be at least 0, got {eps!r}.")
-    kind, default_clamp = ops.SCALES[scale]
-    if clamp is None:
-        clamp = default_clamp
-    check_positive("clamp", clamp)
+    config = _affine_config(inverse, scale, eps, clamp, shift_first, reciprocal, reduce, x.dim())
     if log_scale is None:
         shift = _unpack("params", params, x, 2, param_order)
     else:
@@ -321,23 +375,35 @@ def conditional_affine(
             check_same_device(name, tensor, x)
             check_leading_shape(name, tensor.shape, x.shape, "x's shape (or 1 where shared)")
         shift, log_scale = params.unsqueeze(-1), log_scale.unsqueeze(-1)
-    return ops.affine(
-        x,
-        shift,
-        log_scale,
-        inverse,
-        kind,
-        eps,
-        clamp,
-        shift_first,
-        reciprocal,
-        _batch_dims(x, reduce),
-    )
+    return ops.affine(x, shift, log_scale, *config)
 
 
-def _batch_dims(x: Tensor, reduce: str) -> int:
-    """How many leading dimensions the log-determinant keeps."""
-    return min(1, x.dim()) if reduce == "sum" else x.dim()
+@once
+def _affine_config(
+    inverse: bool,
+    scale: str,
+    eps: float,
+    clamp: float | None,
+    shift_first: bool,
+    reciprocal: bool,
+    reduce: str,
+    dims: int,
+) -> tuple[Any, ...]:
+    check_choice("scale", scale, _SCALES)
+    check_number("eps", eps)
+    if not eps >= 0:
+        raise ValueError(f"eps must be at least 0, got {eps!r}.")
+    kind, default_clamp = ops.SCALES[scale]
+    if clamp is None:
+        clamp = default_clamp
+    check_positive("clamp", clamp)
+    return inverse, kind, eps, clamp, shift_first, reciprocal, _batch_dims(reduce, dims)
+
+
+def _batch_dims(reduce: str, dims: int) -> int:
+    """How many leading dimensions the log-determinant keeps, of so many."""
+    check_choice("reduce", reduce, _REDUCE)
+    return min(1, dims) if reduce == "sum" else dims
 
 
 def _unpack(name: str, params: Tensor, x: Tensor, num_params: int, order: str) -> Tensor:
@@ -382,34 +448,24 @@ def _broadcast(x: Tensor, groups: tuple[Tensor, Tensor, Tensor]) -> torch.Size:
 
 def _box(
     x: Tensor,
-    tails: str | None,
     tail_bound: Bound,
     left: Bound | None,
     right: Bound | None,
     bottom: Bound | None,
     top: Bound | None,
-) -> tuple[Tensor | None, tuple[float, float, float, float]]:
-    """The box as four numbers, or as a constant tensor (..., 4) where it varies by element."""
+) -> tuple[Tensor | None, Edges]:
+    """The box as numbers, or as a constant tensor (..., 4) where it varies by element."""
     if left is right is bottom is top is None and isinstance(tail_bound, (int, float)):
-        check_positive("tail_bound", tail_bound)
-        return None, (-tail_bound, tail_bound, -tail_bound, tail_bound)
-    edges = [
+        return None, tail_bound
+    edges = (
         -_negatable(tail_bound) if left is None else left,
         tail_bound if right is None else right,
         -_negatable(tail_bound) if bottom is None else bottom,
         tail_bound if top is None else top,
-    ]
+    )
     names = ("left", "right", "bottom", "top")
     if all(isinstance(edge, (int, float)) for edge in edges):
-        numbers = tuple(float(edge) for edge in edges)  # type: ignore[arg-type]
-        check_interval("(left, right)", numbers[:2])
-        check_interval("(bottom, top)", numbers[2:])
-        if tails is not None and numbers[:2] != numbers[2:]:
-            raise ValueError(
-                f"With tails={tails!r} the outside is the identity, so left and right must equal "
-                f"bottom and top, got {numbers}; use tails=None for another box."
-            )
-        return None, numbers  # type: ignore[return-value]
+        return None, edges  # type: ignore[return-value]
     tensors = []
     dtype = torch.promote_types(x.dtype, torch.float32)
     for name, edge in zip(names, edges, strict=True):
@@ -433,43 +489,3 @@ def _negatable(bound: Bound) -> float | Tensor:
     if isinstance(bound, (int, float, Tensor)):
         return bound
     return torch.as_tensor(bound, dtype=torch.float64)
-
-
-def _rq(
-    x: Tensor,
-    groups: tuple[Tensor, Tensor | None, Tensor | None],
-    num_bins: int,
-    inverse: bool,
-    tails: str | None,
-    box: tuple[Tensor | None, tuple[float, float, float, float]],
-    min_bin_width: float,
-    min_bin_height: float,
-    min_derivative: float,
-    parametrization: str,
-    logit_scale: float,
-    reduce: str,
-) -> tuple[Tensor, Tensor]:
-    check_choice("reduce", reduce, _REDUCE)
-    check_choice("parametrization", parametrization, _PARAMETRIZATIONS)
-    check_minimum_bin("min_bin_width", min_bin_width, num_bins)
-    check_minimum_bin("min_bin_height", min_bin_height, num_bins)
-    check_positive("min_derivative", min_derivative)
-    check_positive("logit_scale", logit_scale)
-    if parametrization == "softclip" and min_derivative >= 1:
-        raise ValueError(f"min_derivative must be below 1 with 'softclip', got {min_derivative!r}.")
-    box_tensor, edges = box
-    return ops.rq(
-        x,
-        *groups,
-        box_tensor,
-        num_bins,
-        inverse,
-        ops.TAILS[tails],
-        ops.PARAMETRIZATIONS[parametrization],
-        *edges,
-        min_bin_width,
-        min_bin_height,
-        min_derivative,
-        logit_scale,
-        _batch_dims(x, reduce),
-    )

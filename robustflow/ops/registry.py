@@ -9,7 +9,8 @@ A transform has *implementations*, each of which is a pair of operators of the s
 
 The operators' own autograd (``torch.library.register_autograd``) is what torch.compile traces, but
 costs 100 us a call, as long as a small batch takes. An eager call therefore goes through a plain
-``torch.autograd.Function`` around the operator, with the same formula.
+``autograd::Function`` around the operator, with the same formula: in C++ where the library
+`robustflow._eager` is loaded and the implementation is a pair of operators, else in Python.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+
+from robustflow import _native
 
 LIBRARY = torch.library.Library("robustflow", "DEF")
 
@@ -231,6 +234,19 @@ class Transform:
 
     def _eager(self, call: Function, call_backward: Function) -> Transformed:
         """The short way: a plain autograd.Function, and none where no gradient is wanted."""
+        library = _native.eager()
+        if library is None or not isinstance(call, OpOverload):
+            return self._python_way(call, call_backward)
+        operator: Transformed = library.Operator(
+            call._schema.name,
+            call_backward._schema.name,  # type: ignore[attr-defined]
+            self._num_tensors,
+            self._num_gradients,
+            functools.partial(_reference_gradients, self.reference),
+        )
+        return operator
+
+    def _python_way(self, call: Function, call_backward: Function) -> Transformed:
         num_tensors, num_gradients = self._num_tensors, self._num_gradients
         num_constants = num_tensors - num_gradients
         gradients = self._gradients
