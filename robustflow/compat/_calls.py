@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
@@ -80,7 +81,11 @@ def bound_obstacle(x: Tensor, bound: Any) -> str | None:
         if bound.requires_grad:
             return "the bound requires grad"
         return None if broadcasts_to(bound, x) else "the bound does not broadcast to the inputs"
-    if isinstance(bound, (int, float)) and 0 < bound < float("inf"):
+    return number_obstacle(bound)
+
+
+def number_obstacle(bound: Any) -> str | None:
+    if isinstance(bound, (int, float)) and 0 < bound < math.inf:
         return None
     return "the bound is not a positive number"
 

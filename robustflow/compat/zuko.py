@@ -22,7 +22,7 @@ from torch import Tensor
 
 from robustflow import functional as F
 from robustflow._versions import versions
-from robustflow.compat._calls import bound_obstacle, in_dtype, promoted_dtype, tensor_obstacle
+from robustflow.compat._calls import in_dtype, number_obstacle, promoted_dtype, tensor_obstacle
 from robustflow.compat._code import (
     AttributeChange,
     Change,
@@ -43,6 +43,7 @@ from robustflow.compat._registry import KERNEL, PatchError, fell_back, served
 
 _LIBRARY = "zuko"
 _KNOTS = ("horizontal", "vertical", "derivatives")
+_KNOT_SET = frozenset(_KNOTS)
 _RAW = "_robustflow_parameters"
 # A subclass that defines one of these depends on how zuko computes: it keeps zuko's code.
 _INNER = (
@@ -61,15 +62,22 @@ _INNER = (
 )
 
 
-class _Cut(threading.local):
-    """Of the layer that is running in this thread."""
+class _Running:
+    """A layer that is running."""
 
-    inside: bool = False  # one is
-    direct: bool = False  # see _is_direct
-    packed: tuple[Tensor, Any] | None = None  # the parameters, and the pieces cut out of them
+    __slots__ = ("direct", "packed", "pieces")
+
+    def __init__(self, direct: bool) -> None:
+        self.direct = direct  # see _is_direct
+        self.packed: Any = None  # its parameters
+        self.pieces: Sequence[Any] = ()  # cut out of them
 
 
-_CUT = _Cut()
+class _Thread(threading.local):
+    layer: _Running | None = None  # the innermost that is running in this thread
+
+
+_THREAD = _Thread()
 
 
 def changes() -> list[Change]:
@@ -122,18 +130,24 @@ def _probe(owner: type) -> None:
         return (owner(*groups, bound=2.5, slope=1e-2)._inverse(y),)
 
     def ours(inverse: bool, x: Tensor, *groups: Tensor) -> tuple[Tensor, ...]:
-        raw = (*groups, 2.5, 1e-2)
-        return _spline(raw, x, inverse)[: 1 if inverse else 2]
+        return _spline(groups, 5, 2.5, 1e-2, x, inverse)[: 1 if inverse else 2]
 
     for inverted, theirs in ((False, forward), (True, inverse)):
         what = f"{owner.__name__}, {theirs.__name__}"
         compare(_LIBRARY, what, theirs, partial(ours, inverted), x, *groups)
 
 
-def _spline(raw: Sequence[Any], x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    """The kernels, on (widths, heights, derivatives, bound, slope) or (packed, K, bound, slope)."""
-    if len(raw) == 4 and x.shape == raw[0].shape[:-1]:
-        packed, num_bins, bound, slope = raw
+def _spline(
+    parameters: Sequence[Tensor],
+    num_bins: int,
+    bound: Any,
+    slope: float,
+    x: Tensor,
+    inverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """The kernels, on widths, heights and derivatives or on the tensor that holds them."""
+    if len(parameters) == 1 and x.shape == parameters[0].shape[:-1]:
+        packed = parameters[0]
         dtype = promoted_dtype(x, packed)
         y, ladj = F.rq_spline_packed(
             in_dtype(x, dtype),
@@ -145,8 +159,7 @@ def _spline(raw: Sequence[Any], x: Tensor, inverse: bool) -> tuple[Tensor, Tenso
             parametrization="softclip",
         )
         return y, in_dtype(ladj, dtype)
-    *parameters, bound, slope = raw
-    widths, heights, derivatives = _cut(*parameters) if len(parameters) == 2 else parameters
+    widths, heights, derivatives = _groups(parameters, num_bins)
     dtype = promoted_dtype(x, widths, heights, derivatives)
     y, ladj = F.rq_spline(
         in_dtype(x, dtype),
@@ -161,8 +174,11 @@ def _spline(raw: Sequence[Any], x: Tensor, inverse: bool) -> tuple[Tensor, Tenso
     return y, in_dtype(ladj, dtype)
 
 
-def _cut(packed: Tensor, num_bins: int) -> tuple[Tensor, ...]:
-    return packed.split((num_bins, num_bins, num_bins - 1), -1)
+def _groups(parameters: Sequence[Tensor], num_bins: int) -> Sequence[Tensor]:
+    """Widths, heights and derivatives."""
+    if len(parameters) == 3:
+        return parameters
+    return parameters[0].split((num_bins, num_bins, num_bins - 1), -1)
 
 
 class _Spline:
@@ -199,37 +215,43 @@ class _Spline:
             slope: Any,
             **kwargs: Any,
         ) -> None:
-            packed = _packed_of((widths, heights, derivatives))
+            packed = _packed_of(widths, heights, derivatives)
             if packed is not None and isinstance(widths, _Piece):
+                # Where a kernel cannot read the tensor, the methods say so.
                 num_bins = (packed.shape[-1] + 1) // 3
-                reason = tensor_obstacle(packed) or self._setting_obstacle(
-                    type(self_), packed, bound, slope
-                )
+                reason = self._setting_obstacle(type(self_), packed.dim(), bound, slope)
                 if reason is not None:
-                    widths, heights, derivatives = _cut(packed, num_bins)
+                    widths, heights, derivatives = _groups((packed,), num_bins)
             else:
-                reason = self._obstacle(type(self_), widths, heights, derivatives, bound, slope)
-                num_bins = widths.shape[-1] if reason is None else 0
+                num_bins, reason = self._obstacle(
+                    type(self_), widths, heights, derivatives, bound, slope
+                )
             if reason is not None:
                 # Counted where the transform is used.
                 original(self_, widths, heights, derivatives, bound, slope, **kwargs)
                 return
             if isinstance(bound, Tensor) and bound.dim():
                 bound = bound.squeeze(-1)  # zuko lets it broadcast against the knots
+            parameters: tuple[Tensor, ...] = (widths, heights, derivatives)
             if torch.compiler.is_compiling():
                 # Knots that nobody reads cost nothing in a graph, and laziness could not be traced.
-                original(self_, widths, heights, derivatives, bound, slope, **kwargs)
+                original(self_, *parameters, bound, slope, **kwargs)
                 knots = tuple(getattr(self_, name) for name in _KNOTS)
-                setattr(self_, _RAW, (knots, None, widths, heights, derivatives, bound, slope))
+                setattr(self_, _RAW, (knots, None, parameters, num_bins, bound, slope))
                 return
             super(owner, self_).__init__(**kwargs)
             if packed is not None:
-                parameters: tuple[Any, ...] = (_kept(packed), num_bins)
-            else:
-                parameters = (_kept(widths), _kept(heights), _kept(derivatives))
+                parameters = (packed,)
+            parameters = tuple([_kept(parameter) for parameter in parameters])
             # zuko's knots would be those of now: note the versions, to see a later change.
-            noted = versions(_tensors(parameters))
-            self_.__dict__[_RAW] = (None, noted, *parameters, bound, slope)
+            self_.__dict__[_RAW] = (
+                None,
+                versions(parameters),
+                parameters,
+                num_bins,
+                bound,
+                slope,
+            )
             self.alive[id(self_)] = self_
             if not self.active:  # the library was restored meanwhile
                 self.settle(self_)
@@ -241,9 +263,7 @@ class _Spline:
 
         def bins(self_: Any) -> int:
             raw = self._raw(self_)
-            if raw is None:
-                return original(self_)
-            return raw[1] if isinstance(raw[1], int) else raw[0].shape[-1]
+            return original(self_) if raw is None else raw[1]
 
         return bins
 
@@ -257,12 +277,13 @@ class _Spline:
                     "its knots were assigned or read, or its parameters are not supported"
                 )
             else:
-                reason = tensor_obstacle(x, raw[0])
+                reason = tensor_obstacle(x, raw[0][0])
             if raw is None or reason is not None:
                 fell_back(_LIBRARY, f"{self.owner.__name__}.{name}", str(reason))
                 return original(self_, x)
             served(_LIBRARY, KERNEL)
-            y, ladj = _spline(raw, x, inverse)
+            parameters, num_bins, bound, slope = raw
+            y, ladj = _spline(parameters, num_bins, bound, slope, x, inverse)
             return y if only_value else (y, ladj)
 
         return method
@@ -275,19 +296,18 @@ class _Spline:
         derivatives: Any,
         bound: Any,
         slope: Any,
-    ) -> str | None:
+    ) -> tuple[int, str | None]:
+        """The number of bins, and why the kernels cannot serve these arguments, or None."""
         if reason := tensor_obstacle(widths, heights, derivatives):
-            return reason
+            return 0, reason
         num_bins = widths.shape[-1] if widths.dim() else 0
         if not num_bins or heights.shape[-1:] != (num_bins,):
-            return "widths and heights differ in number"
+            return 0, "widths and heights differ in number"
         if derivatives.shape[-1:] != (num_bins - 1,):
-            return "there are not K - 1 derivatives"
-        return self._setting_obstacle(kind, widths, bound, slope)
+            return 0, "there are not K - 1 derivatives"
+        return num_bins, self._setting_obstacle(kind, widths.dim(), bound, slope)
 
-    def _setting_obstacle(
-        self, kind: type, parameters: Tensor, bound: Any, slope: Any
-    ) -> str | None:
+    def _setting_obstacle(self, kind: type, dims: int, bound: Any, slope: Any) -> str | None:
         if kind is not self.owner and not self._is_plain(kind):
             return "a subclass computes otherwise"
         if not (isinstance(slope, (int, float)) and 0 < slope < 1):
@@ -295,10 +315,10 @@ class _Spline:
         if isinstance(bound, Tensor):
             if bound.dim() and bound.shape[-1] != 1:
                 return "the bound varies along a spline"
-            if bound.dim() > parameters.dim() or bound.requires_grad:
+            if bound.dim() > dims or bound.requires_grad:
                 return "the bound requires grad or has too many dimensions"
             return None
-        return bound_obstacle(parameters, bound)
+        return number_obstacle(bound)
 
     def _is_plain(self, kind: type) -> bool:
         plain = self.plain.get(kind)
@@ -309,7 +329,7 @@ class _Spline:
         return plain
 
     def _raw(self, transform: Any) -> tuple[Any, ...] | None:
-        """The parameters that the kernels need, or None if the knots are what counts."""
+        """Parameters, K, bound and slope for the kernels, or None if the knots are what counts."""
         state = transform.__dict__
         noted = state.get(_RAW)
         if noted is None:
@@ -317,10 +337,10 @@ class _Spline:
         knots, then = noted[:2]
         raw = noted[2:]
         if knots is None:
-            if not state.keys().isdisjoint(_KNOTS):  # assigned by the user: they win
+            if not _KNOT_SET.isdisjoint(state):  # assigned by the user: they win
                 self.settle(transform)
                 return None
-            if versions(_tensors(raw[:-2])) != then:
+            if versions(raw[0]) != then:
                 raise RuntimeError(
                     "The parameters of this MonotonicRQSTransform were modified in place after it "
                     "was made, so that its knots cannot be had any more: make it again, or clone "
@@ -337,14 +357,12 @@ class _Spline:
         self.alive.pop(id(transform), None)
         if raw is None or raw[0] is not None:
             return
-        *parameters, bound, slope = raw[2:]
-        if len(parameters) == 2:
-            parameters = list(_cut(*parameters))
+        parameters, num_bins, bound, slope = raw[2:]
         if isinstance(bound, Tensor) and bound.dim():
             bound = bound.unsqueeze(-1)
         # Knots of an object of zuko's own, so that this one's other attributes stay.
         twin: Any = object.__new__(self.owner)
-        self.originals["__init__"](twin, *parameters, bound, slope)
+        self.originals["__init__"](twin, *_groups(parameters, num_bins), bound, slope)
         for name in _KNOTS:
             state.setdefault(name, twin.__dict__[name])
 
@@ -394,11 +412,6 @@ def _kept(parameter: Any) -> Any:
     return parameter.clone() if parameter.is_leaf else parameter  # an optimizer writes on leaves
 
 
-def _tensors(parameters: Sequence[Any]) -> list[Tensor]:
-    """The parameters without the number of bins that stands beside packed ones."""
-    return [parameter for parameter in parameters if isinstance(parameter, Tensor)]
-
-
 def _unpack_change(utils: ModuleType) -> Change:
     """``unpack`` notes what it cuts, for a transform that is made of all its pieces.
 
@@ -410,11 +423,12 @@ def _unpack_change(utils: ModuleType) -> Change:
     original = original_of(function)
 
     def unpack(x: Tensor, shapes: Any) -> Any:
-        if torch.compiler.is_compiling() or not _CUT.inside:
+        layer = None if torch.compiler.is_compiling() else _THREAD.layer
+        if layer is None:
             return original(x, shapes)
-        parts = _PIECES if _CUT.direct else original(x, shapes)
-        _CUT.packed = (x, parts)
-        return parts
+        layer.packed = x
+        layer.pieces = _PIECES if layer.direct else original(x, shapes)
+        return layer.pieces
 
     return CodeChange(function, unpack)
 
@@ -435,20 +449,35 @@ def _layer_change(owner: type, name: str, parameters: Sequence[str], spline: typ
     def layer(self: Any, *args: Any) -> Any:
         if torch.compiler.is_compiling():
             return original(self, *args)
-        before = _CUT.inside, _CUT.direct, _CUT.packed
-        univariate, shapes = self.univariate, self.shapes
-        known = direct.get(self)
-        if known is None or known[0] is not univariate or known[1] is not shapes:
-            known = direct[self] = (univariate, shapes, _is_direct(self, spline))
-        _CUT.inside, _CUT.direct, _CUT.packed = True, known[2], None
+        known = answers.get(id(self))
+        if known is None or not known.fits(self):
+            known = answers[id(self)] = _Answer(self, spline, answers)
+        before = _THREAD.layer
+        _THREAD.layer = _Running(known.direct)
         try:
             return original(self, *args)
         finally:
-            _CUT.inside, _CUT.direct, _CUT.packed = before
+            _THREAD.layer = before
 
-    # By layer: what it was asked about, and the answer.
-    direct: weakref.WeakKeyDictionary[Any, tuple[Any, Any, bool]] = weakref.WeakKeyDictionary()
+    answers: dict[int, _Answer] = {}  # by the layer's id: a lookup by a weak reference is slow
+
     return CodeChange(method, layer)
+
+
+class _Answer:
+    """Whether a layer is direct (see :func:`_is_direct`), and what it was asked about."""
+
+    __slots__ = ("direct", "layer", "shapes", "univariate")
+
+    def __init__(self, layer: Any, spline: type, answers: dict[int, Any]) -> None:
+        key = id(layer)
+        self.layer = weakref.ref(layer, lambda _: answers.pop(key, None))
+        self.univariate, self.shapes = layer.univariate, layer.shapes
+        self.direct = _is_direct(layer, spline)
+
+    def fits(self, layer: Any) -> bool:
+        same = self.univariate is layer.univariate and self.shapes is layer.shapes
+        return same and self.layer() is layer
 
 
 def _is_direct(layer: Any, spline: type) -> bool:
@@ -462,12 +491,13 @@ def _is_direct(layer: Any, spline: type) -> bool:
     return all(len(shape) == 1 for shape in layer.shapes) and sizes[0] == sizes[1] == sizes[2] + 1
 
 
-def _packed_of(parameters: Sequence[Any]) -> Tensor | None:
+def _packed_of(*parameters: Any) -> Tensor | None:
     """What :mod:`zuko` has just cut into these parameters, if it has."""
-    cut = None if torch.compiler.is_compiling() else _CUT.packed
-    if cut is None or len(cut[1]) != len(parameters):
+    layer = None if torch.compiler.is_compiling() else _THREAD.layer
+    if layer is None or len(layer.pieces) != len(parameters):
         return None
-    for piece, parameter in zip(cut[1], parameters, strict=True):
+    for piece, parameter in zip(layer.pieces, parameters, strict=True):
         if piece is not parameter:
             return None
-    return cut[0]
+    packed: Tensor = layer.packed
+    return packed
