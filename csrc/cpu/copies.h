@@ -322,5 +322,10 @@ void store(const T* from, std::int64_t from_stride, std::int64_t size, const Str
   }
 }
 
+template <class T>
+void add(const T* from, std::int64_t size, double* to) {
+  for (std::int64_t i = 0; i < size; ++i) to[i] += from[i];
+}
+
 }  // namespace ROBUSTFLOW_ISA
 }  // namespace robustflow

@@ -29,6 +29,10 @@ constexpr Index kStreamedBytes = Index(32) << 20;
 constexpr Index kShortSample = 512;
 // Blocks end with the innermost dimension if that is at least this long.
 constexpr Index kLongRun = 256;
+// A call for each run of fewer elements than this costs more than copying them one by one.
+constexpr Index kShortRun = 16;
+// Inputs that repeat after so few elements are brought into planes once for a task.
+constexpr Index kLongestPeriod = 32;
 // Shared parameters with this many elements of their own can be worked on in parallel.
 constexpr Index kManyShared = 2048, kSharedTask = 512;
 constexpr Index kMaxSlabs = 64;
@@ -111,6 +115,11 @@ struct View {
 
   Index run() const { return size[dims - 1]; }  // elements along the innermost dimension
   bool constant() const { return dims == 1 && stride[0] == 0; }
+  // After how many elements a view repeats; 0 if it does not, or not so soon.
+  Index period() const {
+    if (constant()) return 1;
+    return dims == 2 && stride[0] == 0 && run() <= kLongestPeriod ? run() : 0;
+  }
 
   // Calls f(offset, elements from `done` on, how many) for each run within [start, start + count).
   template <class F>
@@ -134,6 +143,24 @@ struct View {
         ++index[d - 1];
       }
     }
+  }
+
+  // Copies one plane, element by element.
+  template <class T>
+  void gather(Index start, Index count, T* to) const {
+    const Index length = size[1], step = stride[1];
+    const T* from = reinterpret_cast<const T*>(data) + start / length * stride[0];
+    for (Index at = start % length, i = 0; i < count; ++i) {
+      to[i] = from[at * step];
+      if (++at == length) {
+        at = 0;
+        from += stride[0];
+      }
+    }
+  }
+  template <class T>
+  bool gathers() const {
+    return dims == 2 && planes == 1 && run() < kShortRun && dtype == dtype_of<T>;
   }
 
   Strided strided(Index offset) const {
@@ -179,9 +206,14 @@ class BlockRunner {
     streams_ = bytes > kStreamedBytes;
     capacity_ = std::clamp(kBlockBytes / Index(sizeof(T)) / planes / kBlockAlign * kBlockAlign,
                            Index(kBlockAlign), kMaxBlock);
-    T* memory = buffer<T>(planes * capacity_);
-    for (int i = 0; i < problem.num_inputs; ++i) place(problem.in[i], memory, in_buffer_[i]);
-    for (int i = 0; i < problem.num_outputs; ++i) place(problem.out[i], memory, out_buffer_[i]);
+    Index elements = planes * capacity_;
+    for (int i = 0; i < problem.num_inputs; ++i)
+      elements += in_[i].planes * (plane_stride(in_[i]) - capacity_);
+    T* memory = buffer<T>(elements);
+    for (int i = 0; i < problem.num_inputs; ++i)
+      place(problem.in[i], plane_stride(in_[i]), memory, in_buffer_[i]);
+    for (int i = 0; i < problem.num_outputs; ++i)
+      place(problem.out[i], capacity_, memory, out_buffer_[i]);
     reload();
   }
 
@@ -202,14 +234,20 @@ class BlockRunner {
   }
   const T* output_buffer(int i) const { return out_buffer_[i]; }
 
-  // Fills the planes of inputs that are the same for every element.
+  // Fills the planes of inputs that repeat: from any place of the first period on, a whole block.
   void reload() {
     for (int i = 0; i < problem_.num_inputs; ++i) {
-      if (!in_buffer_[i]) continue;
-      if (!in_[i].data) {
-        std::fill_n(in_buffer_[i], in_[i].planes * capacity_, T(0));
-      } else if (in_[i].constant()) {
-        kernels<T>().load(in_[i].strided(0), capacity_, in_buffer_[i], capacity_);
+      const View& view = in_[i];
+      if (!in_buffer_[i] || !view.period()) continue;
+      const Index stride = plane_stride(view);
+      if (!view.data) {
+        std::fill_n(in_buffer_[i], view.planes * stride, T(0));
+        continue;
+      }
+      kernels<T>().load(view.strided(0), view.period(), in_buffer_[i], stride);
+      for (int k = 0; k < view.planes; ++k) {
+        T* plane = in_buffer_[i] + k * stride;
+        for (Index j = view.period(); j < stride; ++j) plane[j] = plane[j - view.period()];
       }
     }
   }
@@ -232,12 +270,16 @@ class BlockRunner {
   Index add(const Operand& operand, const Order& order, View& view) {
     view = View(operand, order);
     if (operand.part_of >= 0) return 0;
-    if (operand.data && !view.constant()) run_ = std::min(run_, view.run());
+    if (operand.data && !view.period()) run_ = std::min(run_, view.run());
     return operand.planes;
   }
-  void place(const Operand& operand, T*& memory, T*& place) {
+  // Of an input's planes in the buffer; the buffer's planes begin with a cache line.
+  Index plane_stride(const View& view) const {
+    return view.period() > 1 ? capacity_ + kLongestPeriod : capacity_;
+  }
+  static void place(const Operand& operand, Index stride, T*& memory, T*& place) {
     place = operand.part_of >= 0 ? nullptr : memory;
-    if (place) memory += operand.planes * capacity_;
+    if (place) memory += operand.planes * stride;
   }
 
   // The operand's own memory, where a block of it is planes already.
@@ -256,6 +298,7 @@ class BlockRunner {
            (count == 1 || begins(planes.stride * Index(sizeof(T))));
   }
 
+  static bool view_is_rows(const View& v) { return v.data && v.plane_stride == 1 && v.planes > 1; }
   // The next block's rows most likely follow these. Slices of the same rows are announced once.
   void announce(const Strided& rows, Index size) {
     const Index bytes = rows.stride * size_of(rows.dtype);
@@ -264,7 +307,7 @@ class BlockRunner {
       const Index beyond = next - block_.ahead[block_.num_ahead - 1].data;
       if (beyond >= 0 && beyond < size * bytes) return;
     }
-    block_.ahead[block_.num_ahead++] = {next, bytes};
+    block_.ahead[block_.num_ahead++] = {next, bytes, false};
   }
 
   void run_block(Index start, Index size) {
@@ -283,8 +326,15 @@ class BlockRunner {
         block_.in[i] = {data, view.plane_stride};
         continue;
       }
-      block_.in[i] = {in_buffer_[i], capacity_};
-      if (!view.data || view.constant()) continue;
+      block_.in[i] = {in_buffer_[i], plane_stride(view)};
+      if (view.period()) {
+        block_.in[i].data += start % view.period();
+        continue;
+      }
+      if (view.gathers<T>()) {
+        view.gather(start, size, in_buffer_[i]);
+        continue;
+      }
       view.for_runs(start, size, [&](Index offset, Index done, Index length) {
         const Strided rows = view.strided(offset);
         kernels<T>().load(rows, length, in_buffer_[i] + done, capacity_);
@@ -309,6 +359,13 @@ class BlockRunner {
       block_.out[i] =
           stored[i] ? Planes<T>{data, out_[i].plane_stride} : Planes<T>{out_buffer_[i], capacity_};
       block_.streams = block_.streams && stored[i] && on_lines(block_.out[i], out_[i].planes);
+      if (!stored[i] && !kept_[i] && !streams_ && view_is_rows(out_[i])) {
+        out_[i].for_runs(start, size, [&](Index offset, Index done, Index) {
+          if (done != 0) return;
+          const Strided rows = out_[i].strided(offset);
+          block_.ahead[block_.num_ahead++] = {static_cast<const char*>(rows.data), rows.stride * size_of(rows.dtype), true};
+        });
+      }
     }
     kernel_(block_, problem_.config);
     for (int i = 0; i < problem_.num_outputs; ++i) {
@@ -478,8 +535,8 @@ void gradient_many_shared(const Problem& problem, const SharedDims& shared, Para
             if (problem.out[i].part_of >= 0) continue;
             const T* made = runner.output_buffer(i);
             for (int k = 0; k < problem.out[i].planes; ++k) {
-              double* sum = sums[i].data() + k * size + (at - start);
-              for (Index j = 0; j < count; ++j) sum[j] += made[k * runner.capacity() + j];
+              kernels<T>().add(made + k * runner.capacity(), count,
+                               sums[i].data() + k * size + (at - start));
             }
           }
         });
@@ -495,6 +552,77 @@ void gradient_many_shared(const Problem& problem, const SharedDims& shared, Para
     }
   });
 }
+
+// Sums of what a block's elements give to the parameters that they share.
+class SharedSums {
+ public:
+  // `view` is over the sums: its planes, and along the elements that come.
+  void begin(const View& view, Index capacity) {
+    view_ = view;
+    period_ = view.period();
+    width_ = capacity + period_;
+    if (period_) by_place_.assign(view.planes * width_, 0.0);
+  }
+
+  // The elements from `at` on, in planes.
+  template <class T>
+  void add(const T* made, Index stride, Index at, Index size) {
+    if (period_) {  // each place of a block for itself: no sum waits for another
+      for (int k = 0; k < view_.planes; ++k) {
+        kernels<T>().add(made + k * stride, size,
+                         by_place_.data() + k * width_ + at % period_);
+      }
+      return;
+    }
+    view_.for_runs(at, size, [&](Index offset, Index done, Index length) {
+      for (int k = 0; k < view_.planes; ++k) {
+        const T* from = made + k * stride + done;
+        double* to = sum(k) + offset;
+        const Index step = view_.stride[view_.dims - 1];
+        if (step == 0) {
+          *to += total(from, length);
+        } else if (step == 1) {
+          kernels<T>().add(from, length, to);
+        } else {
+          for (Index j = 0; j < length; ++j) to[j * step] += from[j];
+        }
+      }
+    });
+  }
+
+  void finish() {
+    if (!period_) return;
+    const Index step = view_.stride[view_.dims - 1];
+    for (int k = 0; k < view_.planes; ++k) {
+      const double* from = by_place_.data() + k * width_;
+      for (Index first = 0; first < width_; first += period_)
+        for (Index j = 0; j < std::min(period_, width_ - first); ++j)
+          sum(k)[j * step] += from[first + j];
+    }
+  }
+
+ private:
+  double* sum(int plane) const {
+    return reinterpret_cast<double*>(view_.data) + plane * view_.plane_stride;
+  }
+
+  template <class T>
+  static double total(const T* from, Index length) {
+    constexpr int kSideBySide = 8;
+    double sums[kSideBySide] = {};
+    Index j = 0;
+    for (; j + kSideBySide <= length; j += kSideBySide)
+      for (int i = 0; i < kSideBySide; ++i) sums[i] += from[j + i];
+    for (int i = 0; j < length; ++i, ++j) sums[i] += from[j];
+    double total = 0;
+    for (double sum : sums) total += sum;
+    return total;
+  }
+
+  View view_;
+  Index period_ = 0, width_ = 0;
+  std::vector<double> by_place_;
+};
 
 // Few parameters, shared by many elements: slabs of elements, each with sums of its own, which are
 // added in their order.
@@ -519,40 +647,26 @@ void gradient_few_shared(const Problem& problem, const SharedDims& shared, Paral
   std::vector<double> sums(slabs * sums_per_slab, 0.0);
   parallel_tasks(parallel, slabs, [&](Index begin, Index end) {
     BlockRunner<T> runner(problem, order, true);
-    View view[kMaxOutputs];
-    for (int i = 1; i < problem.num_outputs; ++i) {
-      if (problem.out[i].part_of >= 0) continue;
-      runner.keep_output(i);
-      view[i] = View(nullptr, DType::float64, problem.out[i].planes, own.total, order,
-                     [&](int d) { return own_stride[order.dim[d]]; });
-    }
+    SharedSums shared_sums[kMaxOutputs];
+    for (int i = 1; i < problem.num_outputs; ++i)
+      if (problem.out[i].part_of < 0) runner.keep_output(i);
     for (Index slab = begin; slab < end; ++slab) {
       double* sum = sums.data() + slab * sums_per_slab;
       for (int i = 1; i < problem.num_outputs; ++i) {
-        view[i].data = reinterpret_cast<char*>(sum);
-        if (problem.out[i].part_of < 0) sum += problem.out[i].planes * own.total;
+        if (problem.out[i].part_of >= 0) continue;
+        shared_sums[i].begin(View(sum, DType::float64, problem.out[i].planes, own.total, order,
+                                  [&](int d) { return own_stride[order.dim[d]]; }),
+                             runner.capacity());
+        sum += problem.out[i].planes * own.total;
       }
       const Index start = slab * slab_size;
       runner.run(start, std::min(start + slab_size, order.total), [&](Index at, Index size) {
-        for (int i = 1; i < problem.num_outputs; ++i) {
-          if (problem.out[i].part_of >= 0) continue;
-          const T* made = runner.output_buffer(i);
-          view[i].for_runs(at, size, [&](Index offset, Index done, Index length) {
-            const Index stride = view[i].stride[view[i].dims - 1];
-            for (int k = 0; k < view[i].planes; ++k) {
-              double* to = reinterpret_cast<double*>(view[i].data) + k * own.total + offset;
-              const T* from = made + k * runner.capacity() + done;
-              if (stride == 0) {
-                double total = 0;
-                for (Index j = 0; j < length; ++j) total += from[j];
-                *to += total;
-              } else {
-                for (Index j = 0; j < length; ++j) to[j * stride] += from[j];
-              }
-            }
-          });
-        }
+        for (int i = 1; i < problem.num_outputs; ++i)
+          if (problem.out[i].part_of < 0)
+            shared_sums[i].add(runner.output_buffer(i), runner.capacity(), at, size);
       });
+      for (int i = 1; i < problem.num_outputs; ++i)
+        if (problem.out[i].part_of < 0) shared_sums[i].finish();
     }
   });
   std::vector<T> total(sums_per_slab);

@@ -64,8 +64,13 @@ ROBUSTFLOW_FN void fetch_ahead(const Block<T>& block, std::int64_t i) {
   for (int k = 0; k < block.num_ahead; ++k) {
     const cpu::Ahead ahead = block.ahead[k];
     const char* lane = ahead.data + i * ahead.bytes;
-    for (std::int64_t b = 0; b < V::lanes * ahead.bytes; b += kCacheLine)
-      __builtin_prefetch(lane + b);
+    if (ahead.written) {
+      for (std::int64_t b = 0; b < V::lanes * ahead.bytes; b += kCacheLine)
+        __builtin_prefetch(lane + b, 1);
+    } else {
+      for (std::int64_t b = 0; b < V::lanes * ahead.bytes; b += kCacheLine)
+        __builtin_prefetch(lane + b);
+    }
   }
 }
 
@@ -284,6 +289,7 @@ constexpr cpu::Kernels<T> kernels() {
        affine_kernel<T, cpu::kForwardGradient>, affine_kernel<T, cpu::kInverseGradient>},
       load<T>,
       store<T>,
+      add<T>,
       [] { finish_streaming(); }};
 }
 

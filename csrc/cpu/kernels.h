@@ -23,10 +23,11 @@ struct Planes {
   std::int64_t stride;  // from plane to plane, in elements
 };
 
-// Memory that the next block will be copied from; kernels fetch it as they go.
+// Memory that is copied from or to soon; kernels fetch it as they go.
 struct Ahead {
   const char* data;
   std::int64_t bytes;  // an element
+  bool written;
 };
 
 template <class T>
@@ -37,7 +38,7 @@ struct Block {
   bool streams;           // outputs are written past the caches; their planes are aligned to a line
   double* logabsdet_sum;  // transforms without a plane for it add the block's sum here
   int num_ahead;
-  Ahead ahead[kMaxInputs];
+  Ahead ahead[kMaxInputs + kMaxOutputs];
 };
 
 // Strided memory of any dtype, as the driver copies it to and from planes.
@@ -66,6 +67,7 @@ struct Kernels {
   void (*load)(const Strided& from, std::int64_t size, T* to, std::int64_t to_stride);
   void (*store)(const T* from, std::int64_t from_stride, std::int64_t size, const Strided& to,
                 bool streams);
+  void (*add)(const T* from, std::int64_t size, double* to);
   void (*finish_streaming)();  // before another thread reads what was written past the caches
 };
 

@@ -17,11 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustflow import functional as F
+from robustflow import ops
+from robustflow._checks import once
+from robustflow._settings import box_of, rq_config
 from robustflow.compat._calls import (
     bound_obstacle,
     in_dtype,
     minimum_obstacle,
+    number_obstacle,
     tensor_obstacle,
 )
 from robustflow.compat._code import Change, CodeChange, Function, original_of
@@ -36,7 +39,7 @@ from robustflow.compat._probe import (
 from robustflow.compat._registry import KERNEL, served
 from robustflow.compat._splines import EXTRA_DERIVATIVES, is_outside
 
-_UNIT = (0.0, 1.0)  # the box of a layer without tails
+_UNIT_BOX = (0.0, 1.0, 0.0, 1.0)  # of a layer without tails
 
 
 def layer_changes(
@@ -108,26 +111,16 @@ def _coupling(library: str, original: Function) -> Function:
     def call(
         self: Any, inputs: Tensor, transform_params: Tensor, inverse: bool
     ) -> tuple[Tensor, Tensor]:
-        settings = _settings(self, inputs, transform_params)
-        if settings is not None:
-            scale = _logit_scale(self.transform_net, ("hidden_features", "hidden_channels"))
-            shape = (*inputs.shape, _num_parameters(self))
-            if scale is not None and transform_params.shape == shape:
+        scale = _logit_scale(self.transform_net, ("hidden_features", "hidden_channels"))
+        if scale is not None and inputs.shape == transform_params.shape[:-1]:
+            found = _serve(library, self, self.num_bins, inputs, transform_params, inverse, scale)
+            if found is not None:
                 if not scale:
                     warnings.warn(
                         "Inputs to the softmax are not scaled down: initialization might be bad.",
                         stacklevel=2,
                     )
-                served(library, KERNEL)
-                y, logabsdet = F.rq_spline_packed(
-                    inputs,
-                    transform_params,
-                    self.num_bins,
-                    inverse=bool(inverse),
-                    logit_scale=scale or 1.0,
-                    **settings,
-                )
-                return y, in_dtype(logabsdet, inputs.dtype)
+                return found
         return original(self, inputs, transform_params, inverse)
 
     return call
@@ -137,23 +130,15 @@ def _autoregressive(library: str, original: Function) -> Function:
     def call(
         self: Any, inputs: Tensor, autoregressive_params: Tensor, inverse: bool
     ) -> tuple[Tensor, Tensor]:
-        settings = _settings(self, inputs, autoregressive_params)
-        if settings is not None and inputs.dim() == 2:
-            scale = _logit_scale(self.autoregressive_net, ("hidden_features",))
+        scale = _logit_scale(self.autoregressive_net, ("hidden_features",))
+        if scale is not None and inputs.dim() == autoregressive_params.dim() == 2:
             batch, features = inputs.shape
-            shape = (batch, features * _num_parameters(self))
-            if scale is not None and autoregressive_params.shape == shape:
-                served(library, KERNEL)
-                y, logabsdet = F.rq_spline_packed(
-                    inputs,
-                    autoregressive_params,
-                    self.num_bins,
-                    inverse=bool(inverse),
-                    logit_scale=scale or 1.0,
-                    reduce="sum",
-                    **settings,
-                )
-                return y, in_dtype(logabsdet, inputs.dtype)
+            num_params = self._output_dim_multiplier()
+            if autoregressive_params.shape == (batch, features * num_params):
+                params = autoregressive_params.view(batch, features, num_params)
+                found = _serve(library, self, self.num_bins, inputs, params, inverse, scale, "sum")
+                if found is not None:
+                    return found
         return original(self, inputs, autoregressive_params, inverse)
 
     return call
@@ -168,25 +153,18 @@ def _elementwise(library: str, original: Function) -> Function:
             self.unnormalized_heights,
             self.unnormalized_derivatives,
         )
-        settings = _settings(self, inputs, *groups)
-        if settings is not None:
-            num_bins = groups[0].shape[-1]
-            sizes = (num_bins, num_bins, num_bins + EXTRA_DERIVATIVES[self.tails])
-            if inputs.dim() >= 2 and all(
-                group.shape == (*inputs.shape[1:], size)
-                for group, size in zip(groups, sizes, strict=True)
-            ):
-                served(library, KERNEL)
-                packed = torch.cat(groups, -1).unsqueeze(0)
-                y, logabsdet = F.rq_spline_packed(
-                    inputs,
-                    packed,
-                    num_bins,
-                    inverse=bool(inverse),
-                    reduce="sum",
-                    **settings,
-                )
-                return y, in_dtype(logabsdet, inputs.dtype)
+        widths, heights, derivatives = (group.shape for group in groups)
+        own = inputs.shape[1:]
+        if (
+            len(own) > 0
+            and own == widths[:-1] == derivatives[:-1]
+            and widths == heights
+            and not tensor_obstacle(*groups)
+        ):
+            packed = torch.cat(groups, -1).unsqueeze(0)
+            found = _serve(library, self, widths[-1], inputs, packed, inverse, 1.0, "sum")
+            if found is not None:
+                return found
         return original(self, inputs, inverse)
 
     return call
@@ -218,36 +196,77 @@ def _inverse_change(library: str, autoregressive: type) -> Change:
     return CodeChange(method, call)
 
 
-def _settings(layer: Any, inputs: Tensor, *parameters: Tensor) -> dict[str, Any] | None:
-    """A layer's tails and minima as keywords of the functional, or None where it must pass."""
-    tails = layer.tails
-    minima = (layer.min_bin_width, layer.min_bin_height, layer.min_derivative)
-    num_bins = getattr(layer, "num_bins", None) or parameters[0].shape[-1]
-    if not (tails is None or tails == "linear" or tails == "circular"):
+def _serve(
+    library: str,
+    layer: Any,
+    num_bins: int,
+    inputs: Tensor,
+    params: Tensor,
+    inverse: bool,
+    logit_scale: float,
+    reduce: str = "none",
+) -> tuple[Tensor, Tensor] | None:
+    """The kernels, with a layer's settings, on parameters (..., P), or None where it must pass."""
+    if tensor_obstacle(inputs, params):
         return None
-    if tensor_obstacle(inputs, *parameters) or minimum_obstacle(num_bins, *minima):
-        return None
-    box: dict[str, Any]
+    tails, bound = layer.tails, _UNIT_BOX
     if tails is None:
-        if inputs.numel() == 0 or is_outside(inputs, *_UNIT):
+        if inputs.numel() == 0 or is_outside(inputs, *_UNIT_BOX[:2]):
             return None
-        low, high = _UNIT
-        box = {"left": low, "right": high, "bottom": low, "top": high}
     else:
-        if bound_obstacle(inputs, layer.tail_bound):
+        bound = layer.tail_bound
+    if isinstance(bound, Tensor):
+        if bound_obstacle(inputs, bound):
             return None
-        box = {"tail_bound": layer.tail_bound}
-    return {
-        "tails": tails,
-        "min_bin_width": minima[0],
-        "min_bin_height": minima[1],
-        "min_derivative": minima[2],
-        **box,
-    }
+        box, edges = box_of(inputs, bound)
+    else:
+        box, edges = None, bound
+    config = _config(
+        num_bins,
+        bool(inverse),
+        tails,
+        edges,
+        layer.min_bin_width,
+        layer.min_bin_height,
+        layer.min_derivative,
+        params.shape[-1],
+        logit_scale,
+        reduce,
+        inputs.dim(),
+    )
+    if config is None:
+        return None
+    served(library, KERNEL)
+    y, logabsdet = ops.rq(inputs, params, None, None, box, *config)
+    return y, in_dtype(logabsdet, inputs.dtype)
 
 
-def _num_parameters(layer: Any) -> int:
-    return 3 * int(layer.num_bins) + EXTRA_DERIVATIVES[layer.tails]
+@once
+def _config(
+    num_bins: int,
+    inverse: bool,
+    tails: Any,
+    edges: Any,
+    min_bin_width: Any,
+    min_bin_height: Any,
+    min_derivative: Any,
+    num_params: int,
+    logit_scale: float,
+    reduce: str,
+    dims: int,
+) -> tuple[Any, ...] | None:
+    """The operator's configuration, or None where the kernels do not support a setting."""
+    minima = (min_bin_width, min_bin_height, min_derivative)
+    if not any(tails == kind for kind in EXTRA_DERIVATIVES):
+        return None
+    if num_params != 3 * num_bins + EXTRA_DERIVATIVES[tails]:
+        return None
+    if minimum_obstacle(num_bins, *minima):
+        return None
+    if not isinstance(edges, tuple) and number_obstacle(edges):
+        return None
+    scale = logit_scale or 1.0
+    return rq_config(num_bins, inverse, tails, edges, *minima, "softmax", scale, reduce, dims)
 
 
 def _logit_scale(net: Any, names: Sequence[str]) -> float | None:

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from robustflow import functional as F
+from robustflow import ops
+from robustflow._settings import box_of, rq_config
 from robustflow._versions import versions
 from robustflow.compat._calls import in_dtype, number_obstacle, promoted_dtype, tensor_obstacle
 from robustflow.compat._code import (
@@ -44,6 +46,7 @@ from robustflow.compat._registry import KERNEL, PatchError, fell_back, served
 _LIBRARY = "zuko"
 _KNOTS = ("horizontal", "vertical", "derivatives")
 _KNOT_SET = frozenset(_KNOTS)
+_SMALLEST_BIN = (1e-3, 1e-3)  # width and height
 _RAW = "_robustflow_parameters"
 # A subclass that defines one of these depends on how zuko computes: it keeps zuko's code.
 _INNER = (
@@ -149,15 +152,20 @@ def _spline(
     if len(parameters) == 1 and x.shape == parameters[0].shape[:-1]:
         packed = parameters[0]
         dtype = promoted_dtype(x, packed)
-        y, ladj = F.rq_spline_packed(
-            in_dtype(x, dtype),
-            packed,
+        box, edges = box_of(x, bound)
+        config = rq_config(
             num_bins,
-            inverse=inverse,
-            tail_bound=bound,
-            min_derivative=slope,
-            parametrization="softclip",
+            inverse,
+            "linear",
+            edges,
+            *_SMALLEST_BIN,
+            slope,
+            "softclip",
+            1.0,
+            "none",
+            x.dim(),
         )
+        y, ladj = ops.rq(in_dtype(x, dtype), packed, None, None, box, *config)
         return y, in_dtype(ladj, dtype)
     widths, heights, derivatives = _groups(parameters, num_bins)
     dtype = promoted_dtype(x, widths, heights, derivatives)
@@ -168,6 +176,8 @@ def _spline(
         derivatives,
         inverse,
         tail_bound=bound,
+        min_bin_width=_SMALLEST_BIN[0],
+        min_bin_height=_SMALLEST_BIN[1],
         min_derivative=slope,
         parametrization="softclip",
     )

@@ -10,6 +10,7 @@ from torch.distributions import constraints
 
 from robustflow import functional as F
 from robustflow._checks import check_rq_parameters
+from robustflow._settings import Bound
 from robustflow.distributions.elementwise import ElementwiseTransform
 
 _EDGES = ("left", "right", "bottom", "top")
@@ -63,11 +64,11 @@ class RQSplineTransform(ElementwiseTransform):
         unnormalized_derivatives: Tensor,
         *,
         tails: Literal["linear", "circular"] | None = "linear",
-        tail_bound: F.Bound = 1.0,
-        left: F.Bound | None = None,
-        right: F.Bound | None = None,
-        bottom: F.Bound | None = None,
-        top: F.Bound | None = None,
+        tail_bound: Bound = 1.0,
+        left: Bound | None = None,
+        right: Bound | None = None,
+        bottom: Bound | None = None,
+        top: Bound | None = None,
         min_bin_width: float = 1e-3,
         min_bin_height: float = 1e-3,
         min_derivative: float = 1e-3,

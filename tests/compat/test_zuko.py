@@ -235,7 +235,7 @@ def test_another_transforms_parameters_are_not_kept() -> None:
     with compat.patch("zuko"):
         layer(torch.randn(7, 2))(torch.randn(7, 4))
         zuko.utils.unpack(torch.randn(7, 14), [(5,), (5,), (4,)])
-    assert getattr(ours._CUT, "packed", None) is None
+        assert ours._THREAD.layer is None
 
 
 def test_threads_patch_and_call() -> None:
