@@ -162,6 +162,18 @@ class Operator {
 struct Eager : torch::autograd::Function<Eager> {
   static constexpr bool is_traceable = true;  // all that the backward pass reads is in ctx
 
+  static variable_list of(const Operator& operation, const variable_list& tensors,
+                          const Stack& config) {
+    variable_list given;
+    int64_t present = 0;
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      if (!tensors[i].defined()) continue;
+      present |= int64_t{1} << i;
+      given.push_back(tensors[i]);
+    }
+    return apply(operation, present, config, at::TensorList(given));
+  }
+
   static variable_list forward(AutogradContext* ctx, const Operator& operation, int64_t present,
                                const Stack& config, at::TensorList given) {
     variable_list tensors = spread(operation, present, given.vec());
@@ -180,9 +192,9 @@ struct Eager : torch::autograd::Function<Eager> {
     size_t edge = 0;
     for (size_t i = 0; i < operation.num_gradients(); ++i)
       if (present >> i & 1) needed |= static_cast<int64_t>(ctx->needs_input_grad(edge++)) << i;
-    const variable_list found =
-        operation.gradients(ctx->get_saved_variables(),
-                            ctx->saved_data["config"].toTupleRef().elements().vec(), needed, cotangents);
+    const variable_list found = operation.gradients(
+        ctx->get_saved_variables(), ctx->saved_data["config"].toTupleRef().elements().vec(), needed,
+        cotangents);
     variable_list returned(3);  // operation, present, config
     for (size_t i = 0; i < operation.num_tensors(); ++i)
       if (present >> i & 1) returned.push_back(i < found.size() ? found[i] : at::Tensor());
@@ -204,16 +216,13 @@ py::tuple Operator::call_from_python(const py::args& arguments) const {
     throw py::type_error("robustflow: an operator got " + std::to_string(arguments.size()) +
                          " arguments where it has " +
                          std::to_string(num_tensors_ + config_kinds_.size()) + ".");
-  variable_list tensors, given;
+  variable_list tensors;
   tensors.reserve(num_tensors_);
-  int64_t present = 0;
   bool differentiable = false;
   for (size_t i = 0; i < num_tensors_; ++i) {
     tensors.push_back(to_tensor(arguments[i]));
-    if (!tensors[i].defined()) continue;
-    present |= int64_t{1} << i;
-    given.push_back(tensors[i]);
-    differentiable = differentiable || (i < num_gradients_ && tensors[i].requires_grad());
+    differentiable = differentiable ||
+                     (i < num_gradients_ && tensors[i].defined() && tensors[i].requires_grad());
   }
   Stack config;
   config.reserve(config_kinds_.size());
@@ -223,9 +232,8 @@ py::tuple Operator::call_from_python(const py::args& arguments) const {
   variable_list results;
   {
     py::gil_scoped_release others_may_run;
-    results = differentiable && at::GradMode::is_enabled()
-                  ? Eager::apply(*this, present, config, at::TensorList(given))
-                  : call(tensors, config);
+    results = differentiable && at::GradMode::is_enabled() ? Eager::of(*this, tensors, config)
+                                                           : call(tensors, config);
   }
   return to_python(results);
 }

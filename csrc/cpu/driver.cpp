@@ -238,16 +238,21 @@ class BlockRunner {
   void reload() {
     for (int i = 0; i < problem_.num_inputs; ++i) {
       const View& view = in_[i];
-      if (!in_buffer_[i] || !view.period()) continue;
-      const Index stride = plane_stride(view);
+      const Index period = view.period(), stride = plane_stride(view);
+      if (!in_buffer_[i] || !period) continue;
       if (!view.data) {
         std::fill_n(in_buffer_[i], view.planes * stride, T(0));
         continue;
       }
-      kernels<T>().load(view.strided(0), view.period(), in_buffer_[i], stride);
+      kernels<T>().load(view.strided(0), period, in_buffer_[i], stride);
       for (int k = 0; k < view.planes; ++k) {
         T* plane = in_buffer_[i] + k * stride;
-        for (Index j = view.period(); j < stride; ++j) plane[j] = plane[j - view.period()];
+        if (period == 1) {
+          std::fill_n(plane, stride, plane[0]);
+          continue;
+        }
+        for (Index filled = period; filled < stride; filled *= 2)
+          std::copy_n(plane, std::min(filled, stride - filled), plane + filled);
       }
     }
   }
@@ -363,7 +368,8 @@ class BlockRunner {
         out_[i].for_runs(start, size, [&](Index offset, Index done, Index) {
           if (done != 0) return;
           const Strided rows = out_[i].strided(offset);
-          block_.ahead[block_.num_ahead++] = {static_cast<const char*>(rows.data), rows.stride * size_of(rows.dtype), true};
+          block_.ahead[block_.num_ahead++] = {static_cast<const char*>(rows.data),
+                                              rows.stride * size_of(rows.dtype), true};
         });
       }
     }
@@ -569,8 +575,7 @@ class SharedSums {
   void add(const T* made, Index stride, Index at, Index size) {
     if (period_) {  // each place of a block for itself: no sum waits for another
       for (int k = 0; k < view_.planes; ++k) {
-        kernels<T>().add(made + k * stride, size,
-                         by_place_.data() + k * width_ + at % period_);
+        kernels<T>().add(made + k * stride, size, by_place_.data() + k * width_ + at % period_);
       }
       return;
     }
