@@ -179,22 +179,22 @@ struct Eager : torch::autograd::Function<Eager> {
     variable_list tensors = spread(operation, present, given.vec());
     ctx->set_materialize_grads(false);
     ctx->save_for_backward(tensors);
-    ctx->saved_data["operator"] = operation.number();
-    ctx->saved_data["present"] = present;
-    ctx->saved_data["config"] = c10::ivalue::Tuple::create(config);
+    Stack kept = config;
+    kept.insert(kept.end(), {operation.number(), present});
+    ctx->saved_data[kKept] = c10::ivalue::Tuple::create(std::move(kept));
     return operation.call(tensors, config);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& cotangents) {
-    const Operator& operation = Operator::numbered(ctx->saved_data["operator"].toInt());
-    const int64_t present = ctx->saved_data["present"].toInt();
+    Stack config = ctx->saved_data[kKept].toTupleRef().elements().vec();
+    const int64_t present = take_last(config);
+    const Operator& operation = Operator::numbered(take_last(config));
     int64_t needed = 0;
     size_t edge = 0;
     for (size_t i = 0; i < operation.num_gradients(); ++i)
       if (present >> i & 1) needed |= static_cast<int64_t>(ctx->needs_input_grad(edge++)) << i;
-    const variable_list found = operation.gradients(
-        ctx->get_saved_variables(), ctx->saved_data["config"].toTupleRef().elements().vec(), needed,
-        cotangents);
+    const variable_list found =
+        operation.gradients(ctx->get_saved_variables(), config, needed, cotangents);
     variable_list returned(3);  // operation, present, config
     for (size_t i = 0; i < operation.num_tensors(); ++i)
       if (present >> i & 1) returned.push_back(i < found.size() ? found[i] : at::Tensor());
@@ -202,6 +202,14 @@ struct Eager : torch::autograd::Function<Eager> {
   }
 
  private:
+  static constexpr const char* kKept = "config, operator, present";
+
+  static int64_t take_last(Stack& stack) {
+    const int64_t last = stack.back().toInt();
+    stack.pop_back();
+    return last;
+  }
+
   static variable_list spread(const Operator& operation, int64_t present, variable_list given) {
     variable_list tensors(operation.num_tensors());
     auto next = given.begin();

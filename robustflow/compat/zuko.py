@@ -198,8 +198,7 @@ class _Spline:
         self.owner = owner
         self.originals = originals
         self.active = False
-        # By identity: torch's transforms have no hash.
-        self.alive: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self.made = _Made()
         self.plain: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
 
     def replacement(self, name: str) -> Function:
@@ -262,7 +261,7 @@ class _Spline:
                 bound,
                 slope,
             )
-            self.alive[id(self_)] = self_
+            self.made.add(self_)
             if not self.active:  # the library was restored meanwhile
                 self.settle(self_)
 
@@ -364,7 +363,6 @@ class _Spline:
         """Give a transform its knots, as zuko computes them, and forget its parameters."""
         state = transform.__dict__
         raw = state.pop(_RAW, None)
-        self.alive.pop(id(transform), None)
         if raw is None or raw[0] is not None:
             return
         parameters, num_bins, bound, slope = raw[2:]
@@ -398,6 +396,27 @@ class _Spline:
         return __getstate__
 
 
+class _Made:
+    """The transforms that were made, as long as they live: torch's have no hash, for a WeakSet."""
+
+    def __init__(self) -> None:
+        self._references: list[weakref.ref[Any]] = []
+        self._most = 1024  # references, before those to the dead are dropped
+        self._lock = threading.RLock()
+
+    def add(self, transform: Any) -> None:
+        with self._lock:
+            self._references.append(weakref.ref(transform))
+            if len(self._references) > self._most:
+                self._references = [each for each in self._references if each() is not None]
+                self._most = 1024 + 2 * len(self._references)
+
+    def alive(self) -> list[Any]:
+        with self._lock:
+            found = [reference() for reference in self._references]
+        return [transform for transform in found if transform is not None]
+
+
 @dataclass
 class _Settle:
     """On restore, every transform that was made while patched gets its knots."""
@@ -409,7 +428,7 @@ class _Settle:
 
     def undo(self) -> None:
         self.spline.active = False
-        for transform in list(self.spline.alive.values()):
+        for transform in self.spline.made.alive():
             self.spline.settle(transform)
 
 
