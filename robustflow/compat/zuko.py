@@ -42,6 +42,7 @@ from robustflow.compat._probe import (
     uniform,
 )
 from robustflow.compat._registry import KERNEL, PatchError, fell_back, served
+from robustflow.compat._zuko_in_order import in_order_change
 
 _LIBRARY = "zuko"
 _KNOTS = ("horizontal", "vertical", "derivatives")
@@ -85,10 +86,11 @@ _THREAD = _Thread()
 
 def changes() -> list[Change]:
     """What to change in zuko."""
-    utils, transforms, autoregressive, coupling, gaussianization = import_library(
+    utils, transforms, networks, autoregressive, coupling, gaussianization = import_library(
         _LIBRARY,
         "zuko.utils",
         "zuko.transforms",
+        "zuko.nn",
         "zuko.flows.autoregressive",
         "zuko.flows.coupling",
         "zuko.flows.gaussianization",
@@ -107,6 +109,7 @@ def changes() -> list[Change]:
     for name, known in methods.items():
         require_parameters(_LIBRARY, functions[name], *known)
     spline = _Spline(owner, {name: original_of(f) for name, f in functions.items()})
+    direct = _Direct(owner)
     _probe(owner)
     return [
         AttributeChange(owner, "__getattr__", spline.attribute),
@@ -115,10 +118,11 @@ def changes() -> list[Change]:
         *(CodeChange(functions[name], spline.replacement(name)) for name in methods),
         _unpack_change(utils),
         _layer_change(
-            autoregressive.MaskedAutoregressiveTransform, "meta", ("self", "c", "x"), owner
+            autoregressive.MaskedAutoregressiveTransform, "meta", ("self", "c", "x"), direct
         ),
-        _layer_change(coupling.GeneralCouplingTransform, "meta", ("self", "c", "x"), owner),
-        _layer_change(gaussianization.ElementWiseTransform, "forward", ("self", "c"), owner),
+        _layer_change(coupling.GeneralCouplingTransform, "meta", ("self", "c", "x"), direct),
+        _layer_change(gaussianization.ElementWiseTransform, "forward", ("self", "c"), direct),
+        in_order_change(_LIBRARY, transforms, autoregressive, networks, direct, _invert_pieces),
     ]
 
 
@@ -469,7 +473,7 @@ class _Piece:
 _PIECES = (_Piece(), _Piece(), _Piece())
 
 
-def _layer_change(owner: type, name: str, parameters: Sequence[str], spline: type) -> Change:
+def _layer_change(owner: type, name: str, parameters: Sequence[str], direct: _Direct) -> Change:
     """A layer's method, within which the note of ``unpack`` lives."""
     method = require_function(_LIBRARY, owner, name)
     require_parameters(_LIBRARY, method, parameters)
@@ -478,46 +482,56 @@ def _layer_change(owner: type, name: str, parameters: Sequence[str], spline: typ
     def layer(self: Any, *args: Any) -> Any:
         if torch.compiler.is_compiling():
             return original(self, *args)
-        known = answers.get(id(self))
-        if known is None or not known.fits(self):
-            known = answers[id(self)] = _Answer(self, spline, answers)
         before = _THREAD.layer
-        _THREAD.layer = _Running(known.direct)
+        _THREAD.layer = _Running(direct(self))
         try:
             return original(self, *args)
         finally:
             _THREAD.layer = before
 
-    answers: dict[int, _Answer] = {}  # by the layer's id: a lookup by a weak reference is slow
-
     return CodeChange(method, layer)
 
 
-class _Answer:
-    """Whether a layer is direct (see :func:`_is_direct`), and what it was asked about."""
-
-    __slots__ = ("direct", "layer", "shapes", "univariate")
-
-    def __init__(self, layer: Any, spline: type, answers: dict[int, Any]) -> None:
-        key = id(layer)
-        self.layer = weakref.ref(layer, lambda _: answers.pop(key, None))
-        self.univariate, self.shapes = layer.univariate, layer.shapes
-        self.direct = _is_direct(layer, spline)
-
-    def fits(self, layer: Any) -> bool:
-        same = self.univariate is layer.univariate and self.shapes is layer.shapes
-        return same and self.layer() is layer
-
-
-def _is_direct(layer: Any, spline: type) -> bool:
+class _Direct:
     """Whether a layer's univariate transform is the spline itself, or a partial of it."""
-    univariate = layer.univariate
-    while type(univariate) is partial and not univariate.args:
-        univariate = univariate.func
-    if univariate is not spline or len(layer.shapes) != 3:
-        return False
-    sizes = [math.prod(shape) for shape in layer.shapes]
-    return all(len(shape) == 1 for shape in layer.shapes) and sizes[0] == sizes[1] == sizes[2] + 1
+
+    def __init__(self, spline: type) -> None:
+        self._spline = spline
+        # By the layer's id, since a lookup by a weak reference is slow: the layer, what it was
+        # asked about, and the answer.
+        self._answers: dict[int, tuple[weakref.ref[Any], Any, Any, bool]] = {}
+
+    def __call__(self, layer: Any) -> bool:
+        key, univariate, shapes = id(layer), layer.univariate, layer.shapes
+        known = self._answers.get(key)
+        if known is not None:
+            reference, asked, asked_shapes, answer = known
+            if asked is univariate and asked_shapes is shapes and reference() is layer:
+                return answer
+        answer = self._find(univariate, shapes)
+        gone = weakref.ref(layer, lambda _: self._answers.pop(key, None))
+        self._answers[key] = gone, univariate, shapes, answer
+        return answer
+
+    def _find(self, univariate: Any, shapes: Any) -> bool:
+        while type(univariate) is partial and not univariate.args:
+            univariate = univariate.func
+        if univariate is not self._spline or len(shapes) != 3:
+            return False
+        sizes = [math.prod(shape) for shape in shapes]
+        return all(len(shape) == 1 for shape in shapes) and sizes[0] == sizes[1] == sizes[2] + 1
+
+
+def _invert_pieces(univariate: Any, y: Tensor, packed: Tensor) -> Tensor:
+    """The inverse of a direct layer's univariate transform, with these parameters."""
+    before = _THREAD.layer
+    layer = _THREAD.layer = _Running(True)
+    layer.packed, layer.pieces = packed, _PIECES
+    try:
+        x: Tensor = univariate(*_PIECES)._inverse(y)
+    finally:
+        _THREAD.layer = before
+    return x
 
 
 def _packed_of(*parameters: Any) -> Tensor | None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from robustflow.nn._checks import check_options_are_used, check_shape
-from robustflow.nn.elementwise import ElementwiseTransform, ModifiedRQSpline
+from robustflow.nn._in_order import can_run, invert_in_order
+from robustflow.nn.elementwise import Affine, ElementwiseTransform, ModifiedRQSpline, RQSpline
 from robustflow.nn.layer import ConditionalLayer
 from robustflow.nn.masked import MaskedConditioner, MaskedConditionerOptions
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 class Autoregressive(ConditionalLayer):
     """Masked autoregressive layer over (N, D): one pass forward, D passes back.
+
+    Without gradients (``torch.no_grad``), the default conditioner computes every unit once on the
+    way back: all D passes together are the work of one.
 
     Args:
         features: D.
@@ -77,12 +81,35 @@ class Autoregressive(ConditionalLayer):
         check_shape("z", z, self.channels, 0)
         if not inverse:
             return self.transform(z, self.params_of(z, state))
+        if (found := self._invert_in_order(z, state)) is not None:
+            return found
         # After pass i the first i features of the order are right, and the parameters of the
         # last pass depend on no more than features - 1 of them.
         x = torch.zeros_like(z)
         for _ in range(self.channels - 1):
             x, _ = self.transform(z, self.params_of(x, state), inverse=True)
         return self.transform(z, self.params_of(x, state), inverse=True)
+
+    def _invert_in_order(self, y: Tensor, state: Any) -> tuple[Tensor, Tensor] | None:
+        """The inverse, each unit of the conditioner computed once; None where that cannot be."""
+        if not isinstance(self.conditioner, MaskedConditioner) or not can_run(
+            y, *self.conditioner.parameters(), *([] if state is None else [state])
+        ):
+            return None
+        if type(self.transform) not in (Affine, ModifiedRQSpline, RQSpline):
+            return None  # it may tell the features apart
+        ready = self.conditioner.in_order()
+        if ready is None:
+            return None
+        logabsdet: list[Tensor] = []
+
+        def invert(y: Tensor, params: Tensor) -> Tensor:
+            x, change = self.transform(y, params.flatten(1), inverse=True)
+            logabsdet.append(change)
+            return x
+
+        x = invert_in_order(*ready, y, invert, offset=state)
+        return x, torch.stack(logabsdet).sum(0)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", reverse=True" if self.reverse else "")

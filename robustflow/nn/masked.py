@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robustflow.nn._in_order import Masked, Operation, Plan, is_plain, make_plan
 from robustflow.nn.conditioner import TwoPartConditioner
 
 
@@ -79,6 +80,27 @@ class MaskedConditioner(TwoPartConditioner):
             MaskedLinear(after[:, None] > hidden),
             initial_params,
         )
+        self._plan: tuple[tuple[Tensor, ...], Plan | None] | None = None  # of which masks
+
+    def in_order(self) -> tuple[Plan, list[Operation]] | None:
+        """For :mod:`robustflow.nn._in_order`; None where the layers were replaced or are watched.
+
+        The output of ``context_layer``, or none, is the first operation's offset.
+        """
+        modules = [self.z_layer, *self.trunk]
+        if type(self) is not MaskedConditioner or not is_plain(modules, MaskedLinear):
+            return None
+        operations: list[Operation] = [
+            Masked(module.weight, module.bias, module.mask)
+            if isinstance(module, MaskedLinear)
+            else module
+            for module in modules
+        ]
+        masks = tuple(each.mask for each in operations if isinstance(each, Masked))
+        if self._plan is None or any(a is not b for a, b in zip(self._plan[0], masks, strict=True)):
+            self._plan = masks, make_plan(operations, masks[0].shape[1])
+        plan = self._plan[1]
+        return None if plan is None else (plan, operations)
 
 
 class MaskedLinear(nn.Linear):

@@ -1,0 +1,235 @@
+"""A masked network computed as its inputs become known: the inverse of an autoregressive layer.
+
+The parameters of a feature are needed when the features before it are known, and a hidden unit only
+once, when all that it reads is. D passes over the whole network do the same work D times; here
+every unit is computed once. Units are sorted by the step in which they can be computed, so that a
+step works on slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Of one number each. Not PReLU, which may have a weight for each unit.
+ELEMENTWISE = frozenset(
+    {
+        nn.CELU,
+        nn.ELU,
+        nn.GELU,
+        nn.Hardswish,
+        nn.Hardtanh,
+        nn.Identity,
+        nn.LeakyReLU,
+        nn.LogSigmoid,
+        nn.Mish,
+        nn.ReLU,
+        nn.ReLU6,
+        nn.SELU,
+        nn.Sigmoid,
+        nn.SiLU,
+        nn.Softplus,
+        nn.Softsign,
+        nn.Tanh,
+    }
+)
+
+
+class Masked(NamedTuple):
+    """A linear layer of which the mask (out_features, in_features) leaves some connections."""
+
+    weight: Tensor
+    bias: Tensor | None
+    mask: Tensor
+
+
+class Add(NamedTuple):
+    """A residual connection: adds the values of an earlier node."""
+
+    node: int
+
+
+# Node 0 is the input; operation i makes node i + 1 out of node i.
+Operation = Masked | Add | nn.Module
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When each unit of a network can be computed.
+
+    Attributes:
+        order: for each node, its units sorted by step.
+        ends: for each node, how many of them are known after each step.
+        features: the features whose parameters each step computes.
+        num_params: parameters of a feature.
+    """
+
+    order: tuple[Tensor, ...]
+    ends: tuple[tuple[int, ...], ...]
+    features: tuple[tuple[int, ...], ...]
+    num_params: int
+
+
+def make_plan(
+    operations: Sequence[Operation], features: int, context_features: int = 0
+) -> Plan | None:
+    """The plan of a network, or None where the features cannot be had one after another.
+
+    Args:
+        operations: the network; its input is the features, then the context, and its output index
+            is ``d * num_params + p``.
+        features: D.
+        context_features: known from the start.
+    """
+    from_input = any(isinstance(each, Add) and each.node == 0 for each in operations)
+    if from_input or not isinstance(operations[0], Masked):
+        return None
+    unknown = features + 1
+    device = next(o.mask.device for o in operations if isinstance(o, Masked))
+    known = torch.full((features + context_features,), unknown, device=device)
+    known[features:] = 0
+    for step in range(features):
+        steps = _steps(operations, known)
+        needed = steps[-1].view(features, -1).amax(1)
+        now = (needed <= step) & (known[:features] == unknown)
+        known[:features][now] = step + 1
+        if not now.any():
+            break
+    if (known == unknown).any():
+        return None
+    steps = _steps(operations, known)
+    for i, operation in enumerate(operations):
+        if isinstance(operation, Add) and not torch.equal(steps[i], steps[operation.node]):
+            return None  # the two would be sorted differently
+    count = int(known.max())
+    every = torch.arange(count, device=device)
+    last = steps[-1].view(features, -1)
+    feature_step = last.amax(1)
+    steps[-1] = feature_step.repeat_interleave(last.shape[1])
+    return Plan(
+        tuple(step.argsort(stable=True) for step in steps),
+        tuple(tuple((step <= every[:, None]).sum(1).tolist()) for step in steps),
+        tuple(tuple((feature_step == t).nonzero().flatten().tolist()) for t in range(count)),
+        last.shape[1],
+    )
+
+
+def _steps(operations: Sequence[Operation], known: Tensor) -> list[Tensor]:
+    """For the units of each node, the first step in which all that they read is known."""
+    steps = [known]
+    for operation in operations:
+        now = steps[-1]
+        if isinstance(operation, Masked):
+            now = torch.where(operation.mask.bool(), now, 0).amax(1)
+        elif isinstance(operation, Add):
+            now = torch.maximum(now, steps[operation.node])
+        steps.append(now)
+    return steps
+
+
+def invert_in_order(
+    plan: Plan,
+    operations: Sequence[Operation],
+    y: Tensor,
+    invert: Callable[[Tensor, Tensor], Tensor],
+    context: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> Tensor:
+    """The x of which an autoregressive layer makes y, without gradients.
+
+    Args:
+        plan: of the network, by :func:`make_plan`.
+        operations: the network.
+        y: (N, D).
+        invert: from some features of y, (N, n), and their parameters, (N, n, num_params), to those
+            of x.
+        context: (N, context_features), read with the features.
+        offset: (N or 1, units), added to what the first operation, a masked layer, makes.
+    """
+    layers = [
+        _sorted(operation, plan.order[i], plan.order[i + 1])
+        if isinstance(operation, Masked)
+        else None
+        for i, operation in enumerate(operations)
+    ]
+    if offset is not None:
+        offset = offset[:, plan.order[1]]
+    # What the masked layers read, in the order of the steps.
+    buffers = [
+        y.new_empty(len(y), len(plan.order[i])) if layer is not None else None
+        for i, layer in enumerate(layers)
+    ]
+    first = buffers[0]
+    assert first is not None
+    done = 0
+    if context is not None:
+        done = context.shape[1]
+        first[:, :done] = context
+    x = torch.empty_like(y)
+    for step, features in enumerate(plan.features):
+        values: list[Tensor] = [first]
+        for i, (operation, layer) in enumerate(zip(operations, layers, strict=True)):
+            begin, end = _slice(plan.ends[i + 1], step)
+            if layer is not None:
+                source = buffers[i]
+                assert source is not None
+                if i > 0:
+                    source[:, slice(*_slice(plan.ends[i], step))] = values[i]
+                known = plan.ends[i][step]
+                weight, bias = layer
+                part = None if bias is None else bias[begin:end]
+                made = functional.linear(source[:, :known], weight[begin:end, :known], part)
+                if i == 0 and offset is not None:
+                    made = made + offset[:, begin:end]
+            elif isinstance(operation, Add):
+                made = values[i] + values[operation.node]
+            else:
+                assert isinstance(operation, nn.Module)
+                made = operation(values[i])
+            values.append(made)
+        params = values[-1].view(len(y), len(features), plan.num_params)
+        at = slice(features[0], features[0] + 1) if len(features) == 1 else list(features)
+        found = invert(y[:, at], params)
+        x[:, at] = found
+        first[:, done : done + len(features)] = found
+        done += len(features)
+    return x
+
+
+def _slice(ends: Sequence[int], step: int) -> tuple[int, int]:
+    return ends[step - 1] if step else 0, ends[step]
+
+
+def _sorted(layer: Masked, sources: Tensor, units: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a layer, in the order of the steps."""
+    weight = (layer.weight * layer.mask)[units][:, sources]
+    return weight, None if layer.bias is None else layer.bias[units]
+
+
+def is_plain(modules: Iterable[nn.Module], *kinds: type[nn.Module]) -> bool:
+    """Whether modules are of these very classes, or elementwise, and nobody watches their calls."""
+    return all(
+        (type(module) in kinds or type(module) in ELEMENTWISE)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        for module in modules
+    )
+
+
+def can_run(*tensors: Tensor) -> bool:
+    """Whether a call may go this way: eager, without gradients, and in one dtype."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or torch._C._is_tracing()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.is_autocast_enabled(tensors[0].device.type)
+        or any(tensor.dtype != tensors[0].dtype for tensor in tensors)
+        or any(tensor.device != tensors[0].device for tensor in tensors)
+    )
