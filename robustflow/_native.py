@@ -159,19 +159,18 @@ def _load_eager() -> None:
     """Load `robustflow._eager` where it was built for this very torch: others would crash."""
     global _eager, _eager_error
     files = _eager_files()
+    name = "robustflow._eager, the short way from Python to the kernels,"
+    advice = f"{_REBUILD}. Until then a call takes some microseconds more."
     built = _facts_on_disk(files, _EAGER_MARK).get("torch", "an unknown version")
-    slower = "Until then a call takes some microseconds more."
     if not files:
-        _eager_error = f"It was not built: {_REBUILD}. {slower}"
+        _eager_error = f"{name} was not built: {advice}"
     elif built != torch.__version__:
-        _eager_error = (
-            f"It was built for torch {built}, you have {torch.__version__}: {_REBUILD}. {slower}"
-        )
+        _eager_error = f"{name} was built for torch {built}, you have {torch.__version__}: {advice}"
     else:
         try:
             _eager = importlib.import_module("robustflow._eager")
         except ImportError as error:
-            _eager_error = f"It did not load: {error}. To build it again, {_REBUILD}. {slower}"
+            _eager_error = f"{name} did not load: {error}. {advice[0].upper()}{advice[1:]}"
 
 
 def _files() -> list[Path]:

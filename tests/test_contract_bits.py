@@ -277,3 +277,25 @@ def test_packed_and_separate(native_target: Target, kind: RQ) -> None:
     for inverse in (False, True):
         actual = _canonical(separate, separate.gradients(inverse))
         assert_all_same_bits(actual, _canonical(packed, packed.gradients(inverse)), "separately")
+
+
+@pytest.mark.parametrize("reduce", ["none", "sum"])
+@pytest.mark.parametrize("period", [1, 2, 7, 16, 31, 32, 33])
+@each_operation
+@both_directions
+def test_parameters_that_repeat(
+    native_target: Target, operation: Operation, inverse: bool, period: int, reduce: str
+) -> None:
+    """Parameters shared by rows of a few elements; more rows than fit one task."""
+    layout = Layout("rows that repeat", (6007 // period, period), shared=(0,))
+    shared = sample(operation, native_target, layout=layout, inverse=inverse)
+    whole = tuple(
+        group.expand(layout.shape[0], *group.shape[1:]).contiguous() for group in shared.groups
+    )
+    own = Sample(operation, layout, shared.x.clone(), whole)
+    made, wanted = (each.gradients(inverse, reduce) for each in (shared, own))
+    assert_all_same_bits(made[:3], wanted[:3], "with parameters of its own")
+    for found, parts in zip(made[3:], wanted[3:], strict=True):
+        sums, sizes = parts.double().sum(0, True), parts.double().abs().sum(0, True)
+        bound = 2.0**-23 * (sums.abs() + 2.0**-20 * sizes)
+        assert bool(((found.double() - sums).abs() <= bound).all())

@@ -16,6 +16,7 @@ import torch
 
 import robustflow
 from robustflow import _native
+from robustflow.ops.transforms import MODIFIED_RQ
 
 PACKAGE = Path(robustflow.__file__).parent
 
@@ -154,6 +155,105 @@ def cuda_library(copy: Path, content: bytes | None) -> tuple[dict[str, Any], boo
     assert status == 0, output
     info, backend = json.loads(output.partition("told ")[2].partition("\n")[0])
     return info, backend
+
+
+needs_eager = pytest.mark.skipif(_native.eager() is None, reason="robustflow._eager is not built")
+
+EAGER = """
+import json, torch
+import robustflow
+x, params = torch.linspace(-1, 1, 12).reshape(1, 12), torch.linspace(-2, 2, 48).reshape(1, 48)
+params.requires_grad_()
+y, logabsdet = robustflow.functional.modified_rq_spline(x, params)
+(gradient,) = torch.autograd.grad(y.square().sum() + logabsdet.sum(), params, create_graph=True)
+(second,) = torch.autograd.grad(gradient.square().sum(), params)
+found = [y.tolist(), logabsdet.tolist(), gradient.tolist(), second.tolist()]
+print("told", json.dumps([robustflow.build_info()["eager"], found]))
+"""
+
+
+def eager(copy: Path, code: str = EAGER) -> tuple[dict[str, Any], Any]:
+    status, said = python(code, directory=copy)
+    assert status == 0, said
+    info, found = json.loads(said.partition("told ")[2])
+    return info, found
+
+
+@needs_eager
+def test_calls_are_the_same_with_and_without_the_short_way(copy: Path) -> None:
+    info, wanted = eager(copy)
+    assert info["loaded"] is True and info["torch"] == torch.__version__
+    (library,) = copy.glob("robustflow/_eager*.so")
+    library.unlink()
+    info, found = eager(copy)
+    assert info["loaded"] is False and "was not built: run `pip install" in info["reason"]
+    assert found == wanted
+
+
+@needs_eager
+def test_the_short_way_is_not_taken_into_another_torch(copy: Path) -> None:
+    """It would crash: torch promises nothing between versions."""
+    _, wanted = eager(copy)
+    changed = "import torch; torch.__version__ = '2.99.0'\n" + EAGER
+    info, found = eager(copy, changed)
+    assert info["loaded"] is False and info["torch"] == torch.__version__
+    assert f"built for torch {torch.__version__}, you have 2.99.0: run `pip" in info["reason"]
+    assert found == wanted
+    told = "import torch; torch.__version__ = '2.99.0'\nfrom robustflow.cli import doctor\n"
+    status, said = python(
+        told + "print(doctor.run(__import__('argparse').Namespace(json=False)))", directory=copy
+    )
+    assert status == 0 and "problem: robustflow._eager" in said and said.endswith("1\n")
+
+
+@needs_eager
+def test_the_short_way_says_what_is_wrong_with_its_arguments() -> None:
+    operator = MODIFIED_RQ.implementations["native"].eager
+    x, params, config = torch.zeros(2, 3), torch.zeros(2, 3, 4), (False, -1.0, 1.0, 0.1, 0.1, False)
+    assert operator(x, params, *config, 1)[1].shape == (2,)
+    with pytest.raises(TypeError, match="got 8 arguments where it has 9"):
+        operator(x, params, *config)
+    with pytest.raises(TypeError, match="tensor is a <class 'float'>"):
+        operator(x, 1.0, *config, 1)
+    with pytest.raises(RuntimeError, match="robustflow: parameters must have x's dimensions"):
+        operator(x, params[..., :3], *config, 1)
+
+
+@needs_eager
+def test_the_short_way_in_compiled_autograd() -> None:
+    x, params = torch.randn(4, 3), torch.randn(4, 12, requires_grad=True)
+
+    def run() -> torch.Tensor:
+        params.grad = None
+        y, logabsdet = robustflow.functional.modified_rq_spline(x, params)
+        (y.square().sum() + logabsdet.sum()).backward()
+        assert params.grad is not None
+        return params.grad
+
+    wanted = run()
+    graphs = []
+
+    def compiler(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+        graphs.append(graph.code)
+        return graph
+
+    with torch._dynamo.compiled_autograd._enable(compiler):
+        torch.testing.assert_close(run(), wanted)
+    assert any("robustflow" in code for code in graphs)  # the node was traced
+
+
+@needs_eager
+def test_a_second_backward_pass_is_refused_as_torch_does() -> None:
+    params = torch.randn(4, 12, requires_grad=True)
+    y, _ = robustflow.functional.modified_rq_spline(torch.randn(4, 3), params)
+    y.sum().backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        y.sum().backward()
+    y, _ = robustflow.functional.modified_rq_spline(torch.randn(4, 3), params)
+    with torch.no_grad():
+        params.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 def test_without_cuda_in_torch_its_library_is_left_alone() -> None:

@@ -83,6 +83,8 @@ def _native_report() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     cuda = native["cuda"]
     # A library that was built and fails is a fault; one that was not built is a choice.
     problems = [cuda["reason"]] if torch.version.cuda and _built_in_vain(cuda) else []
+    if _built_in_vain(native["eager"]):
+        problems.append(native["eager"]["reason"])
     problems += [
         problem
         for name, device in (("cpu", "cpu"), ("cuda", "cuda"), ("triton", "cuda"))
@@ -93,7 +95,7 @@ def _native_report() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
 
 
 def _built_in_vain(library: dict[str, Any]) -> bool:
-    return not library["loaded"] and "architectures" in library
+    return not library["loaded"] and "compiler" in library
 
 
 def _has(device: str) -> bool:

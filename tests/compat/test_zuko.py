@@ -259,3 +259,101 @@ def test_threads_patch_and_call() -> None:
     for thread in threads:
         thread.join()
     assert not failures and compat.patched() == {}
+
+
+IN_ORDER = {
+    "plain": {"features": 5},
+    "context": {"features": 4, "context": 3},
+    "residual": {"features": 4, "context": 2, "residual": True, "hidden_features": (16, 16)},
+    "two passes": {"features": 6, "passes": 2},
+    "an order": {"features": 4, "order": torch.tensor([2, 0, 3, 1])},
+    "a graph": {"features": 3, "adjacency": torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]]).bool()},
+    "one pass": {"features": 2, "passes": 1, "context": 3},
+    "another activation": {"features": 3, "activation": torch.nn.ELU},
+}
+SPLINE = {"univariate": RQS, "shapes": [(5,), (5,), (4,)]}
+
+
+def autoregressive(**options: Any) -> Any:
+    torch.manual_seed(0)
+    return zuko.flows.MaskedAutoregressiveTransform(**{**SPLINE, **options}).double()
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_an_autoregressive_inverse_runs_the_network_once(name: str) -> None:
+    options = IN_ORDER[name]
+    layer = autoregressive(**options)
+    y = double(7, 2, options["features"], scale=2.0).detach()
+    context = double(2, options["context"]).detach() if "context" in options else None
+    with compat.patch("zuko"):
+        by_passes = layer(context).inv(y)
+        assert by_passes.requires_grad
+        with torch.no_grad():
+            made = linear_outputs(lambda: layer(context).inv(y))
+            found = layer(context).inv(y)
+    rows = [each.out_features for each in layer.hyper.modules() if hasattr(each, "mask")]
+    assert made == 14 * sum(rows)
+    with torch.no_grad():
+        expected = layer(context).inv(y)
+        assert linear_outputs(lambda: layer(context).inv(y)) == layer.passes * made
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(by_passes.detach(), expected, rtol=1e-7, atol=1e-7)
+
+
+def linear_outputs(call: Any) -> int:
+    """How many numbers torch's linear layers make in a call."""
+    made = 0
+
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            nonlocal made
+            out = function(*args, **(kwargs or {}))
+            if function is torch.nn.functional.linear:
+                made += out.numel()
+            return out
+
+    with Mode():
+        call()
+    return made
+
+
+def test_what_keeps_zukos_passes() -> None:
+    """Another univariate transform, a watched network, a subclass."""
+
+    class Own(zuko.flows.MaskedAutoregressiveTransform):
+        def meta(self, c: Any, x: Tensor) -> Any:
+            return super().meta(c, x)
+
+    watched = autoregressive(features=3)
+    calls: list[int] = []
+    watched.hyper.register_forward_hook(lambda *_: calls.append(1))
+    layers = {
+        "affine": zuko.flows.MaskedAutoregressiveTransform(3).double(),
+        "own": Own(3, **SPLINE).double(),
+        "watched": watched,
+    }
+    y = double(7, 3).detach()
+    for name, layer in layers.items():
+        with torch.no_grad():
+            expected = layer().inv(y)
+            full = linear_outputs(lambda layer=layer: layer().inv(y))
+            with compat.patch("zuko"):
+                assert linear_outputs(lambda layer=layer: layer().inv(y)) == full, name
+                torch.testing.assert_close(layer().inv(y), expected, rtol=1e-7, atol=1e-7)
+    assert len(calls) == 4 * 3
+
+
+def test_transforms_that_died_are_forgotten() -> None:
+    from robustflow.compat.zuko import _Made
+
+    class Thing:
+        pass
+
+    made, kept = _Made(), [Thing() for _ in range(5)]
+    for thing in kept:
+        made.add(thing)
+    for _ in range(10_000):
+        made.add(Thing())
+    assert made.alive() == kept and len(made._references) < 2100

@@ -199,6 +199,7 @@ LARGE_PACKED = (
     Layout("large_whole", (2, 2, 64, 64)),
     Layout("large_planar", _LARGE_IMAGE),
     Layout("large_rows", (2503, 3)),
+    Layout("large_rows_sliced", (2503, 3), sliced, contiguous),
     Layout("large_channels_last", _LARGE_IMAGE, channels_last, channels_last),
     Layout("large_chunked", _LARGE_IMAGE, chunked, contiguous),
     Layout("large_shared_by_batch", _LARGE_IMAGE, shared=(0,)),
