@@ -46,6 +46,13 @@ class Masked(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     mask: Tensor
+    offset: Tensor | None = None  # (N or 1, out_features), added to the result
+
+
+class Gate(NamedTuple):
+    """Multiplies by the sigmoid of what the context alone decides, (N or 1, units)."""
+
+    values: Tensor
 
 
 class Add(NamedTuple):
@@ -54,8 +61,8 @@ class Add(NamedTuple):
     node: int
 
 
-# Node 0 is the input; operation i makes node i + 1 out of node i.
-Operation = Masked | Add | nn.Module
+# Node 0 is the input; operation i makes node i + 1 out of node i. A function is elementwise.
+Operation = Masked | Gate | Add | Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -132,13 +139,30 @@ def _steps(operations: Sequence[Operation], known: Tensor) -> list[Tensor]:
     return steps
 
 
+def run(operations: Sequence[Operation], x: Tensor) -> Tensor:
+    """The whole network, on (N, features and context)."""
+    values = [x]
+    for operation in operations:
+        now = values[-1]
+        if isinstance(operation, Masked):
+            now = functional.linear(now, operation.weight * operation.mask, operation.bias)
+            now = now if operation.offset is None else now + operation.offset
+        elif isinstance(operation, Gate):
+            now = now * operation.values.sigmoid()
+        elif isinstance(operation, Add):
+            now = now + values[operation.node]
+        else:
+            now = operation(now)
+        values.append(now)
+    return values[-1]
+
+
 def invert_in_order(
     plan: Plan,
     operations: Sequence[Operation],
     y: Tensor,
     invert: Callable[[Tensor, Tensor], Tensor],
     context: Tensor | None = None,
-    offset: Tensor | None = None,
 ) -> Tensor:
     """The x of which an autoregressive layer makes y, without gradients.
 
@@ -149,20 +173,15 @@ def invert_in_order(
         invert: from some features of y, (N, n), and their parameters, (N, n, num_params), to those
             of x.
         context: (N, context_features), read with the features.
-        offset: (N or 1, units), added to what the first operation, a masked layer, makes.
     """
-    layers = [
+    ready = [
         _sorted(operation, plan.order[i], plan.order[i + 1])
-        if isinstance(operation, Masked)
-        else None
         for i, operation in enumerate(operations)
     ]
-    if offset is not None:
-        offset = offset[:, plan.order[1]]
     # What the masked layers read, in the order of the steps.
     buffers = [
-        y.new_empty(len(y), len(plan.order[i])) if layer is not None else None
-        for i, layer in enumerate(layers)
+        y.new_empty(len(y), len(plan.order[i])) if isinstance(operation, Masked) else None
+        for i, operation in enumerate(operations)
     ]
     first = buffers[0]
     assert first is not None
@@ -173,23 +192,26 @@ def invert_in_order(
     x = torch.empty_like(y)
     for step, features in enumerate(plan.features):
         values: list[Tensor] = [first]
-        for i, (operation, layer) in enumerate(zip(operations, layers, strict=True)):
+        for i, operation in enumerate(ready):
             begin, end = _slice(plan.ends[i + 1], step)
-            if layer is not None:
+            if isinstance(operation, Masked):
                 source = buffers[i]
                 assert source is not None
                 if i > 0:
                     source[:, slice(*_slice(plan.ends[i], step))] = values[i]
-                known = plan.ends[i][step]
-                weight, bias = layer
-                part = None if bias is None else bias[begin:end]
-                made = functional.linear(source[:, :known], weight[begin:end, :known], part)
-                if i == 0 and offset is not None:
+                known, bias, offset = plan.ends[i][step], operation.bias, operation.offset
+                made = functional.linear(
+                    source[:, :known],
+                    operation.weight[begin:end, :known],
+                    None if bias is None else bias[begin:end],
+                )
+                if offset is not None:
                     made = made + offset[:, begin:end]
+            elif isinstance(operation, Gate):
+                made = values[i] * operation.values[:, begin:end]
             elif isinstance(operation, Add):
                 made = values[i] + values[operation.node]
             else:
-                assert isinstance(operation, nn.Module)
                 made = operation(values[i])
             values.append(made)
         params = values[-1].view(len(y), len(features), plan.num_params)
@@ -205,10 +227,19 @@ def _slice(ends: Sequence[int], step: int) -> tuple[int, int]:
     return ends[step - 1] if step else 0, ends[step]
 
 
-def _sorted(layer: Masked, sources: Tensor, units: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a layer, in the order of the steps."""
-    weight = (layer.weight * layer.mask)[units][:, sources]
-    return weight, None if layer.bias is None else layer.bias[units]
+def _sorted(operation: Operation, sources: Tensor, units: Tensor) -> Operation:
+    """An operation on units in the order of the steps, the mask and the sigmoid applied."""
+    if isinstance(operation, Masked):
+        weight, bias, mask, offset = operation
+        return Masked(
+            (weight * mask)[units][:, sources],
+            None if bias is None else bias[units],
+            mask,
+            None if offset is None else offset[:, units],
+        )
+    if isinstance(operation, Gate):
+        return Gate(operation.values.sigmoid()[:, units])
+    return operation
 
 
 def is_plain(modules: Iterable[nn.Module], *kinds: type[nn.Module]) -> bool:

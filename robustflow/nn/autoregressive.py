@@ -98,7 +98,7 @@ class Autoregressive(ConditionalLayer):
             return None
         if type(self.transform) not in (Affine, ModifiedRQSpline, RQSpline):
             return None  # it may tell the features apart
-        ready = self.conditioner.in_order()
+        ready = self.conditioner.in_order(state)
         if ready is None:
             return None
         logabsdet: list[Tensor] = []
@@ -108,7 +108,7 @@ class Autoregressive(ConditionalLayer):
             logabsdet.append(change)
             return x
 
-        x = invert_in_order(*ready, y, invert, offset=state)
+        x = invert_in_order(*ready, y, invert)
         return x, torch.stack(logabsdet).sum(0)
 
     def extra_repr(self) -> str:

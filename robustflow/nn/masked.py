@@ -82,10 +82,11 @@ class MaskedConditioner(TwoPartConditioner):
         )
         self._plan: tuple[tuple[Tensor, ...], Plan | None] | None = None  # of which masks
 
-    def in_order(self) -> tuple[Plan, list[Operation]] | None:
+    def in_order(self, projected: Tensor | None) -> tuple[Plan, list[Operation]] | None:
         """For :mod:`robustflow.nn._in_order`; None where the layers were replaced or are watched.
 
-        The output of ``context_layer``, or none, is the first operation's offset.
+        Args:
+            projected: what :meth:`project` returned.
         """
         modules = [self.z_layer, *self.trunk]
         if type(self) is not MaskedConditioner or not is_plain(modules, MaskedLinear):
@@ -96,6 +97,8 @@ class MaskedConditioner(TwoPartConditioner):
             else module
             for module in modules
         ]
+        assert isinstance(operations[0], Masked)
+        operations[0] = operations[0]._replace(offset=projected)
         masks = tuple(each.mask for each in operations if isinstance(each, Masked))
         if self._plan is None or any(a is not b for a, b in zip(self._plan[0], masks, strict=True)):
             self._plan = masks, make_plan(operations, masks[0].shape[1])
