@@ -25,9 +25,11 @@ from robustflow.compat._calls import (
     in_dtype,
     minimum_obstacle,
     number_obstacle,
+    runs_own_code,
     tensor_obstacle,
 )
 from robustflow.compat._code import Change, CodeChange, Function, original_of
+from robustflow.compat._made import Made
 from robustflow.compat._probe import (
     COUNT,
     compare,
@@ -38,12 +40,13 @@ from robustflow.compat._probe import (
 )
 from robustflow.compat._registry import KERNEL, served
 from robustflow.compat._splines import EXTRA_DERIVATIVES, is_outside
+from robustflow.nn._in_order import can_run, invert_in_order
 
 _UNIT_BOX = (0.0, 1.0, 0.0, 1.0)  # of a layer without tails
 
 
 def layer_changes(
-    library: str, coupling: type, autoregressive: type, elementwise: type
+    library: str, coupling: type, autoregressive: type, elementwise: type, made: type
 ) -> list[Change]:
     """The changes of a library's three spline layers, each compared with its own method first.
 
@@ -52,6 +55,7 @@ def layer_changes(
         coupling: the class with ``_piecewise_cdf``.
         autoregressive: the one with ``_elementwise``.
         elementwise: the unconditional one, with ``_spline``.
+        made: the masked network of autoregressive layers.
     """
     return [
         _change(library, coupling, "_piecewise_cdf", ("inputs", "transform_params"), _coupling),
@@ -63,7 +67,7 @@ def layer_changes(
             _autoregressive,
         ),
         _change(library, elementwise, "_spline", ("inputs",), _elementwise),
-        _inverse_change(library, autoregressive),
+        _inverse_change(library, autoregressive, made),
     ]
 
 
@@ -170,8 +174,12 @@ def _elementwise(library: str, original: Function) -> Function:
     return call
 
 
-def _inverse_change(library: str, autoregressive: type) -> Change:
-    """The inverse loops over ``range(np.prod(shape))``, which torch.compile cannot trace."""
+def _inverse_change(library: str, autoregressive: type, made: type) -> Change:
+    """The inverse runs the network for each feature.
+
+    It loops over ``range(np.prod(shape))``, which torch.compile cannot trace. Eager calls without
+    gradients compute each unit of the library's own network once.
+    """
     owner = next(each for each in autoregressive.__mro__ if "inverse" in vars(each))
     method = require_function(library, owner, "inverse")
     require_parameters(library, method, ("self", "inputs", "context"))
@@ -184,9 +192,42 @@ def _inverse_change(library: str, autoregressive: type) -> Change:
             outputs, logabsdet = self._elementwise_inverse(inputs, params)
         return outputs, logabsdet
 
+    networks = Made(made)
+
+    def in_order(
+        self: Any, inputs: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor | None] | None:
+        network, kind = self.autoregressive_net, type(self)
+        tensors = [inputs, *network.parameters(), *([] if context is None else [context])]
+        if kind is not autoregressive or inputs.dim() != 2 or not can_run(*tensors):
+            return None
+        # What is checked or set by feature needs all of them at once.
+        if self.tails not in ("linear", "circular") or isinstance(self.tail_bound, Tensor):
+            return None
+        ready = networks.find(network, inputs.shape[1], context)
+        scale = _logit_scale(network, ("hidden_features",))
+        if ready is None or scale is None:
+            return None
+        changes: list[Tensor] = []
+
+        def invert(y: Tensor, params: Tensor) -> Tensor:
+            found = _serve(library, self, self.num_bins, y, params, True, scale, "sum")
+            if found is None:
+                raise _NotServed
+            changes.append(found[1])
+            return found[0]
+
+        try:
+            outputs = invert_in_order(*ready, inputs, invert)
+        except _NotServed:
+            return None
+        return outputs, torch.stack(changes).sum(0)
+
     def call(self: Any, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        traced = torch.compiler.is_compiling()
-        return (passes if traced else original)(self, inputs, context)
+        if torch.compiler.is_compiling():
+            return passes(self, inputs, context)
+        found = None if runs_own_code() else in_order(self, inputs, context)
+        return original(self, inputs, context) if found is None else found
 
     layer = SimpleNamespace(
         autoregressive_net=lambda outputs, _: outputs.cumsum(-1),
@@ -194,6 +235,10 @@ def _inverse_change(library: str, autoregressive: type) -> Change:
     )
     compare(library, f"{owner.__name__}.inverse", original, passes, layer, normal(COUNT, 3), None)
     return CodeChange(method, call)
+
+
+class _NotServed(Exception):
+    pass
 
 
 def _serve(

@@ -7,7 +7,6 @@ zuko's own loop runs, on the kernels.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
@@ -24,10 +23,10 @@ from robustflow.nn._in_order import (
     Masked,
     Operation,
     Plan,
+    Plans,
     can_run,
     invert_in_order,
     is_plain,
-    make_plan,
 )
 
 Invert = Callable[[Any, Tensor, Tensor], Tensor]
@@ -94,8 +93,7 @@ class Networks:
         self._network: type[nn.Module] = module.MaskedMLP
         self._linear: type[nn.Linear] = module.MaskedLinear
         self._residual: type[nn.Module] = module.Residual
-        # By the network's id: which it is, its masks, and the plan.
-        self._plans: dict[int, tuple[weakref.ref[Any], list[Tensor], Plan | None]] = {}
+        self._plans = Plans()
 
     def find(
         self, network: nn.Module, features: int, context_features: int
@@ -107,20 +105,8 @@ class Networks:
             return None
         operations: list[Operation] = []
         self._collect(network, operations)
-        masks = [each.mask for each in operations if isinstance(each, Masked)]
-        if masks[0].shape[1] != features + context_features:
-            return None
-        key = id(network)
-        kept = self._plans.get(key)
-        if (
-            kept is None
-            or kept[0]() is not network
-            or len(kept[1]) != len(masks)
-            or any(a is not b for a, b in zip(kept[1], masks, strict=True))
-        ):
-            gone = weakref.ref(network, lambda _: self._plans.pop(key, None))
-            kept = self._plans[key] = gone, masks, make_plan(operations, features, context_features)
-        return None if kept[2] is None else (kept[2], operations)
+        plan = self._plans.of(network, operations, features, context_features)
+        return None if plan is None else (plan, operations)
 
     def _collect(self, network: nn.Module, operations: list[Operation]) -> None:
         """Append those of a Sequential."""

@@ -10,8 +10,8 @@ from robustflow.compat._splines import changes_of_module
 
 def changes(library: str = "nflows", package: str = "nflows") -> list[Change]:
     """What to change in nflows, or in the copy of it that ``library`` carries as ``package``."""
-    names = ("splines.rational_quadratic", "coupling", "autoregressive", "nonlinearities")
-    splines, coupling, autoregressive, nonlinearities = import_library(
+    names = ("splines.rational_quadratic", "coupling", "autoregressive", "nonlinearities", "made")
+    splines, coupling, autoregressive, nonlinearities, made = import_library(
         library, *(f"{package}.transforms.{name}" for name in names)
     )
     return [
@@ -21,5 +21,6 @@ def changes(library: str = "nflows", package: str = "nflows") -> list[Change]:
             coupling.PiecewiseRationalQuadraticCouplingTransform,
             autoregressive.MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
             nonlinearities.PiecewiseRationalQuadraticCDF,
+            made.MADE,
         ),
     ]

@@ -10,11 +10,12 @@ from robustflow.compat._splines import changes_of_module
 
 def changes() -> list[Change]:
     """What to change in normflows."""
-    splines, coupling, autoregressive = import_library(
+    splines, coupling, autoregressive, made = import_library(
         "normflows",
         "normflows.utils.splines",
         "normflows.flows.neural_spline.coupling",
         "normflows.flows.neural_spline.autoregressive",
+        "normflows.nets.made",
     )
     return [
         *changes_of_module(splines, "normflows"),
@@ -23,5 +24,6 @@ def changes() -> list[Change]:
             coupling.PiecewiseRationalQuadraticCoupling,
             autoregressive.MaskedPiecewiseRationalQuadraticAutoregressive,
             coupling.PiecewiseRationalQuadraticCDF,
+            made.MADE,
         ),
     ]

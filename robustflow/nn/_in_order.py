@@ -8,6 +8,8 @@ step works on slices.
 
 from __future__ import annotations
 
+import operator
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -137,6 +139,37 @@ def _steps(operations: Sequence[Operation], known: Tensor) -> list[Tensor]:
             now = torch.maximum(now, steps[operation.node])
         steps.append(now)
     return steps
+
+
+class Plans:
+    """The plans of networks, each made once, as long as its network lives and keeps its masks."""
+
+    def __init__(self) -> None:
+        # By the network's id: which it is, its masks, and the plan.
+        self._made: dict[int, tuple[weakref.ref[nn.Module], list[Tensor], Plan | None]] = {}
+
+    def of(
+        self,
+        network: nn.Module,
+        operations: Sequence[Operation],
+        features: int,
+        context_features: int = 0,
+    ) -> Plan | None:
+        """:func:`make_plan`; None also where the network reads another number of features."""
+        masks = [each.mask for each in operations if isinstance(each, Masked)]
+        if masks[0].shape[1] != features + context_features:
+            return None
+        key = id(network)
+        known = self._made.get(key)
+        if known is not None:
+            reference, its_masks, plan = known
+            same = len(its_masks) == len(masks) and all(map(operator.is_, its_masks, masks))
+            if same and reference() is network:
+                return plan
+        plan = make_plan(operations, features, context_features)
+        gone = weakref.ref(network, lambda _: self._made.pop(key, None))
+        self._made[key] = gone, masks, plan
+        return plan
 
 
 def run(operations: Sequence[Operation], x: Tensor) -> Tensor:

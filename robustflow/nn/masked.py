@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustflow.nn._in_order import Masked, Operation, Plan, is_plain, make_plan
+from robustflow.nn._in_order import Masked, Operation, Plan, Plans, is_plain
 from robustflow.nn.conditioner import TwoPartConditioner
+
+_PLANS = Plans()
 
 
 class MaskedConditionerOptions(TypedDict, total=False):
@@ -80,7 +82,6 @@ class MaskedConditioner(TwoPartConditioner):
             MaskedLinear(after[:, None] > hidden),
             initial_params,
         )
-        self._plan: tuple[tuple[Tensor, ...], Plan | None] | None = None  # of which masks
 
     def in_order(self, projected: Tensor | None) -> tuple[Plan, list[Operation]] | None:
         """For :mod:`robustflow.nn._in_order`; None where the layers were replaced or are watched.
@@ -99,10 +100,7 @@ class MaskedConditioner(TwoPartConditioner):
         ]
         assert isinstance(operations[0], Masked)
         operations[0] = operations[0]._replace(offset=projected)
-        masks = tuple(each.mask for each in operations if isinstance(each, Masked))
-        if self._plan is None or any(a is not b for a, b in zip(self._plan[0], masks, strict=True)):
-            self._plan = masks, make_plan(operations, masks[0].shape[1])
-        plan = self._plan[1]
+        plan = _PLANS.of(self, operations, operations[0].mask.shape[1])
         return None if plan is None else (plan, operations)
 
 

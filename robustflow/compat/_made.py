@@ -1,0 +1,165 @@
+"""The inverse of nflows' and normflows' autoregressive layers, each unit of MADE computed once.
+
+The libraries' MADEs have the same parts and differ in how they put them together: whether the
+context passes the activation, is added to a residual block or gates it, and whether plain blocks
+begin with one. Which it is, is found out on small networks when the library is patched.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robustflow.nn._in_order import (
+    ELEMENTWISE,
+    Add,
+    Gate,
+    Masked,
+    Operation,
+    Plan,
+    Plans,
+    is_plain,
+    run,
+)
+
+_FUNCTIONS = frozenset(
+    {
+        functional.celu,
+        functional.elu,
+        functional.gelu,
+        functional.hardswish,
+        functional.leaky_relu,
+        functional.logsigmoid,
+        functional.mish,
+        functional.relu,
+        functional.selu,
+        functional.silu,
+        functional.softplus,
+        functional.tanh,
+        functional.sigmoid,
+        torch.relu,
+        torch.sigmoid,
+        torch.tanh,
+    }
+)
+
+
+class Convention(NamedTuple):
+    """How a library puts a MADE together."""
+
+    context_is_activated: bool  # before it is added to the first layer
+    context_gates_blocks: bool  # rather than being added within residual ones
+    plain_begin_activated: bool  # without residual blocks
+
+
+_EVERY = tuple(Convention(*choice) for choice in itertools.product((False, True), repeat=3))
+
+
+class Made:
+    """A library's masked networks as operations, and their plans."""
+
+    def __init__(self, made: type[nn.Module]) -> None:
+        self._made = made
+        # By the kind: residual blocks or not, with a context or without.
+        self._conventions = {
+            (residual, context): self._find_convention(residual, context)
+            for residual in (False, True)
+            for context in (False, True)
+        }
+        self._plans = Plans()
+
+    def find(
+        self, network: nn.Module, features: int, context: Tensor | None
+    ) -> tuple[Plan, list[Operation]] | None:
+        """None where the network is another, is watched, or does not fit the order."""
+        if type(network) is not self._made:
+            return None
+        convention = self._conventions[_is_residual(network), context is not None]
+        if convention is None:
+            return None
+        operations = _operations(network, context, convention)
+        if operations is None:
+            return None
+        plan = self._plans.of(network, operations, features)
+        return None if plan is None else (plan, operations)
+
+    def _find_convention(self, residual: bool, with_context: bool) -> Convention | None:
+        """By comparison with a small network of random weights; None if it is none of them."""
+        generator = torch.Generator().manual_seed(0)
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                network = self._made(
+                    features=3,
+                    hidden_features=8,
+                    context_features=2 if with_context else None,
+                    output_multiplier=2,
+                    use_residual_blocks=residual,
+                    activation=torch.tanh,  # applied twice it is another function
+                ).double()
+                for parameter in network.parameters():
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator))
+                x = torch.randn(5, 3, generator=generator).double()
+                context = torch.randn(5, 2, generator=generator).double() if with_context else None
+                wanted = network(x, context)
+                for convention in _EVERY:
+                    operations = _operations(network, context, convention)
+                    if operations is not None and torch.allclose(run(operations, x), wanted):
+                        return convention
+        except Exception:  # it has no such networks
+            return None
+        return None
+
+
+def _is_residual(network: Any) -> bool:
+    return any(hasattr(block, "linear_layers") for block in network.blocks)
+
+
+def _operations(
+    network: Any, context: Tensor | None, convention: Convention
+) -> list[Operation] | None:
+    """None where a part is not what we know, or mixes samples or units (batch norm, dropout)."""
+    linear, blocks = type(network.initial_layer), list(network.blocks)
+    allowed = (linear, nn.Linear, nn.ModuleList, nn.Dropout, type(network), *map(type, blocks))
+    if not blocks or not is_plain(network.modules(), *allowed):
+        return None
+    if network.training and any(block.dropout.p > 0 for block in blocks):
+        return None
+    if not isinstance(getattr(network, "preprocessing", None), (nn.Identity, type(None))):
+        return None
+    activation = blocks[0].activation
+    if any(block.activation is not activation for block in blocks):
+        return None
+    if not (type(activation) in ELEMENTWISE or activation in _FUNCTIONS):
+        return None
+    first = _masked(network.initial_layer)
+    if context is not None:
+        offset = network.context_layer(context)
+        offset = activation(offset) if convention.context_is_activated else offset
+        first = first._replace(offset=offset)
+    operations: list[Operation] = [first]
+    residual = _is_residual(network)
+    if not residual and convention.plain_begin_activated:
+        operations.append(activation)
+    for block in blocks:
+        if not residual:
+            operations += [_masked(block.linear), activation]
+            continue
+        start = len(operations)
+        first, second = (_masked(layer) for layer in block.linear_layers)
+        own = None if context is None else block.context_layer(context)
+        if own is not None and not convention.context_gates_blocks:
+            first = first._replace(offset=own)
+        operations += [activation, first, activation, second]
+        if own is not None and convention.context_gates_blocks:
+            operations.append(Gate(own))
+        operations.append(Add(start))
+    operations.append(_masked(network.final_layer))
+    return operations
+
+
+def _masked(layer: Any) -> Masked:
+    return Masked(layer.weight, layer.bias, layer.mask)

@@ -1,0 +1,160 @@
+"""Autoregressive inverses of nflows and normflows: each unit of the network is computed once."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robustflow import compat
+
+LAYERS = {
+    "nflows": "nflows.transforms.autoregressive:"
+    "MaskedPiecewiseRationalQuadraticAutoregressiveTransform",
+    "normflows": "normflows.flows.neural_spline.autoregressive:"
+    "MaskedPiecewiseRationalQuadraticAutoregressive",
+}
+FEATURES, CONTEXT, HIDDEN, BINS, BATCH = 5, 3, 16, 4, 7
+each_library = pytest.mark.parametrize("library", LAYERS)
+
+
+def make(library: str, **options: Any) -> Any:
+    module, _, name = LAYERS[library].partition(":")
+    pytest.importorskip(library)
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "features": FEATURES,
+        "hidden_features": HIDDEN,
+        "context_features": None,
+        "num_bins": BINS,
+        "tails": "linear",
+        "tail_bound": 3.0,
+        **options,
+    }
+    layer = getattr(importlib.import_module(module), name)(**settings).double().eval()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return layer
+
+
+class Counter:
+    """Numbers that linear layers make for each sample."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made = 0
+        linear = functional.linear
+
+        def counting(*args: Any) -> Tensor:
+            out = linear(*args)
+            self.made += out.numel()
+            return out
+
+        monkeypatch.setattr(functional, "linear", counting)
+
+    def of(self, call: Callable[[], object]) -> float:
+        self.made = 0
+        call()
+        return self.made / BATCH
+
+
+def units(layer: Any) -> int:
+    return sum(m.out_features for m in layer.modules() if isinstance(m, nn.Linear))
+
+
+@each_library
+@pytest.mark.parametrize("activation", [functional.relu, torch.tanh, nn.ELU()], ids=repr)
+@pytest.mark.parametrize("context_features", [None, CONTEXT])
+@pytest.mark.parametrize("residual", [True, False])
+def test_equals_the_librarys_passes(
+    library: str,
+    residual: bool,
+    context_features: int | None,
+    activation: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if library == "normflows" and not residual and context_features:
+        pytest.skip("normflows has no plain blocks with a context")
+    options = {"use_residual_blocks": residual, "context_features": context_features}
+    layer = make(library, activation=activation, **options)
+    y = 2 * torch.randn(BATCH, FEATURES).double()
+    context = torch.randn(BATCH, CONTEXT).double() if context_features else None
+    counter = Counter(monkeypatch)
+    with torch.no_grad():
+        expected = layer.inverse(y, context)
+        with compat.patch(library):
+            found = layer.inverse(y, context)
+            assert compat.patched()[library] == {"kernel": FEATURES, "fallback": 0}
+            assert counter.of(lambda: layer.inverse(y, context)) == units(layer)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert counter.of(lambda: layer.inverse(y, context)) > 3 * units(layer)
+    with compat.patch(library):  # with gradients: the library's passes
+        by_passes = layer.inverse(y, context)
+    assert by_passes[0].requires_grad
+    torch.testing.assert_close(tuple(t.detach() for t in by_passes), expected)
+
+
+@each_library
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dropout_probability": 0.5, "train": True},
+        {"use_batch_norm": True},
+        {"activation": nn.PReLU(HIDDEN)},
+        {"activation": lambda x: x.cumsum(-1)},  # not elementwise
+        {"tails": None},
+        {"tail_bound": torch.linspace(2, 3, FEATURES).double()},
+        {"hook": True},
+        {"net": True},
+    ],
+    ids=str,
+)
+def test_what_keeps_the_passes(
+    library: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = dict(options)
+    training, hook, net = (options.pop(name, False) for name in ("train", "hook", "net"))
+    layer = make(library, **options)
+    if training:
+        layer.train()
+    if hook:
+        layer.autoregressive_net.final_layer.register_forward_hook(lambda *_: None)
+    if net:
+        layer.autoregressive_net = Wrapped(layer.autoregressive_net)
+    y = torch.rand(BATCH, FEATURES).double()
+    counter = Counter(monkeypatch)
+    with torch.no_grad(), compat.patch(library):
+        assert counter.of(lambda: layer.inverse(y)) == FEATURES * units(layer)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any) -> Tensor:
+        out: Tensor = self.inner(*args)
+        return out
+
+
+@each_library
+def test_another_library_of_that_name_keeps_its_passes(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A MADE that is put together as none that we know."""
+    layer = make(library)
+    made = type(layer.autoregressive_net)
+    forward = made.forward
+    monkeypatch.setattr(made, "forward", lambda self, *args: 2 * forward(self, *args))
+    y = torch.randn(BATCH, FEATURES).double()
+    counter = Counter(monkeypatch)
+    with torch.no_grad():
+        expected = layer.inverse(y)
+        with compat.patch(library):
+            torch.testing.assert_close(layer.inverse(y), expected, rtol=1e-9, atol=1e-9)
+            assert counter.of(lambda: layer.inverse(y)) == FEATURES * units(layer)
