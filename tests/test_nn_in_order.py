@@ -73,7 +73,7 @@ def test_what_it_leaves_to_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def watched() -> rnn.Autoregressive:
         layer = rnn.Autoregressive(FEATURES, hidden_features=8).double()
-        layer.conditioner.trunk[1].register_forward_hook(lambda *_: calls.append(1))
+        layer.conditioner.get_submodule("trunk.1").register_forward_hook(lambda *_: calls.append(1))
         return layer
 
     class Own(rnn.MaskedConditioner):
@@ -112,7 +112,7 @@ def test_the_plan_follows_the_module() -> None:
         other = rnn.Autoregressive(FEATURES, CONTEXT_FEATURES, hidden_features=8, reverse=True)
         for mine, its in zip(layer.modules(), other.modules(), strict=True):
             if isinstance(mine, rnn.masked.MaskedLinear):
-                mine.mask = its.mask
+                mine.mask = its.get_buffer("mask")
         x, _ = layer(y, context, inverse=True)
         torch.testing.assert_close(layer(x, context)[0], y, atol=1e-4, rtol=1e-4)
 

@@ -20,6 +20,7 @@ LAYERS = {
     "MaskedPiecewiseRationalQuadraticAutoregressive",
 }
 FEATURES, CONTEXT, HIDDEN, BINS, BATCH = 5, 3, 16, 4, 7
+ACTIVATIONS: dict[str, Any] = {"relu": functional.relu, "tanh": torch.tanh, "ELU": nn.ELU()}
 each_library = pytest.mark.parametrize("library", LAYERS)
 
 
@@ -68,20 +69,20 @@ def units(layer: Any) -> int:
 
 
 @each_library
-@pytest.mark.parametrize("activation", [functional.relu, torch.tanh, nn.ELU()], ids=repr)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("context_features", [None, CONTEXT])
 @pytest.mark.parametrize("residual", [True, False])
 def test_equals_the_librarys_passes(
     library: str,
     residual: bool,
     context_features: int | None,
-    activation: Any,
+    activation: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if library == "normflows" and not residual and context_features:
         pytest.skip("normflows has no plain blocks with a context")
     options = {"use_residual_blocks": residual, "context_features": context_features}
-    layer = make(library, activation=activation, **options)
+    layer = make(library, activation=ACTIVATIONS[activation], **options)
     y = 2 * torch.randn(BATCH, FEATURES).double()
     context = torch.randn(BATCH, CONTEXT).double() if context_features else None
     counter = Counter(monkeypatch)
@@ -99,32 +100,27 @@ def test_equals_the_librarys_passes(
     torch.testing.assert_close(tuple(t.detach() for t in by_passes), expected)
 
 
+KEPT: dict[str, dict[str, Any]] = {
+    "dropout": {"dropout_probability": 0.5},
+    "batch norm": {"use_batch_norm": True},
+    "an activation with weights": {"activation": nn.PReLU(HIDDEN)},
+    "an unknown activation": {"activation": lambda x: x.cumsum(-1)},
+    "no tails": {"tails": None},
+    "a bound for each feature": {"tail_bound": torch.linspace(2, 3, FEATURES).double()},
+    "a hook": {},
+    "another network": {},
+}
+
+
 @each_library
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"dropout_probability": 0.5, "train": True},
-        {"use_batch_norm": True},
-        {"activation": nn.PReLU(HIDDEN)},
-        {"activation": lambda x: x.cumsum(-1)},  # not elementwise
-        {"tails": None},
-        {"tail_bound": torch.linspace(2, 3, FEATURES).double()},
-        {"hook": True},
-        {"net": True},
-    ],
-    ids=str,
-)
-def test_what_keeps_the_passes(
-    library: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = dict(options)
-    training, hook, net = (options.pop(name, False) for name in ("train", "hook", "net"))
-    layer = make(library, **options)
-    if training:
+@pytest.mark.parametrize("why", KEPT)
+def test_what_keeps_the_passes(library: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = make(library, **KEPT[why])
+    if why == "dropout":
         layer.train()
-    if hook:
+    elif why == "a hook":
         layer.autoregressive_net.final_layer.register_forward_hook(lambda *_: None)
-    if net:
+    elif why == "another network":
         layer.autoregressive_net = Wrapped(layer.autoregressive_net)
     y = torch.rand(BATCH, FEATURES).double()
     counter = Counter(monkeypatch)

@@ -261,7 +261,7 @@ def test_threads_patch_and_call() -> None:
     assert not failures and compat.patched() == {}
 
 
-IN_ORDER = {
+IN_ORDER: dict[str, dict[str, Any]] = {
     "plain": {"features": 5},
     "context": {"features": 4, "context": 3},
     "residual": {"features": 4, "context": 2, "residual": True, "hidden_features": (16, 16)},
@@ -271,7 +271,7 @@ IN_ORDER = {
     "one pass": {"features": 2, "passes": 1, "context": 3},
     "another activation": {"features": 3, "activation": torch.nn.ELU},
 }
-SPLINE = {"univariate": RQS, "shapes": [(5,), (5,), (4,)]}
+SPLINE: dict[str, Any] = {"univariate": RQS, "shapes": [(5,), (5,), (4,)]}
 
 
 def autoregressive(**options: Any) -> Any:
@@ -322,7 +322,7 @@ def linear_outputs(call: Any) -> int:
 def test_what_keeps_zukos_passes() -> None:
     """Another univariate transform, a watched network, a subclass."""
 
-    class Own(zuko.flows.MaskedAutoregressiveTransform):
+    class Own(zuko.flows.MaskedAutoregressiveTransform):  # type: ignore[name-defined]
         def meta(self, c: Any, x: Tensor) -> Any:
             return super().meta(c, x)
 
