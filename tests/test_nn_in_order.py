@@ -134,7 +134,7 @@ def test_a_graph_of_features_with_residual_connections_and_a_context() -> None:
     last = masked(8, 8, lambda p, u: parents[u % 4] <= parents[p // 2])
     operations: list[Operation] = [first, nn.Tanh(), inner, nn.Tanh(), inner, Add(2), last]
     plan = make_plan(operations, 4, 1)
-    assert plan is not None and plan.features == ((0,), (1, 2), (3,))
+    assert plan is not None and plan.features == (slice(0, 1), slice(1, 3), slice(3, 4))
 
     def network(x: Tensor, context: Tensor) -> Tensor:
         def run(layer: Masked, value: Tensor) -> Tensor:

@@ -74,13 +74,13 @@ class Plan:
     Attributes:
         order: for each node, its units sorted by step.
         ends: for each node, how many of them are known after each step.
-        features: the features whose parameters each step computes.
+        features: the features whose parameters each step computes, as an index.
         num_params: parameters of a feature.
     """
 
     order: tuple[Tensor, ...]
     ends: tuple[tuple[int, ...], ...]
-    features: tuple[tuple[int, ...], ...]
+    features: tuple[slice | Tensor, ...]
     num_params: int
 
 
@@ -123,9 +123,15 @@ def make_plan(
     return Plan(
         tuple(step.argsort(stable=True) for step in steps),
         tuple(tuple((step <= every[:, None]).sum(1).tolist()) for step in steps),
-        tuple(tuple((feature_step == t).nonzero().flatten().tolist()) for t in range(count)),
+        tuple(_index((feature_step == t).nonzero().flatten()) for t in range(count)),
         last.shape[1],
     )
+
+
+def _index(features: Tensor) -> slice | Tensor:
+    """A slice, of which nothing is copied, where the features lie side by side."""
+    first, last = int(features[0]), int(features[-1])
+    return slice(first, last + 1) if last - first + 1 == len(features) else features
 
 
 def _steps(operations: Sequence[Operation], known: Tensor) -> list[Tensor]:
@@ -247,12 +253,11 @@ def invert_in_order(
             else:
                 made = operation(values[i])
             values.append(made)
-        params = values[-1].view(len(y), len(features), plan.num_params)
-        at = slice(features[0], features[0] + 1) if len(features) == 1 else list(features)
-        found = invert(y[:, at], params)
-        x[:, at] = found
-        first[:, done : done + len(features)] = found
-        done += len(features)
+        params = values[-1].unflatten(1, (-1, plan.num_params))
+        found = invert(y[:, features], params)
+        x[:, features] = found
+        first[:, done : done + found.shape[1]] = found
+        done += found.shape[1]
     return x
 
 
