@@ -270,13 +270,13 @@ def _sorted(operation: Operation, sources: Tensor, units: Tensor) -> Operation:
     if isinstance(operation, Masked):
         weight, bias, mask, offset = operation
         return Masked(
-            (weight * mask)[units][:, sources],
-            None if bias is None else bias[units],
+            (weight * mask).index_select(0, units).index_select(1, sources),
+            None if bias is None else bias.index_select(0, units),
             mask,
-            None if offset is None else offset[:, units],
+            None if offset is None else offset.index_select(1, units),
         )
     if isinstance(operation, Gate):
-        return Gate(operation.values.sigmoid()[:, units])
+        return Gate(operation.values.sigmoid().index_select(1, units))
     return operation
 
 
