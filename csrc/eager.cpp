@@ -4,6 +4,7 @@
 // the native ones: a call and its gradient cost 20 us less, as long as a small batch takes. It needs
 // more of torch than the stable ABI has, so it is a library of its own, which robustflow/_native.py
 // loads only into the torch that it was built for.
+#include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -38,23 +39,26 @@ class Operator {
  public:
   // `num_tensors` tensors come first among the arguments, of which the first `num_gradients` have
   // gradients. `reference_gradients(tensors, config, needed, cotangents)` gives differentiable ones.
+  // `python_way` takes calls with what Python has a say in: subclasses of Tensor, function modes.
   Operator(const std::string& forward, const std::string& backward, size_t num_tensors,
-           size_t num_gradients, py::function reference_gradients)
+           size_t num_gradients, py::function reference_gradients, py::function python_way)
       : forward_(find(forward)),
         backward_(find(backward)),
         num_tensors_(num_tensors),
         num_gradients_(num_gradients),
         reference_gradients_(std::move(reference_gradients)),
+        python_way_(std::move(python_way)),
         number_(all().size()) {
     const auto& arguments = forward_.schema().arguments();
     for (size_t i = num_tensors; i < arguments.size(); ++i)
-      config_kinds_.push_back(arguments[i].type()->kind());
+      config_.push_back(
+          {arguments[i].name(), arguments[i].type()->str(), arguments[i].type()->kind()});
     all().push_back(this);
   }
 
   static Operator& numbered(int64_t number) { return *all()[number]; }
 
-  py::tuple call_from_python(const py::args& arguments) const;
+  py::object call_from_python(const py::args& arguments) const;
 
   variable_list call(const variable_list& tensors, const Stack& config) const {
     Stack stack;
@@ -140,22 +144,41 @@ class Operator {
     return py::float_(number.toDouble());
   }
 
-  static IValue to_number(py::handle value, c10::TypeKind kind) {
-    switch (kind) {
-      case c10::TypeKind::BoolType:
-        return value.cast<bool>();
-      case c10::TypeKind::IntType:
-        return value.cast<int64_t>();
-      default:
-        return value.cast<double>();
+  struct Number {
+    std::string name, type;
+    c10::TypeKind kind;
+  };
+
+  static IValue to_number(py::handle value, const Number& number) {
+    try {
+      switch (number.kind) {
+        case c10::TypeKind::BoolType:
+          return value.cast<bool>();
+        case c10::TypeKind::IntType:
+          return value.cast<int64_t>();
+        default:
+          return value.cast<double>();
+      }
+    } catch (const py::cast_error&) {
+      throw py::type_error("robustflow: " + number.name + " must be a " + number.type + ", got " +
+                           std::string(py::repr(value)) + ".");
     }
+  }
+
+  bool python_has_a_say(const py::args& arguments) const {
+    if (at::impl::torch_function_mode_enabled()) return true;
+    for (size_t i = 0; i < num_tensors_; ++i) {
+      const py::handle value = arguments[i];
+      if (THPVariable_Check(value.ptr()) && !THPVariable_CheckExact(value.ptr())) return true;
+    }
+    return false;
   }
 
   const c10::OperatorHandle forward_, backward_;
   const size_t num_tensors_, num_gradients_;
-  const py::function reference_gradients_;
+  const py::function reference_gradients_, python_way_;
   const int64_t number_;  // in all()
-  std::vector<c10::TypeKind> config_kinds_;
+  std::vector<Number> config_;
 };
 
 // Autograd sees the tensors that are there; `present` says which of the operator's those are.
@@ -219,11 +242,12 @@ struct Eager : torch::autograd::Function<Eager> {
   }
 };
 
-py::tuple Operator::call_from_python(const py::args& arguments) const {
-  if (arguments.size() != num_tensors_ + config_kinds_.size())
+py::object Operator::call_from_python(const py::args& arguments) const {
+  if (arguments.size() != num_tensors_ + config_.size())
     throw py::type_error("robustflow: an operator got " + std::to_string(arguments.size()) +
                          " arguments where it has " +
-                         std::to_string(num_tensors_ + config_kinds_.size()) + ".");
+                         std::to_string(num_tensors_ + config_.size()) + ".");
+  if (python_has_a_say(arguments)) return python_way_(*arguments);
   variable_list tensors;
   tensors.reserve(num_tensors_);
   bool differentiable = false;
@@ -233,9 +257,9 @@ py::tuple Operator::call_from_python(const py::args& arguments) const {
                      (i < num_gradients_ && tensors[i].defined() && tensors[i].requires_grad());
   }
   Stack config;
-  config.reserve(config_kinds_.size());
-  for (size_t i = 0; i < config_kinds_.size(); ++i)
-    config.push_back(to_number(arguments[num_tensors_ + i], config_kinds_[i]));
+  config.reserve(config_.size());
+  for (size_t i = 0; i < config_.size(); ++i)
+    config.push_back(to_number(arguments[num_tensors_ + i], config_[i]));
 
   variable_list results;
   {
@@ -254,8 +278,9 @@ PYBIND11_MODULE(_eager, m) {
   m.doc() = "The short way of an eager call; robustflow/ops/registry.py takes it.";
   m.attr("facts") = kEagerFacts;
   py::class_<Operator, std::unique_ptr<Operator, py::nodelete>>(m, "Operator")
-      .def(py::init<const std::string&, const std::string&, size_t, size_t, py::function>(),
+      .def(py::init<const std::string&, const std::string&, size_t, size_t, py::function,
+                    py::function>(),
            py::arg("forward"), py::arg("backward"), py::arg("num_tensors"),
-           py::arg("num_gradients"), py::arg("reference_gradients"))
+           py::arg("num_gradients"), py::arg("reference_gradients"), py::arg("python_way"))
       .def("__call__", &Operator::call_from_python);
 }

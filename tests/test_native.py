@@ -290,3 +290,27 @@ def test_a_cuda_library_loads_without_a_gpu(copy: Path) -> None:
         assert backend is True
     else:
         assert str(backend).startswith("torch sees no GPU")
+
+
+@needs_eager
+def test_python_keeps_its_say_in_a_call() -> None:
+    class Named(torch.Tensor):
+        pass
+
+    x, params = torch.randn(4, 3), torch.randn(4, 12)
+    y, _ = robustflow.functional.modified_rq_spline(x.as_subclass(Named), params)
+    assert type(y) is Named
+    seen = []
+
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Mode():
+        robustflow.functional.modified_rq_spline(x, params)
+    assert "robustflow.modified_rq.default" in seen
+    with pytest.raises(TypeError, match="inverse must be a bool, got 'x'"):
+        robustflow.functional.modified_rq_spline(x, params, inverse="x")  # type: ignore[arg-type]

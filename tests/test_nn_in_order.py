@@ -170,3 +170,68 @@ def test_every_elementwise_class_is() -> None:
         module = kind()
         torch.testing.assert_close(module(x)[:, 1:3], module(x[:, 1:3]), msg=kind.__name__)
         assert not list(module.parameters())
+
+
+def test_whoever_has_a_say_is_asked() -> None:
+    """A hook, a replaced part or a method of one's own changes the result as it does by passes."""
+    y, context = normal(3, FEATURES), normal(3, CONTEXT_FEATURES)
+
+    class Half(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) / 2
+
+    class Own(rnn.Autoregressive):
+        def params_of(self, z1: Tensor, state: Any) -> Tensor:
+            return super().params_of(z1, state) / 2
+
+    def hooked(name: str) -> rnn.Autoregressive:
+        layer = rnn.Autoregressive(FEATURES, CONTEXT_FEATURES, hidden_features=8)
+        layer.conditioner.get_submodule(name).register_forward_hook(lambda m, i, out: out / 2)
+        return layer
+
+    def replaced(name: str, part: Any) -> rnn.Autoregressive:
+        layer = rnn.Autoregressive(FEATURES, CONTEXT_FEATURES, hidden_features=8)
+        setattr(layer.conditioner, name, part(getattr(layer.conditioner, name)))
+        return layer
+
+    layers = {
+        "hook of the conditioner": hooked(""),
+        "hook of the trunk": hooked("trunk"),
+        "another trunk": replaced("trunk", lambda trunk: Half(*trunk)),
+        "a wrapped trunk": replaced(
+            "trunk", lambda trunk: nn.ModuleList([trunk])[0].append(Half())
+        ),
+        "another method": Own(FEATURES, CONTEXT_FEATURES, hidden_features=8),
+        "another forward": replaced("forward", lambda own: lambda *args: own(*args) / 2),
+    }
+    for name, layer in layers.items():
+        layer = perturbed(layer)
+        expected = layer(y, context, inverse=True)[0].detach()
+        with torch.no_grad():
+            torch.testing.assert_close(layer(y, context, inverse=True)[0], expected, msg=name)
+
+
+def test_a_mask_that_is_written_to() -> None:
+    layer = perturbed(rnn.Autoregressive(FEATURES, hidden_features=8))
+    other = perturbed(rnn.Autoregressive(FEATURES, hidden_features=8, reverse=True))
+    y = normal(3, FEATURES)
+    with torch.no_grad():
+        layer(y, inverse=True)
+        for mine, its in zip(layer.modules(), other.modules(), strict=True):
+            if isinstance(mine, rnn.masked.MaskedLinear):
+                mine.mask.copy_(its.get_buffer("mask"))
+        x, _ = layer(y, inverse=True)
+        torch.testing.assert_close(layer(x)[0], y, atol=1e-6, rtol=1e-6)
+
+
+def test_errors_are_the_plain_ways() -> None:
+    layer = rnn.Autoregressive(FEATURES, CONTEXT_FEATURES, hidden_features=8).double()
+    with torch.no_grad():
+        with pytest.raises(ValueError, match="called with what its project"):
+            layer.transform_with(normal(3, FEATURES), None, inverse=True)
+        with pytest.raises(ValueError, match="context"):
+            layer(normal(1, FEATURES), normal(6, CONTEXT_FEATURES), inverse=True)
+        x, logabsdet = layer.to("meta")(
+            normal(3, FEATURES).to("meta"), normal(3, CONTEXT_FEATURES).to("meta"), inverse=True
+        )
+    assert x.is_meta and logabsdet.shape == (3,)

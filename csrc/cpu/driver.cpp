@@ -303,9 +303,12 @@ class BlockRunner {
            (count == 1 || begins(planes.stride * Index(sizeof(T))));
   }
 
-  static bool view_is_rows(const View& v) { return v.data && v.plane_stride == 1 && v.planes > 1; }
+  // Whether fetching rows with what lies between them is worth while.
+  static bool dense(const Strided& rows) { return rows.stride <= 2 * rows.planes; }
+
   // The next block's rows most likely follow these. Slices of the same rows are announced once.
   void announce(const Strided& rows, Index size) {
+    if (!dense(rows)) return;
     const Index bytes = rows.stride * size_of(rows.dtype);
     const char* next = static_cast<const char*>(rows.data) + size * bytes;
     if (block_.num_ahead > 0) {
@@ -364,10 +367,10 @@ class BlockRunner {
       block_.out[i] =
           stored[i] ? Planes<T>{data, out_[i].plane_stride} : Planes<T>{out_buffer_[i], capacity_};
       block_.streams = block_.streams && stored[i] && on_lines(block_.out[i], out_[i].planes);
-      if (!stored[i] && !kept_[i] && !streams_ && view_is_rows(out_[i])) {
+      if (!stored[i] && !kept_[i] && !streams_ && out_[i].data) {
         out_[i].for_runs(start, size, [&](Index offset, Index done, Index) {
-          if (done != 0) return;
           const Strided rows = out_[i].strided(offset);
+          if (done != 0 || rows.plane_stride != 1 || rows.planes == 1 || !dense(rows)) return;
           block_.ahead[block_.num_ahead++] = {static_cast<const char*>(rows.data),
                                               rows.stride * size_of(rows.dtype), true};
         });

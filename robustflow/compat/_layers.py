@@ -197,9 +197,14 @@ def _inverse_change(library: str, autoregressive: type, made: type) -> Change:
     def in_order(
         self: Any, inputs: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor | None] | None:
-        network, kind = self.autoregressive_net, type(self)
+        network = self.autoregressive_net
+        kinds = (type(self), type(network))
+        if kinds != (autoregressive, made) or inputs.dim() != 2:
+            return None
+        if context is not None and (context.dim() != 2 or len(context) not in (1, len(inputs))):
+            return None
         tensors = [inputs, *network.parameters(), *([] if context is None else [context])]
-        if kind is not autoregressive or inputs.dim() != 2 or not can_run(*tensors):
+        if not can_run(*tensors):
             return None
         # What is checked or set by feature needs all of them at once.
         if self.tails not in ("linear", "circular") or isinstance(self.tail_bound, Tensor):

@@ -126,7 +126,7 @@ def _operations(
     allowed = (linear, nn.Linear, nn.ModuleList, nn.Dropout, type(network), *map(type, blocks))
     if not blocks or not is_plain(network.modules(), *allowed):
         return None
-    if network.training and any(block.dropout.p > 0 for block in blocks):
+    if any(block.dropout.training and block.dropout.p > 0 for block in blocks):
         return None
     if not isinstance(getattr(network, "preprocessing", None), (nn.Identity, type(None))):
         return None

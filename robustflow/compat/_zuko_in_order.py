@@ -63,6 +63,8 @@ def in_order_change(
         layer: Any = getattr(bound, "__self__", None)
         if type(layer) is not layer_class or bound.__func__ is not vars(layer_class)["meta"]:
             return None
+        if type(layer.hyper) is not networks.MaskedMLP or not _same_for_all(layer.univariate):
+            return None
         context = meta.args[0]
         tensors = [y, *layer.hyper.parameters(), *([] if context is None else [context])]
         if not can_run(*tensors) or not is_direct(layer):
@@ -84,6 +86,15 @@ def in_order_change(
         return original(self, y) if found is None else found
 
     return CodeChange(method, call)
+
+
+def _same_for_all(univariate: Any) -> bool:
+    """Whether a partial's settings are the same for all features."""
+    while type(univariate) is partial:
+        if any(isinstance(each, Tensor) and each.dim() for each in univariate.keywords.values()):
+            return False
+        univariate = univariate.func
+    return True
 
 
 class Networks:
@@ -110,7 +121,8 @@ class Networks:
 
     def _collect(self, network: nn.Module, operations: list[Operation]) -> None:
         """Append those of a Sequential."""
-        for module in network.children():
+        for module in network._modules.values():  # one that is used twice, too
+            assert module is not None
             if isinstance(module, self._linear):
                 mask = module.get_buffer("mask")
                 operations.append(Masked(module.weight, module.bias, mask))

@@ -17,6 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules import module as _every
+
+from robustflow._versions import versions
 
 # Of one number each. Not PReLU, which may have a weight for each unit.
 ELEMENTWISE = frozenset(
@@ -96,7 +99,8 @@ def make_plan(
         context_features: known from the start.
     """
     from_input = any(isinstance(each, Add) and each.node == 0 for each in operations)
-    if from_input or not isinstance(operations[0], Masked):
+    ends = (operations[0], operations[-1])
+    if from_input or not all(isinstance(operation, Masked) for operation in ends):
         return None
     unknown = features + 1
     device = next(o.mask.device for o in operations if isinstance(o, Masked))
@@ -151,8 +155,10 @@ class Plans:
     """The plans of networks, each made once, as long as its network lives and keeps its masks."""
 
     def __init__(self) -> None:
-        # By the network's id: which it is, its masks, and the plan.
-        self._made: dict[int, tuple[weakref.ref[nn.Module], list[Tensor], Plan | None]] = {}
+        # By the network's id: which it is, its masks, how often they were written to, the plan.
+        self._made: dict[
+            int, tuple[weakref.ref[nn.Module], list[Tensor], list[int], Plan | None]
+        ] = {}
 
     def of(
         self,
@@ -165,16 +171,19 @@ class Plans:
         masks = [each.mask for each in operations if isinstance(each, Masked)]
         if masks[0].shape[1] != features + context_features:
             return None
-        key = id(network)
+        key, now = id(network), versions(masks)
         known = self._made.get(key)
         if known is not None:
-            reference, its_masks, plan = known
+            reference, its_masks, then, plan = known
             same = len(its_masks) == len(masks) and all(map(operator.is_, its_masks, masks))
-            if same and reference() is network:
+            if same and then == now and reference() is network:
                 return plan
+        if masks[0].is_cuda and torch.cuda.is_current_stream_capturing():
+            return None  # making one waits for the GPU
         plan = make_plan(operations, features, context_features)
-        gone = weakref.ref(network, lambda _: self._made.pop(key, None))
-        self._made[key] = gone, masks, plan
+        if not any(mask.is_inference() for mask in masks):  # of which torch counts no writes
+            gone = weakref.ref(network, lambda _: self._made.pop(key, None))
+            self._made[key] = gone, masks, now, plan
         return plan
 
 
@@ -282,22 +291,28 @@ def _sorted(operation: Operation, sources: Tensor, units: Tensor) -> Operation:
 
 def is_plain(modules: Iterable[nn.Module], *kinds: type[nn.Module]) -> bool:
     """Whether modules are of these very classes, or elementwise, and nobody watches their calls."""
+    if _every._global_forward_hooks or _every._global_forward_pre_hooks:
+        return False
     return all(
         (type(module) in kinds or type(module) in ELEMENTWISE)
         and not module._forward_hooks
         and not module._forward_pre_hooks
+        and "forward" not in vars(module)
         for module in modules
     )
 
 
 def can_run(*tensors: Tensor) -> bool:
-    """Whether a call may go this way: eager, without gradients, and in one dtype."""
+    """Whether a call may go this way: eager, on numbers, without gradients, and in one dtype."""
     return not (
         torch.compiler.is_compiling()
         or torch.is_grad_enabled()
         or torch._C._is_tracing()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+        or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors)
+        or tensors[0].is_meta
         or torch.is_autocast_enabled(tensors[0].device.type)
         or any(tensor.dtype != tensors[0].dtype for tensor in tensors)
         or any(tensor.device != tensors[0].device for tensor in tensors)

@@ -92,9 +92,14 @@ class Autoregressive(ConditionalLayer):
 
     def _invert_in_order(self, y: Tensor, state: Any) -> tuple[Tensor, Tensor] | None:
         """The inverse, each unit of the conditioner computed once; None where that cannot be."""
-        if not isinstance(self.conditioner, MaskedConditioner) or not can_run(
-            y, *self.conditioner.parameters(), *([] if state is None else [state])
-        ):
+        if not isinstance(self.conditioner, MaskedConditioner):
+            return None
+        if type(self).params_of is not ConditionalLayer.params_of:
+            return None
+        if state is not None and (state.dim() != 2 or len(state) not in (1, len(y))):
+            return None
+        states = [] if state is None else [state]
+        if not can_run(y, *self.conditioner.parameters(), *states):
             return None
         if type(self.transform) not in (Affine, ModifiedRQSpline, RQSpline):
             return None  # it may tell the features apart

@@ -89,18 +89,25 @@ class MaskedConditioner(TwoPartConditioner):
         Args:
             projected: what :meth:`project` returned.
         """
-        modules = [self.z_layer, *self.trunk]
-        if type(self) is not MaskedConditioner or not is_plain(modules, MaskedLinear):
+        if type(self.trunk) is not nn.Sequential or self.z_layer is None:
             return None
+        modules = [self.z_layer, *self.trunk]
+        kinds = (MaskedConditioner, nn.Sequential, MaskedLinear)
+        if not is_plain([self, self.trunk, *modules], *kinds):
+            return None
+        if (projected is None) != (self.context_layer is None):
+            return None  # the plain way says what is wrong
         operations: list[Operation] = [
             Masked(module.weight, module.bias, module.mask)
             if isinstance(module, MaskedLinear)
             else module
             for module in modules
         ]
-        assert isinstance(operations[0], Masked)
-        operations[0] = operations[0]._replace(offset=projected)
-        plan = _PLANS.of(self, operations, operations[0].mask.shape[1])
+        first = operations[0]
+        if not isinstance(first, Masked):
+            return None
+        operations[0] = first._replace(offset=projected)
+        plan = _PLANS.of(self, operations, first.mask.shape[1])
         return None if plan is None else (plan, operations)
 
 

@@ -234,15 +234,17 @@ class Transform:
 
     def _eager(self, call: Function, call_backward: Function) -> Transformed:
         """The short way: a plain autograd.Function, and none where no gradient is wanted."""
+        python_way = self._python_way(call, call_backward)
         library = _native.eager()
         if library is None or not isinstance(call, OpOverload):
-            return self._python_way(call, call_backward)
+            return python_way
         operator: Transformed = library.Operator(
             call._schema.name,
             call_backward._schema.name,  # type: ignore[attr-defined]
             self._num_tensors,
             self._num_gradients,
             functools.partial(_reference_gradients, self.reference),
+            python_way,
         )
         return operator
 

@@ -154,3 +154,45 @@ def test_another_library_of_that_name_keeps_its_passes(
         with compat.patch(library):
             torch.testing.assert_close(layer.inverse(y), expected, rtol=1e-9, atol=1e-9)
             assert counter.of(lambda: layer.inverse(y)) == FEATURES * units(layer)
+
+
+@each_library
+def test_masks_that_are_loaded(library: str) -> None:
+    y = torch.randn(BATCH, FEATURES).double()
+    options = {"use_residual_blocks": False, "random_mask": True}
+    layer, other = make(library, **options), make(library, **options)
+    torch.manual_seed(1)
+    fresh = type(other)(FEATURES, HIDDEN, num_bins=BINS, tails="linear", tail_bound=3.0, **options)
+    with torch.no_grad(), compat.patch(library):
+        layer.inverse(y)
+        layer.load_state_dict(fresh.double().state_dict())
+        x, _ = layer.inverse(y)
+        torch.testing.assert_close(layer.forward(x)[0], y, rtol=1e-7, atol=1e-7)
+
+
+@each_library
+def test_dropout_that_stays_on(library: str) -> None:
+    layer = make(library, dropout_probability=0.5)
+    for module in layer.modules():
+        if isinstance(module, nn.Dropout):
+            module.train()
+    y = torch.randn(BATCH, FEATURES).double()
+    with torch.no_grad(), compat.patch(library):
+        assert not torch.equal(layer.inverse(y)[0], layer.inverse(y)[0])
+
+
+def test_one_context_for_all_and_a_network_that_is_a_function() -> None:
+    layer = make("nflows", use_residual_blocks=False, context_features=CONTEXT)
+    base = type(layer).__mro__[1]
+
+    class Own(base):  # type: ignore[valid-type, misc]
+        def _elementwise_inverse(self, inputs: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+            return inputs - params, params.sum(-1)
+
+    own = Own(lambda x, context: x.cumsum(-1) - x)
+    y, context = torch.randn(BATCH, FEATURES).double(), torch.randn(CONTEXT).double()
+    with torch.no_grad():
+        for call in (lambda: layer.inverse(y, context), lambda: own.inverse(y)):
+            expected = call()
+            with compat.patch("nflows"):
+                torch.testing.assert_close(call(), expected, rtol=1e-9, atol=1e-9)

@@ -357,3 +357,17 @@ def test_transforms_that_died_are_forgotten() -> None:
     for _ in range(10_000):
         made.add(Thing())
     assert made.alive() == kept and len(made._references) < 2100
+
+
+def test_a_loaded_order_and_an_activation_that_is_used_twice() -> None:
+    y = double(7, 4).detach()
+    layer, other = autoregressive(features=4), autoregressive(features=4, order=[3, 1, 0, 2])
+    shared = torch.nn.ELU()
+    twice = autoregressive(features=4, activation=lambda: shared, hidden_features=(16, 16))
+    bound = partial(RQS, bound=torch.tensor([[1.0], [2.0], [3.0], [2.0]]).double())
+    bounded = autoregressive(features=4, univariate=bound)
+    with compat.patch("zuko"), torch.no_grad():
+        layer().inv(y)
+        layer.load_state_dict(other.state_dict())
+        for each in (layer, twice, bounded):
+            torch.testing.assert_close(each()(each().inv(y)), y, rtol=1e-7, atol=1e-7)
