@@ -198,8 +198,9 @@ def test_whoever_has_a_say_is_asked() -> None:
         "hook of the conditioner": hooked(""),
         "hook of the trunk": hooked("trunk"),
         "another trunk": replaced("trunk", lambda trunk: Half(*trunk)),
-        "a wrapped trunk": replaced(
-            "trunk", lambda trunk: nn.ModuleList([trunk])[0].append(Half())
+        "a longer trunk": replaced("trunk", lambda trunk: nn.Sequential(*trunk, Half())),
+        "a nested trunk": replaced(
+            "trunk", lambda trunk: nn.Sequential(trunk[0], nn.Sequential(*trunk[1:3]), trunk[3])
         ),
         "another method": Own(FEATURES, CONTEXT_FEATURES, hidden_features=8),
         "another forward": replaced("forward", lambda own: lambda *args: own(*args) / 2),

@@ -112,7 +112,10 @@ class Networks:
         """None where the network is another, is watched, or does not fit the order."""
         if type(network) is not self._network:
             return None
-        if not is_plain(network.modules(), self._network, self._linear, self._residual):
+        _, *parts = network.modules()
+        if not is_plain([network], self._network):
+            return None
+        if not is_plain(parts, self._linear, self._residual):
             return None
         operations: list[Operation] = []
         self._collect(network, operations)

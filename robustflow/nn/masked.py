@@ -92,8 +92,8 @@ class MaskedConditioner(TwoPartConditioner):
         if type(self.trunk) is not nn.Sequential or self.z_layer is None:
             return None
         modules = [self.z_layer, *self.trunk]
-        kinds = (MaskedConditioner, nn.Sequential, MaskedLinear)
-        if not is_plain([self, self.trunk, *modules], *kinds):
+        whole = is_plain([self, self.trunk], MaskedConditioner, nn.Sequential)
+        if not whole or not is_plain(modules, MaskedLinear):
             return None
         if (projected is None) != (self.context_layer is None):
             return None  # the plain way says what is wrong
