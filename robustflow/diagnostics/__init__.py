@@ -1,0 +1,1 @@
+"""Exploding inverses: seen while a model samples, bounded, scored, and cured."""
