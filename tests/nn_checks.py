@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from robustflow.nn import ConditionalFlow
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -34,6 +36,22 @@ def assert_is_a_flow_layer(layer: nn.Module, z: Tensor, context: Tensor | None) 
     assert_logabsdet(
         lambda one: layer(one, None if context is None else context[:1])[0], z, logabsdet
     )
+
+
+def assert_is_a_flow(flow: ConditionalFlow, x: Tensor, context: Tensor | None = None) -> None:
+    """Round trip, and the normal density by the change of variables with autograd's Jacobian."""
+    latents, logabsdet = flow(x, context)
+    back, minus = flow.inverse(latents, context)
+    torch.testing.assert_close((back, minus), (x, -logabsdet), atol=1e-9, rtol=1e-9)
+
+    def flat(one: Tensor) -> Tensor:
+        found, _ = flow(one, None if context is None else context[:1])
+        return torch.cat([latent.flatten() for latent in found])
+
+    assert_logabsdet(flat, x, logabsdet)
+    assert flat(x[:1]).numel() == x[0].numel()
+    density = torch.distributions.Normal(0.0, 1.0).log_prob(flat(x[:1])).sum()
+    torch.testing.assert_close(flow.log_prob(x, context)[0], density + logabsdet[0])
 
 
 def assert_logabsdet(function: Callable[[Tensor], Tensor], z: Tensor, logabsdet: Tensor) -> None:

@@ -254,7 +254,7 @@ def test_errors_are_sentences() -> None:
         flow.log_prob(x, normal(2, 4))
     with pytest.raises(ValueError, match="batch size of z, or 1"):
         flow.log_prob(normal(3, 5), context)
-    with pytest.raises(ValueError, match="one latent for each"):
+    with pytest.raises(ValueError, match="one for each level that ends with a Split"):
         flow.inverse(flow(x, context)[0][:1], context)
     for number in (0, -1, 2.0, "2"):
         with pytest.raises(ValueError, match="num_samples must be a whole number"):

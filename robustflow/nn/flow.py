@@ -20,8 +20,9 @@ class ConditionalFlow(nn.Module):
     r"""A density over x, given a context where it has layers that take one, and samples of it.
 
     x passes through the levels in order. A level that ends with a
-    :class:`~robustflow.nn.Split` sends half of its channels out as a latent; what the last level
-    returns is the last latent. All latents are standard normal.
+    :class:`~robustflow.nn.Split` sends half of its channels out as a latent, any other hands all
+    of them to the next; what the last level returns is the last latent. All latents are standard
+    normal.
 
     x has shape (N, C, \\*S), or (N, D). A call has a context for each x, or 1 for all of them;
     a ``condition`` made from it in its place, for reuse; or neither, if no layer takes one.
@@ -97,8 +98,9 @@ class ConditionalFlow(nn.Module):
         for level, states in zip(self._levels(), every_state, strict=True):
             z, latent, logabsdet = level(z, states)
             total = total + logabsdet
-            latents.append(z if latent is None else latent)
-        return tuple(latents), total
+            if latent is not None:
+                latents.append(latent)
+        return (*latents, z), total
 
     def inverse(
         self,
@@ -108,20 +110,17 @@ class ConditionalFlow(nn.Module):
         condition: Condition | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Latents as :meth:`forward` returns them -> x, logabsdet (N,) of this direction."""
-        if len(latents) != len(self.levels):
+        number = 1 + sum(level.split is not None for level in self._levels())
+        if len(latents) != number:
             raise ValueError(
-                f"The flow has {len(self.levels)} level(s) and one latent for each, in a tuple; "
-                f"got {len(latents)}."
+                f"latents must be a tuple of {number}, one for each level that ends with a Split "
+                f"and one for the last level, got {len(latents)}."
             )
         every_state = self._states(context, condition)
-        z = latents[-1]
+        *left, z = latents
         total = z.new_zeros(z.shape[0])
-        for level, states, latent in zip(
-            reversed(self._levels()),
-            reversed(every_state),
-            reversed((*latents[:-1], None)),
-            strict=True,
-        ):
+        for level, states in zip(reversed(self._levels()), reversed(every_state), strict=True):
+            latent = left.pop() if level.split is not None else None
             z, logabsdet = level.inverse(z, latent, states)
             total = total + logabsdet
         return z, total
@@ -176,10 +175,10 @@ class ConditionalFlow(nn.Module):
             raise ValueError(f"temperature must be at least 0, got {temperature!r}.")
         if context is not None or self.needs_context:
             condition = self._resolve(context, condition)
-        sizes = self._sizes(size, condition)
+        shapes = self._latent_shapes(self._sizes(size, condition))
 
         def draw(number: int, given: Condition | None) -> Tensor:
-            latents = self._draw(number, sizes, temperature, generator)
+            latents = self._draw(number, shapes, temperature, generator)
             return self.inverse(latents, condition=given)[0]
 
         if condition is None:
@@ -195,7 +194,7 @@ class ConditionalFlow(nn.Module):
         return self.encoder is not None or any(level.needs_context for level in self._levels())
 
     def _sizes(self, size: Sequence[int] | None, condition: Condition | None) -> list[torch.Size]:
-        """The spatial size of each level's latent."""
+        """The spatial size of z at the end of each level."""
         if size is None and condition is not None:
             return list(condition.sizes)
         sizes = []
@@ -205,18 +204,32 @@ class ConditionalFlow(nn.Module):
             sizes.append(current)
         return sizes
 
+    def _latent_shapes(self, sizes: Sequence[torch.Size]) -> list[tuple[int, ...]]:
+        """The shape of each latent but for the batch, for z of these sizes in the levels."""
+        shapes: list[tuple[int, ...]] = []
+        channels: int | None = None
+        for level, size in zip(self._levels(), sizes, strict=True):
+            channels = level.output_channels(channels)
+            if level.split is not None:
+                channels = level.split.kept_channels
+                shapes.append((level.split.channels - channels, *size))
+        if channels is None:
+            raise ValueError("A flow to sample from needs a layer that knows its channels.")
+        return [*shapes, (channels, *sizes[-1])]
+
     def _draw(
         self,
         number: int,
-        sizes: Sequence[torch.Size],
+        shapes: Sequence[tuple[int, ...]],
         temperature: float,
         generator: torch.Generator | None,
     ) -> Latents:
         like = next(self.parameters(), torch.empty(0))
         latents = []
-        for level, size in zip(self._levels(), sizes, strict=True):
-            shape = (number, level.latent_channels, *size)
-            noise = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+        for shape in shapes:
+            noise = torch.randn(
+                (number, *shape), generator=generator, dtype=like.dtype, device=like.device
+            )
             latents.append(temperature * noise)
         return tuple(latents)
 

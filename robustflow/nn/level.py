@@ -74,16 +74,18 @@ class FlowLevel(nn.Module):
         last = self.layers[-1]
         return last if isinstance(last, Split) else None
 
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the latent that this level makes."""
-        if self.split is not None:
-            return self.split.channels - self.split.kept_channels
-        channels: list[Any] = [getattr(layer, "channels", None) for layer in self.layers]
-        known = [number for number in channels if number is not None]
-        if not known:
-            raise ValueError("A level to sample from needs a layer that knows its channels.")
-        return known[-1]
+    def output_channels(self, channels: int | None) -> int | None:
+        """Channels of z after the last layer, for z of so many; None where no layer knows.
+
+        A layer's ``channels`` are those that it takes and returns. One that changes their number
+        says so by a method of this name, as :class:`Squeeze` does.
+        """
+        for layer in self.layers:
+            own: int | None = getattr(layer, "channels", None)
+            channels = channels if own is None else own
+            change = getattr(layer, "output_channels", None)
+            channels = channels if change is None or channels is None else change(channels)
+        return channels
 
     @property
     def needs_context(self) -> bool:
@@ -91,7 +93,7 @@ class FlowLevel(nn.Module):
         return any(getattr(layer, "context_channels", 0) > 0 for layer in self.layers)
 
     def output_size(self, size: Sequence[int]) -> torch.Size:
-        """The spatial size of this level's latent, for z of this one.
+        """The spatial size of z after the last layer, for z of this one.
 
         A layer that changes the size says so by a method of this name.
         """
@@ -127,7 +129,7 @@ class FlowLevel(nn.Module):
         return tuple(states)
 
     def forward(self, z: Tensor, states: States) -> tuple[Tensor, Tensor | None, Tensor]:
-        """z -> what goes on to the next level, the latent that left (or None), logabsdet (N,)."""
+        """z -> what goes on, the latent that left (None without a Split), logabsdet (N,)."""
         logabsdet = z.new_zeros(z.shape[0])
         for layer, state in zip(self.layers, states, strict=True):
             z, change = _apply(layer, z, state, inverse=False)

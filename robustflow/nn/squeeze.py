@@ -53,5 +53,13 @@ class Squeeze(nn.Module):
             )
         return torch.Size(side // self.factor for side in size)
 
+    def output_channels(self, channels: int) -> int:
+        """Channels of the result, for z of so many."""
+        return channels * self.factor**2
+
+    def input_channels(self, channels: int) -> int:
+        """Channels of z, for a result of so many; the inverse of :meth:`output_channels`."""
+        return channels // self.factor**2
+
     def extra_repr(self) -> str:
         return f"factor={self.factor}"
