@@ -74,7 +74,8 @@ def test_crops_are_aligned_at_both_resolutions() -> None:
 
 
 def test_bits_per_dimension_of_a_known_density() -> None:
-    standard_normal = rnn.ConditionalFlow([[rnn.Squeeze(4)]])
+    identity = rnn.ModifiedRQSplineInjector(48, 3)
+    standard_normal = rnn.ConditionalFlow([[rnn.Squeeze(4), identity]])
     residual = torch.randn(2, 3, 8, 8)
     bits = bits_per_dimension(standard_normal, residual, torch.zeros(2, 3, 2, 2))
     nats = 0.5 * residual.square().mean() + 0.5 * math.log(2 * math.pi)
@@ -121,7 +122,8 @@ def test_samples_scatter_around_the_upsampled_picture() -> None:
     pair = degrade(load(photographs.CONTROL)[:, :64, :64])
     norm = rnn.ActNorm(48)
     torch.nn.init.constant_(norm.log_scale, math.log(10))  # deviation 0.1
-    flow = rnn.ConditionalFlow([[rnn.Squeeze(4), norm]])
+    identity = rnn.ModifiedRQSplineInjector(48, 3)
+    flow = rnn.ConditionalFlow([[rnn.Squeeze(4), identity, norm]])
     samples = super_resolve(flow, pair, 5, temperature=0.5, seed=3)
     assert samples.shape == (5, 3, 64, 64)
     deviation = (samples - pair.upsampled).std()

@@ -338,7 +338,7 @@ def test_wrong_uses_are_told_apart() -> None:
     with pytest.raises(ValueError, match="needs a context"):
         flow.sample(2)
     with pytest.raises(ValueError, match="2 level"):
-        ConditionalFlow([[Squeeze()], [Squeeze()]]).condition(normal(1, 4, 4, 2))
+        ConditionalFlow([[Coupling(4, 4)], [Coupling(4, 4)]]).condition(normal(1, 4, 4, 2))
     with pytest.raises(ValueError, match="must not end with a Split"):
         ConditionalFlow([[Split(4, 2)]])
     with pytest.raises(ValueError, match="at least one"):

@@ -216,14 +216,6 @@ def test_a_users_own_layer_gets_the_context() -> None:
     torch.testing.assert_close(samples, -context.mean(dim=1)[:, None, None].expand(3, 5, 2))
 
 
-def test_a_context_that_no_layer_takes_is_not_used() -> None:
-    flow = perturbed(ConditionalFlow([[RQSplineCoupling(2, spatial_dims=0)]]))
-    x = normal(3, 2)
-    assert not flow.needs_context
-    assert torch.equal(flow.log_prob(x, normal(3, 4)), flow.log_prob(x))
-    assert flow.sample(5, normal(3, 4)).shape == (3, 5, 2)
-
-
 def test_under_autocast_only_the_conditioners_are_in_half_precision() -> None:
     torch.manual_seed(1)
     flow = ConditionalFlow([[*flow_step(6, 3, ModifiedRQSpline(), spatial_dims=0)]])

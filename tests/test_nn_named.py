@@ -215,12 +215,6 @@ def test_an_injector_calls_a_users_project() -> None:
     assert_is_a_flow_layer(injector, normal(3, CHANNELS), normal(3, CONTEXT_CHANNELS))
 
 
-def test_without_context_channels_a_context_is_not_used() -> None:
-    coupling = perturbed(RQSplineCoupling(CHANNELS, spatial_dims=0))
-    z = normal(2, CHANNELS)
-    torch.testing.assert_close(coupling(z, normal(2, 7)), coupling(z), atol=0, rtol=0)
-
-
 @pytest.mark.parametrize(
     ("z", "context", "message"),
     [

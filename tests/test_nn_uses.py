@@ -52,8 +52,9 @@ def made(name: str) -> nn.Module:
     return perturbed(LAYERS[name](), 0.1).float().eval()
 
 
-def inputs() -> tuple[Tensor, Tensor]:
-    return torch.randn(6, D), torch.randn(6, CONTEXT)
+def inputs(layer: Any) -> tuple[Tensor, Tensor | None]:
+    z, context = torch.randn(6, D), torch.randn(6, CONTEXT)
+    return z, context if layer.context_channels else None
 
 
 @each_layer
@@ -71,7 +72,7 @@ def test_a_copy_is_the_same_layer(name: str, copied: str) -> None:
         torch.save(layer, file := io.BytesIO())
         file.seek(0)
         other = torch.load(file, weights_only=False)
-    z, context = inputs()
+    z, context = inputs(layer)
     for inverse in (False, True):
         expected = layer(z, context, inverse=inverse)
         torch.testing.assert_close(other(z, context, inverse=inverse), expected, atol=0, rtol=0)
@@ -81,7 +82,7 @@ def test_a_copy_is_the_same_layer(name: str, copied: str) -> None:
 def test_compiles_in_one_graph(name: str) -> None:
     torch.compiler.reset()  # all share one forward, and a forward has a limited number of graphs
     layer = made(name)
-    z, context = inputs()
+    z, context = inputs(layer)
     compiled = torch.compile(layer, fullgraph=True, backend="eager")
     for inverse in (False, True):
         expected = layer(z, context, inverse=inverse)
@@ -100,7 +101,7 @@ def test_repr_has_the_size(name: str) -> None:
 def test_under_autocast_z_keeps_its_precision(name: str) -> None:
     """The layer comes back to z as in float32, and what it says is near float32's."""
     layer = made(name)
-    z, context = inputs()
+    z, context = inputs(layer)
     expected, expected_logabsdet = layer(z, context)
     with torch.autocast("cpu", torch.bfloat16):
         y, logabsdet = layer(z, context)
@@ -120,12 +121,15 @@ def test_under_autocast_z_keeps_its_precision(name: str) -> None:
 @each_layer
 def test_in_half_precision_throughout(name: str) -> None:
     layer = made(name).bfloat16()
-    z, context = (tensor.bfloat16() for tensor in inputs())
+    z, context = (tensor if tensor is None else tensor.bfloat16() for tensor in inputs(layer))
+    assert z is not None
     wide = copy.deepcopy(layer).float()
     for inverse in (False, True):
         y, logabsdet = layer(z, context, inverse=inverse)
         assert y.dtype == torch.bfloat16 and logabsdet.dtype == torch.float32
-        expected, expected_logabsdet = wide(z.float(), context.float(), inverse=inverse)
+        expected, expected_logabsdet = wide(
+            z.float(), None if context is None else context.float(), inverse=inverse
+        )
         torch.testing.assert_close(y.float(), expected, atol=0.15, rtol=0.05)
         torch.testing.assert_close(logabsdet, expected_logabsdet, atol=0.2, rtol=0.05)
 
@@ -157,7 +161,7 @@ def test_waits_are_seen() -> None:
 @each_layer
 def test_neither_direction_waits_for_the_device(name: str) -> None:
     layer = made(name)
-    z, context = inputs()
+    z, context = inputs(layer)
     with Waits() as waits:
         y, logabsdet = layer(z, context)
         x, minus = layer(y, context, inverse=True)

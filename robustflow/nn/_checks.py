@@ -21,6 +21,14 @@ def check_shape(name: str, tensor: Tensor, channels: int, spatial_dims: int | No
         )
 
 
+def check_batch_fits(name: str, have: int, want: int) -> None:
+    """One for each z, or one for all."""
+    if have not in (1, want):
+        raise ValueError(
+            f"{name} must have the batch size of z, or 1: it has {have}, z has {want}."
+        )
+
+
 def check_context_fits(projected: Tensor, z: Tensor) -> None:
     """What was made from a context has z's batch and spatial size, or 1 in their place."""
     have, want = projected.shape, z.shape

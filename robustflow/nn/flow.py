@@ -9,6 +9,7 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
+from robustflow.nn._checks import check_batch_fits
 from robustflow.nn.condition import Condition
 from robustflow.nn.level import FlowLevel, States
 
@@ -38,8 +39,9 @@ class ConditionalFlow(nn.Module):
             None: the context already is that.
 
     Raises:
-        ValueError: no levels or layers, or a Split at the end; in a call, a context that is
-            missing or does not fit, or a context and a condition.
+        ValueError: no levels or layers, a Split at the end, or an encoder though no layer takes a
+            context; in a call, a context that is missing, does not fit or that no layer takes,
+            or a context and a condition.
 
     Example:
         >>> from robustflow.nn import ModifiedRQSpline, Squeeze, flow_step
@@ -68,15 +70,31 @@ class ConditionalFlow(nn.Module):
         if self._levels()[-1].split is not None:
             raise ValueError("The last level must not end with a Split: nothing follows it.")
         self.encoder = encoder
+        if encoder is not None and not self._may_take_context():
+            raise ValueError(
+                "encoder was given, but no layer takes what it makes of a context: build layers "
+                "with its number of feature channels as their context_channels."
+            )
 
     def condition(self, context: Context) -> Condition:
-        """Encode and project a context once, for any number of calls with ``condition=``."""
+        """Encode and project a context once, for any number of calls with ``condition=``.
+
+        Raises:
+            ValueError: no layer takes a context; or the features are not one tensor for each
+                level, all of one batch size.
+        """
+        self._check_takes("context")
         features = context if self.encoder is None else self.encoder(context)
         per_level = [features] if isinstance(features, Tensor) else list(features)
         if len(per_level) != len(self.levels):
             raise ValueError(
                 f"The flow has {len(self.levels)} level(s) and needs one feature tensor for each, "
                 f"got {len(per_level)}."
+            )
+        if len(sizes := {feature.shape[0] for feature in per_level}) > 1:
+            raise ValueError(
+                "The features of all levels must have one batch size, that of the context, got "
+                f"{sorted(sizes)}."
             )
         return Condition(
             tuple(
@@ -91,7 +109,7 @@ class ConditionalFlow(nn.Module):
         self, x: Tensor, context: Context | None = None, *, condition: Condition | None = None
     ) -> tuple[Latents, Tensor]:
         """x (N, C, \\*S) and N contexts, or 1 -> latents, logabsdet (N,)."""
-        every_state = self._states(context, condition)
+        every_state = self._states(context, condition, x.shape[0])
         latents = []
         total = x.new_zeros(x.shape[0])
         z = x
@@ -116,7 +134,7 @@ class ConditionalFlow(nn.Module):
                 f"latents must be a tuple of {number}, one for each level that ends with a Split "
                 f"and one for the last level, got {len(latents)}."
             )
-        every_state = self._states(context, condition)
+        every_state = self._states(context, condition, latents[-1].shape[0])
         *left, z = latents
         total = z.new_zeros(z.shape[0])
         for level, states in zip(reversed(self._levels()), reversed(every_state), strict=True):
@@ -173,8 +191,7 @@ class ConditionalFlow(nn.Module):
             )
         if not temperature >= 0:
             raise ValueError(f"temperature must be at least 0, got {temperature!r}.")
-        if context is not None or self.needs_context:
-            condition = self._resolve(context, condition)
+        condition = self._resolve(context, condition)
         shapes = self._latent_shapes(self._sizes(size, condition))
 
         def draw(number: int, given: Condition | None) -> Tensor:
@@ -192,6 +209,17 @@ class ConditionalFlow(nn.Module):
     def needs_context(self) -> bool:
         """Whether the encoder, or a layer as far as the layers say so, takes a context."""
         return self.encoder is not None or any(level.needs_context for level in self._levels())
+
+    def _check_takes(self, name: str) -> None:
+        if not self._may_take_context():
+            raise ValueError(
+                f"{name} was given, but no layer of this flow takes one: leave it out, or build "
+                "the layers with the context's number of channels as their context_channels."
+            )
+
+    def _may_take_context(self) -> bool:
+        """Whether some layer takes a context or does not say."""
+        return any(level.may_take_context for level in self._levels())
 
     def _sizes(self, size: Sequence[int] | None, condition: Condition | None) -> list[torch.Size]:
         """The spatial size of z at the end of each level."""
@@ -236,21 +264,43 @@ class ConditionalFlow(nn.Module):
     def _levels(self) -> list[FlowLevel]:
         return [level for level in self.levels if isinstance(level, FlowLevel)]
 
-    def _states(self, context: Context | None, condition: Condition | None) -> tuple[States, ...]:
-        """What each level's layers need."""
-        if context is None and condition is None and not self.needs_context:
+    def _states(
+        self, context: Context | None, condition: Condition | None, batch_size: int
+    ) -> tuple[States, ...]:
+        """What each level's layers need, for z of this batch size."""
+        condition = self._resolve(context, condition)
+        if condition is None:
             return tuple(level.project(None) for level in self._levels())
-        return self._resolve(context, condition).states
+        check_batch_fits("The context", condition.batch_size, batch_size)
+        return condition.states
 
-    def _resolve(self, context: Context | None, condition: Condition | None) -> Condition:
+    def _resolve(self, context: Context | None, condition: Condition | None) -> Condition | None:
+        """The condition to use; None where the flow takes none."""
         if context is not None and condition is not None:
             raise ValueError(
                 "Give a context, or a condition made from one, not both: they may differ."
             )
+        if context is not None:
+            return self.condition(context)
         if condition is not None:
-            return condition
-        if context is None:
+            self._check_condition(condition)
+        elif self.needs_context:
             raise ValueError(
                 "This flow needs a context, or a condition made from one by condition(context)."
             )
-        return self.condition(context)
+        return condition
+
+    def _check_condition(self, condition: Condition) -> None:
+        if not isinstance(condition, Condition):
+            raise TypeError(
+                "condition must be what flow.condition(context) returned, got "
+                f"{type(condition).__name__}: a context itself is given as context=."
+            )
+        self._check_takes("condition")
+        layers = [len(level.layers) for level in self._levels()]
+        if [len(states) for states in condition.states] != layers:
+            raise ValueError(
+                "condition was made by another flow: it is for "
+                f"{[len(states) for states in condition.states]} layers, level by level, this "
+                f"flow has {layers}."
+            )

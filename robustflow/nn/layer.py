@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustflow.nn._checks import check_shape
+from robustflow.nn._checks import check_batch_fits, check_shape
 from robustflow.nn.elementwise import ElementwiseTransform
 
 
@@ -43,12 +43,18 @@ class ConditionalLayer(nn.Module, ABC):
         """What depends on the context alone; tensors of it have the context's batch size.
 
         The context's part of the conditioner, or the context itself where the conditioner has no
-        method ``project``; None, whatever the context, with ``context_channels=0``.
+        method ``project``; None with ``context_channels=0``.
 
         Raises:
-            ValueError: a context is missing, or has other channels.
+            ValueError: a context is missing, has other channels, or is given where
+                ``context_channels`` is 0.
         """
         if self.context_channels == 0:
+            if context is not None:
+                raise ValueError(
+                    f"This {type(self).__name__} takes no context: leave it out, or build the "
+                    f"layer with context_channels={context.shape[1] if context.dim() > 1 else 1}."
+                )
             return None
         if context is None:
             raise ValueError(
@@ -68,10 +74,7 @@ class ConditionalLayer(nn.Module, ABC):
     def forward(
         self, z: Tensor, context: Tensor | None = None, *, inverse: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """z (N, channels, \\*S), context (N or 1, context_channels, \\*S) -> (z, logabsdet (N,)).
-
-        With ``context_channels=0`` the context is not used.
-        """
+        """z (N, channels, \\*S), context (N or 1, context_channels, \\*S) -> (z, logabsdet (N,))."""
         return self.transform_with(z, self.project(context), inverse=inverse)
 
     def params_of(self, z1: Tensor, state: Any) -> Tensor:
@@ -80,6 +83,7 @@ class ConditionalLayer(nn.Module, ABC):
             return self.conditioner(z1)
         if isinstance(state, Tensor) and not hasattr(self.conditioner, "project"):
             # It may concatenate z1 and the context, which takes equal batch sizes.
+            check_batch_fits("The context", state.shape[0], z1.shape[0])
             state = state.expand(z1.shape[0], *state.shape[1:])
         return self.conditioner(z1, state)
 

@@ -92,6 +92,11 @@ class FlowLevel(nn.Module):
         """Whether some layer takes a context, as far as the layers say so."""
         return any(getattr(layer, "context_channels", 0) > 0 for layer in self.layers)
 
+    @property
+    def may_take_context(self) -> bool:
+        """Whether some layer takes a context or does not say that it takes none."""
+        return any(getattr(layer, "context_channels", None) != 0 for layer in self.layers)
+
     def output_size(self, size: Sequence[int]) -> torch.Size:
         """The spatial size of z after the last layer, for z of this one.
 
