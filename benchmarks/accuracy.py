@@ -18,11 +18,13 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from robustflow._arguments import output_file
+from robustflow._files import save
 
 from . import machine, subjects
 from .rows import table
@@ -333,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}.accuracy", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer elements")
     parser.add_argument("--filter", default="", help="only transforms whose name contains this")
-    parser.add_argument("--json", type=Path, help="write the numbers and the machine here")
+    parser.add_argument("--json", type=output_file, help="write the numbers and the machine here")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a bar is missed")
     options = parser.parse_args(arguments)
     chosen = [subject for subject in subjects.SUBJECTS if options.filter in subject.name]
@@ -356,6 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 trips.append(round_trip(subject, parameters, n))
         extremes[subject.name] = sum(count_nonfinite(subject, inv, n) for inv in (False, True))
     print(_report(lines, trips, extremes))
+    saved = True
     if options.json:
         record = {
             "machine": machine.describe(),
@@ -363,10 +366,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "round_trips": [asdict(trip) for trip in trips],
             "nonfinite_at_extreme_parameters": extremes,
         }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(record, indent=2) + "\n")
+        saved = save(options.json, json.dumps(record, indent=2) + "\n")
     verdicts = [line.passes for line in lines] + [trip.passes for trip in trips]
-    return int(options.check and (not all(verdicts) or any(extremes.values())))
+    missed = not all(verdicts) or any(extremes.values())
+    return int(not saved or (options.check and missed))
 
 
 def _report(lines: Sequence[Line], trips: Sequence[RoundTrip], extremes: dict[str, int]) -> str:

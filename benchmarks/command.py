@@ -27,7 +27,8 @@ def run(options: argparse.Namespace) -> int:
         options: ``quick``, ``filter``, ``against``, ``json``, ``threads``, ``bars``, ``compare``.
 
     Returns:
-        0; 1 where a case failed, a bar was missed or something got slower; 2 for a bad request.
+        0; 1 where a case failed, a bar was missed, something got slower or the file could not be
+        written; 2 for a bad request.
     """
     try:
         if options.compare:
@@ -72,34 +73,35 @@ def _measure(options: argparse.Namespace) -> int:
                 )
         print(machine.headline(description), flush=True)
 
-        def keep(measured: Measured, complete: bool = False, **more: Any) -> None:
-            if options.json is not None:
-                write_json(
-                    options.json,
-                    description,
-                    measured.rows,
-                    quick=options.quick,
-                    against=against,
-                    eager_peak_bytes=measured.eager_peaks,
-                    left_out=measured.left_out,
-                    failed=measured.failed,
-                    complete=complete,
-                    **more,
-                )
+        def keep(measured: Measured, complete: bool = False, **more: Any) -> bool:
+            if options.json is None:
+                return True
+            return write_json(
+                options.json,
+                description,
+                measured.rows,
+                quick=options.quick,
+                against=against,
+                eager_peak_bytes=measured.eager_peaks,
+                left_out=measured.left_out,
+                failed=measured.failed,
+                complete=complete,
+                **more,
+            )
 
         settings = suite.QUICK if options.quick else suite.FULL
         with _progress(len(names)) as say:
             measured = suite.measure_all(chosen, providers, options.filter, settings, say, keep)
     allocators = sorted({row.allocator for row in measured.rows})
     verdicts = bars.judge(judged, measured.rows, allocators, within_spread=True)
-    keep(measured, complete=True, bars=verdicts)
+    saved = keep(measured, complete=True, bars=verdicts)
     parts = [report.measured_rows(measured.rows)] if measured.rows else []
     parts += [*report.behind(measured.rows), *report.remarks(measured)]
     if verdicts:
         parts.append(report.verdict_table(verdicts, bars.ALLOCATORS))
     print("\n" + "\n\n".join(parts))
     missed = any(verdict["met"] is not True for verdict in verdicts)
-    return int(bool(measured.failed) or missed)
+    return int(bool(measured.failed) or missed or not saved)
 
 
 def _competitors(text: str | None) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ from torch.utils._pytree import tree_leaves
 
 import robustflow
 from robustflow import nn as rnn
+from robustflow._arguments import output_file
 from robustflow.experiments import super_resolution as sr
 
 from . import (
@@ -467,7 +468,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny flows: shows that it runs")
     parser.add_argument("--filter", default="", help="only rows whose name contains this")
-    parser.add_argument("--json", type=Path, help="write the rows and the machine here")
+    parser.add_argument("--json", type=output_file, help="write the rows and the machine here")
     options = parser.parse_args(arguments)
     if not chosen(options.filter, options.quick):
         every = ", ".join(job.full_name for job in JOBS)
@@ -478,8 +479,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = [report.measured_rows(measured.rows)] if measured.rows else []
     parts += [*report.behind(measured.rows), *report.remarks(measured)]
     print("\n" + "\n\n".join(parts))
+    saved = True
     if options.json:
-        write_json(
+        saved = write_json(
             options.json,
             description,
             measured.rows,
@@ -487,7 +489,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failed=measured.failed,
             quick=options.quick,
         )
-    return int(bool(measured.failed))
+    return int(bool(measured.failed) or not saved)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
+
+from robustflow._arguments import output_file
 
 from . import bars, machine, report, suite, workloads
 from .bars import Bar
@@ -71,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="smaller tensors, about a minute")
     parser.add_argument("--filter", default="", help="only workloads whose name contains this")
-    parser.add_argument("--json", type=Path, help="write the rows, verdicts and machine here")
+    parser.add_argument(
+        "--json", type=output_file, help="write the rows, verdicts and machine here"
+    )
     parser.add_argument("--check", action="store_true", help="exit with 1 where a target is missed")
     options = parser.parse_args(arguments)
     found = chosen(options.filter)
@@ -89,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *report.remarks(measured),
     ]
     print("\n" + "\n\n".join(parts))
+    saved = True
     if options.json:
         more = {
             "targets": verdicts,
@@ -97,9 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "failed": measured.failed,
             "quick": options.quick,
         }
-        write_json(options.json, description, measured.rows, **more)
+        saved = write_json(options.json, description, measured.rows, **more)
     missed = options.check and any(verdict["met"] is not True for verdict in verdicts)
-    return int(bool(measured.failed) or missed)
+    return int(bool(measured.failed) or missed or not saved)
 
 
 def _headline(description: dict[str, Any], quick: bool) -> str:

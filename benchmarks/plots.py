@@ -111,6 +111,7 @@ def draw(file: Path, out: Path) -> list[Path]:
 
     Raises:
         ValueError: it is no benchmark's file, or has nothing that is drawn.
+        OSError: the pictures cannot be written.
     """
     record = read_json(file)
     written = []
@@ -138,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for file in options.files:
         try:
             written = draw(file, options.out)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             parser.error(str(error))
         for path in written:
             print(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -132,19 +131,30 @@ def command_line(arguments: Sequence[str]) -> str:
     return shlex.join([Path(each).name if index == 0 else each for index, each in enumerate(given)])
 
 
-def write_json(path: Path, machine: dict[str, Any], rows: Sequence[Row], **more: Any) -> None:
-    """Write ``{"machine": …, "command": …, "rows": […], **more}``; the file is never there in
-    part."""
+def write_json(path: Path, machine: dict[str, Any], rows: Sequence[Row], **more: Any) -> bool:
+    """Write ``{"machine": …, "command": …, "rows": […], **more}``; the file is never there in part.
+
+    Returns:
+        Whether it is there. Where it could not be written, standard error says so and where the
+        record is instead; one that says ``complete=False`` is followed by another, and not kept.
+    """
+    from robustflow._files import save, write_atomically  # with torch, which reading rows spares
+
     record = {
         "machine": machine,
         "command": command_line(sys.orig_argv),
         "rows": [asdict(row) for row in rows],
         **more,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(unfinished, path)
+    text = json.dumps(record, indent=2) + "\n"
+    if more.get("complete", True):
+        return save(path, text)
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        print(f"{path} could not be written yet: {error}.", file=sys.stderr)
+        return False
+    return True
 
 
 def read_json(path: Path) -> dict[str, Any]:

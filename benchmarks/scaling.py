@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from robustflow._arguments import output_file
+
 from . import allocator, machine, rows, suite
 from .rows import Measured, duration, table
 from .scaling_points import (
@@ -270,7 +272,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few points, small, about a minute")
     parser.add_argument("--filter", default="", help="only rows whose name contains this")
-    parser.add_argument("--json", type=Path, help="write the rows, verdicts and machine here")
+    parser.add_argument(
+        "--json", type=output_file, help="write the rows, verdicts and machine here"
+    )
     parser.add_argument(
         "--check",
         action="store_true",
@@ -295,8 +299,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     verdicts = [] if cache is None else steadiness(found, cache)
     print("\n" + report(found, verdicts, measured))
+    saved = True
     if options.json:
-        rows.write_json(
+        saved = rows.write_json(
             options.json,
             description,
             found,
@@ -307,7 +312,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             quick=options.quick,
         )
     judged = [verdict["met"] for verdict in verdicts if verdict["allocator"] == "keeping"]
-    return int(bool(measured.failed) or (options.check and not (judged and all(judged))))
+    failed = bool(measured.failed) or not saved
+    return int(failed or (options.check and not (judged and all(judged))))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from robustflow._arguments import output_file
 from robustflow.compat import srflow
 from robustflow.nn import ActNorm, InvertibleConv1x1, Squeeze
 
@@ -408,20 +409,21 @@ def report(result: Mapping[str, Any]) -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=["modified_rq", "affine"])
     parser.add_argument(
         "--allocator", nargs="+", choices=("default", "keeping"), default=["default"]
     )
     parser.add_argument("--seconds", type=float, help="a group of cases, beyond warm-up")
-    parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument("--json", type=output_file, help="write the results there")
     parser.add_argument("--quick", action="store_true", help="a tiny network: a rehearsal")
     given = parser.parse_args(arguments)
     shape = QUICK if given.quick else Shape()
     if given.seconds is not None:
         shape = replace(shape, seconds=given.seconds)
     results = []
+    saved = True
     for policy in given.allocator:
         for kind in given.kind:
             work = json.dumps({"shape": asdict(shape), "kind": kind})
@@ -429,7 +431,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results.append({**result, "allocator": policy})
             print(report(results[-1]), end="\n\n", flush=True)
             if given.json:
-                write_json(given.json, machine.describe(), [], srflow=results)
+                saved = write_json(given.json, machine.describe(), [], srflow=results)
+    return int(not saved)
 
 
 def worker(work: str, file: str) -> None:
@@ -443,4 +446,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         worker(*sys.argv[2:])
     else:
-        main()
+        sys.exit(main())

@@ -45,7 +45,7 @@ def measure(
     chosen: Sequence[Workload],
     settings: Settings,
     say: Say,
-    done: Callable[[Measured], None] = lambda measured: None,
+    done: Callable[[Measured], object] = lambda measured: None,
 ) -> Measured:
     """Measure the chosen workloads against their competitors.
 
@@ -79,7 +79,7 @@ def measure_all(
     text: str,
     settings: Settings,
     say: Say,
-    done: Callable[[Measured], None],
+    done: Callable[[Measured], object],
 ) -> Measured:
     """The chosen workloads' rows, then those of each provider whose names contain ``text``."""
     measured = measure(chosen, settings, say, done) if chosen else Measured()

@@ -29,6 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustflow._files import write_atomically
+
 FILE = Path(__file__).with_name("preferences.json")
 SCHEMA = 1
 _IMPLEMENTATIONS = {"cuda": "native", "triton": "triton"}  # as the transforms name them
@@ -90,7 +92,7 @@ def write_rules(rules: list[dict[str, Any]], file: Path = FILE) -> None:
     """Write rules to a file that :func:`read_rules` reads; ValueError where they are not valid."""
     check_rules(rules)
     content = {"schema": SCHEMA, "rules": rules}
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_atomically(file, json.dumps(content, indent=2) + "\n")
 
 
 def check_rules(rules: Iterable[dict[str, Any]]) -> None:

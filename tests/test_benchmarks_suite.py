@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks import allocator, bars, command, compare, peers, report, suite, workloads
-from benchmarks.rows import Measured, Row, read_rows, write_json
+from benchmarks.rows import Measured, Row, read_json, read_rows, write_json
 from robustflow import cli
 
 MACHINE = {"cpu": "x", "cores": 2, "threads": 2, "platform": "Linux", "libc": "glibc"}
@@ -477,3 +478,27 @@ def test_bench_measures_a_tiny_case_for_real(tmp_path: Path) -> None:
     for row in read_rows(path):
         assert row.shape == (64, 8) and row.median_s > 0
         assert set(row.ratio) == set(row.ratio_spread) == {"eager"}
+
+
+def test_a_record_that_cannot_be_written_is_kept_elsewhere_once_it_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / "results.json"
+    folder.mkdir()
+    assert write_json(folder, {}, [], complete=False) is False
+    assert "could not be written yet: it is a folder" in capsys.readouterr().err
+    assert write_json(folder, {}, [], complete=True) is False
+    (kept,) = tmp_path.glob("robustflow-*/results.json")
+    assert read_json(kept)["complete"] is True
+    assert str(kept) in capsys.readouterr().err
+
+
+def test_a_path_that_cannot_be_written_costs_no_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.suite.measure_all", lambda *_: pytest.fail("it measured"))
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["bench", "--quick", "--json", str(tmp_path)])
+    assert exit_.value.code == 2
+    assert f"argument --json: {tmp_path} cannot be written" in capsys.readouterr().err

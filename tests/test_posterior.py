@@ -244,7 +244,10 @@ def test_too_little_to_train_on_is_refused(
     with pytest.raises(SystemExit):
         posterior.main(arguments)
     least = int(arguments[1]) + 1
-    assert f"{arguments[0]} must be at least {least}, got {arguments[1]}" in capsys.readouterr().err
+    assert (
+        f"{arguments[0]}: must be a whole number of at least {least}, got"
+        in capsys.readouterr().err
+    )
 
 
 def test_without_sbi_the_command_says_what_to_install(

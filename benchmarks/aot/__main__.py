@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from benchmarks.aot import predict, report
 from benchmarks.aot.kernels import cuda_kernels, pinned_kernels, triton_kernels
 from benchmarks.aot.occupancy import MULTIPROCESSORS
 from benchmarks.aot.toolchain import ToolMissing, compilers
+from robustflow._arguments import output_file
+from robustflow._files import save
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         default=[card.name for card in predict.CARDS],
         help="the GPUs to predict for",
     )
-    parser.add_argument("--json", type=Path, help="write the predictions to this file")
+    parser.add_argument("--json", type=output_file, help="write the predictions to this file")
     options = parser.parse_args(arguments)
     cards = [card for card in predict.CARDS if card.name in options.card]
     made: list[predict.Prediction] = []
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{report.prediction_table(made)}\n\n{report.LEGEND}")
     if options.json:
         text = json.dumps(predict.record(made, compilers()), indent=1)
-        options.json.write_text(text + "\n")
+        return 0 if save(options.json, text + "\n") else 1
     return 0
 
 

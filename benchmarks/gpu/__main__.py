@@ -11,12 +11,12 @@ import argparse
 import secrets
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import robustflow
+from robustflow._arguments import output_file
 
 from ..rows import write_json
 from . import card, preferences, report, targets
@@ -80,9 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def verdicts() -> list[targets.Verdict]:
         return targets.judge(results.rows, on_gpu, options.filter)
 
-    def write(complete: bool) -> None:
+    def write(complete: bool) -> bool:
         if options.json is None:
-            return
+            return True
         more: dict[str, Any] = {
             "gpu_measurement": on_gpu,
             "scale": scale,
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "left_out": results.left_out,
             "not_measured": results.not_measured,
         }
-        write_json(options.json, description, results.rows, **more)
+        return write_json(options.json, description, results.rows, **more)
 
     def done(task: Task) -> None:
         # After every task, so that a run that is cut short leaves what it measured.
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     suite.run(tasks, budget, done)
     states["after"] = card.state(device)
-    write(complete=True)
+    saved = write(complete=True)
     print("\n" + report.measured(results.rows))
     print("\n" + "\n".join(filter(None, (predictions.missing, report.notes(results)))))
     if options.write_preferences:
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{len(rules)} rules written for backend 'auto'.")
     print("\n" + report.targets(verdicts()))
     print(f"\n{len(results.rows)} rows in {budget.spent:.0f} s on: {suite.device_name}.")
-    return int(bool(results.wrong or results.failed))
+    return int(bool(results.wrong or results.failed) or not saved)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--seconds", type=float, help=f"the budget of time; {_BUDGET_S:g} without --quick")
     add("--seed", type=int, help="of the inputs; a fresh one by default")
-    add("--json", type=Path, metavar="FILE", help="write the rows, verdicts and card here")
+    add("--json", type=output_file, metavar="FILE", help="write the rows, verdicts and card here")
     add(
         "--write-preferences",
         action="store_true",

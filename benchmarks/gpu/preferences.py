@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,9 +72,7 @@ def write(rules: Sequence[dict[str, Any]], file: Path = _preferences.FILE) -> No
     """Put rules into the package's file; rules about other calls that stand there are kept."""
     fresh = {_call(rule) for rule in rules}
     kept = [rule for rule in _preferences.read_rules(file) if _call(rule) not in fresh]
-    unfinished = file.with_name(file.name + ".part")
-    _preferences.write_rules([*kept, *rules], unfinished)
-    os.replace(unfinished, file)
+    _preferences.write_rules([*kept, *rules], file)
 
 
 def _call(rule: dict[str, Any]) -> tuple[Any, ...]:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from robustflow._arguments import output_file, whole_number
+
 HELP = "measure the kernels beside eager and compiled PyTorch and the flow libraries"
 
 
@@ -33,9 +35,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="competitors, joined by commas, of eager, compiled, nflows, zuko, normflows "
         "(default: those installed)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and machine here")
     parser.add_argument(
-        "--threads", type=_positive, metavar="N", help="threads (default: PyTorch's)"
+        "--json", type=output_file, metavar="FILE", help="write rows and machine here"
+    )
+    parser.add_argument(
+        "--threads", type=whole_number(1), metavar="N", help="threads (default: PyTorch's)"
     )
     parser.add_argument(
         "--bars",
@@ -69,10 +73,3 @@ def _package(module: str) -> Any:
             raise
     sys.path.append(str(root))
     return importlib.import_module(f"benchmarks.{module}")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value

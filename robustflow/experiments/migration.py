@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -26,6 +25,8 @@ from rich.table import Table
 
 from robustflow import convert_affine
 from robustflow import nn as rnn
+from robustflow._arguments import output_file, whole_number
+from robustflow._files import save
 from robustflow.compat.convert import ConversionReport
 from robustflow.experiments import photographs, report
 from robustflow.experiments.comparison import sample_pictures
@@ -33,6 +34,7 @@ from robustflow.experiments.faults import Faults, total_faults
 from robustflow.experiments.photographs import load
 from robustflow.experiments.super_resolution import (
     COUPLINGS,
+    SCALE,
     CropSampler,
     Pair,
     Settings,
@@ -183,21 +185,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
     )
     numbers = {
-        "steps": (standard.steps, "flow steps, an injector and a coupling each"),
-        "iterations": (standard.iterations, "updates of the affine flow"),
-        "more-iterations": (standard.iterations // 2, "updates after the conversion"),
-        "sample-size": (standard.sample_size, "side of the squares that are sampled"),
-        "seed": (standard.seed, "seed of everything"),
+        "steps": (1, standard.steps, "flow steps, an injector and a coupling each"),
+        "iterations": (1, standard.iterations, "updates of the affine flow"),
+        "more-iterations": (1, standard.iterations // 2, "updates after the conversion"),
+        "sample-size": (SCALE, standard.sample_size, "side of the squares that are sampled"),
+        "seed": (0, standard.seed, "seed of everything"),
     }
-    for name, (default, words) in numbers.items():
+    for name, (least, default, words) in numbers.items():
         parser.add_argument(
-            f"--{name}", type=int, default=default, metavar="N", help=f"{words} (%(default)s)"
+            f"--{name}",
+            type=whole_number(least),
+            default=default,
+            metavar="N",
+            help=f"{words} (%(default)s)",
         )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write all numbers there")
     args = parser.parse_args(argv)
-    for name in ("steps", "iterations", "more-iterations"):
-        if getattr(args, name.replace("-", "_")) < 1:
-            parser.error(f"--{name} must be at least 1")
     settings = replace(
         standard,
         steps=args.steps,
@@ -212,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json is not None:
         seconds = time.perf_counter() - started
         content = to_json(migration, settings, args.more_iterations, seconds)
-        report.write_atomically(args.json, content.encode())
+        return 0 if save(args.json, content) else 1
     return 0
 
 

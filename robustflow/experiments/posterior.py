@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from robustflow._arguments import output_file, whole_number
+from robustflow._files import check_writable, save
 from robustflow.experiments.neural_posterior import (
     LIBRARIES,
     MODES,
@@ -56,7 +58,7 @@ def run_example(
     json_file: Path | None = None,
     figure_file: Path | None = None,
     console: Console | None = None,
-) -> Outcome:
+) -> bool:
     """Train, sample, compare, print; on one thread.
 
     Args:
@@ -65,18 +67,20 @@ def run_example(
         console: where to print; default the terminal.
 
     Returns:
-        All that was found.
+        Whether the files are there. Where one could not be written once the work was done,
+        standard error says so and where its contents are instead.
 
     Raises:
         ModuleNotFoundError: sbi, or another package of the extra ``sbi``, is not installed.
+        UnwritablePath: a file cannot be written; nothing was done yet.
         PatchError: the library is not one that the kernels know.
     """
     from rich.console import Console
 
     from robustflow.experiments import posterior_report
-    from robustflow.experiments.report import write_atomically
 
     console = console or Console()
+    check_writable(*(file for file in (figure_file, json_file) if file is not None))
     started = time.perf_counter()
     posterior_report.print_introduction(console, settings)
     threads = torch.get_num_threads()
@@ -86,15 +90,23 @@ def run_example(
     finally:
         torch.set_num_threads(threads)
     posterior_report.print_outcome(console, outcome, settings)
-    if figure_file is not None:
-        write_atomically(figure_file, posterior_report.draw(outcome, settings))
-        console.print(f"Figure: {figure_file}", highlight=False)
     seconds = time.perf_counter() - started
+    is_saved = True
     if json_file is not None:
-        write_atomically(json_file, posterior_report.to_json(outcome, settings, seconds))
-        console.print(f"Numbers: {json_file}", highlight=False)
+        numbers = posterior_report.to_json(outcome, settings, seconds)
+        is_saved = _save(console, "Numbers", json_file, numbers)
+    if figure_file is not None:
+        figure = posterior_report.draw(outcome, settings)
+        is_saved = _save(console, "Figure", figure_file, figure) and is_saved
     console.print(f"{seconds:.0f} s in all.", highlight=False)
-    return outcome
+    return is_saved
+
+
+def _save(console: Console, what: str, file: Path, content: bytes) -> bool:
+    is_saved = save(file, content)
+    if is_saved:
+        console.print(f"{what}: {file}", highlight=False)
+    return is_saved
 
 
 def _measure(settings: Settings, console: Console) -> Outcome:
@@ -169,7 +181,7 @@ def _train_all(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the example from the command line; 2 where its packages are missing."""
+    """Run the example from the command line; 2 where packages are missing, 1 where a file is."""
     standard = Settings()
     parser = argparse.ArgumentParser(
         prog="python -m robustflow.experiments.posterior",
@@ -188,21 +200,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (least, words) in _NUMBERS.items():
         parser.add_argument(
             f"--{name}",
-            type=int,
+            type=whole_number(least),
             default=getattr(standard, name),
             metavar="N",
-            help=f"{words}, at least {least} (default: %(default)s)",
+            help=f"{words} (default: %(default)s)",
         )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="write a pair plot there, PNG")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write all numbers there")
+    parser.add_argument(
+        "--figure", type=output_file, metavar="FILE", help="write a pair plot there, PNG"
+    )
     args = parser.parse_args(argv)
     numbers = {name: getattr(args, name) for name in _NUMBERS}
-    for name, (least, _) in _NUMBERS.items():
-        if numbers[name] < least:
-            parser.error(f"--{name} must be at least {least}, got {numbers[name]}")
     settings = Settings(estimator=args.estimator, **numbers)
     try:
-        run_example(settings, json_file=args.json, figure_file=args.figure)
+        is_saved = run_example(settings, json_file=args.json, figure_file=args.figure)
     except ModuleNotFoundError as error:
         package = (error.name or "robustflow").partition(".")[0]
         if package == "robustflow":
@@ -212,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    return 0
+    return 0 if is_saved else 1
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -203,10 +202,3 @@ def machine() -> dict[str, Any]:
         "backends": robustflow.backends(),
         "native": robustflow.build_info(),
     }
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is there in full or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

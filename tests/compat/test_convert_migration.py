@@ -72,4 +72,4 @@ def test_the_command_prints_a_row_a_stage(
     assert all(name in printed for name in result.stages) and "Replaced 2, kept 0" in printed
     with pytest.raises(SystemExit):
         migration.main(["--iterations", "0"])
-    assert "--iterations must be at least 1" in capsys.readouterr().err
+    assert "--iterations: must be a whole number of at least 1" in capsys.readouterr().err

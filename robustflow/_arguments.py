@@ -1,0 +1,36 @@
+"""Types of command-line arguments, for ``argparse``: a wrong one is named in a sentence."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from robustflow._files import UnwritablePath, check_writable
+
+
+def whole_number(minimum: int) -> Callable[[str], int]:
+    """A type: whole numbers from ``minimum`` on."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum:
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number of at least {minimum}, got {text!r}"
+            )
+        return value
+
+    return convert
+
+
+def output_file(text: str) -> Path:
+    """A type: a file to write, whose folder is made and seen to be writable before any work."""
+    path = Path(text)
+    try:
+        check_writable(path)
+    except UnwritablePath as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return path
