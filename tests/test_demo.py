@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
+import robustflow
 from robustflow import nn as rnn
 from robustflow.cli import main
-from robustflow.experiments import photographs, report, throughput
+from robustflow.experiments import demonstration, photographs, report, throughput
 from robustflow.experiments.comparison import PICTURES, ModelResult, train_and_sample
 from robustflow.experiments.faults import Faults, count_faults
 from robustflow.experiments.photographs import Picture, crop, load
@@ -154,6 +162,73 @@ def test_a_failing_job_says_which_and_why() -> None:
         run_in_processes(double, {"bad": (-1,)}, lambda *_: None)
 
 
+KILLED = """
+import os, pathlib, sys, time
+from robustflow import cli
+from robustflow.experiments.workers import run_in_processes
+
+def job(folder, report):
+    pathlib.Path(folder, f"{os.getpid()}.pid").touch()
+    time.sleep(600)
+
+def run(args):
+    from robustflow._files import write_atomically
+    write_atomically(pathlib.Path("first.json"), "{}")
+    run_in_processes(job, {name: (sys.argv[1],) for name in "a"}, print)
+
+if __name__ == "__main__":
+    import types
+    command = types.ModuleType("robustflow.cli.paint")
+    command.add_parser = lambda subparsers: subparsers.add_parser("paint")
+    command.run = run
+    sys.modules["robustflow.cli.paint"] = command
+    cli.commands = lambda: ["paint"]
+    sys.exit(cli.main(["paint"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+)
+def test_workers_end_with_a_stopped_command(
+    tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
+    """Even with one that is killed; and one line says what it had written."""
+    (tmp_path / "script.py").write_text(KILLED)
+    (tmp_path / "pids").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "script.py", "pids"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(robustflow.__file__).parents[1])},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: len(list(tmp_path.glob("pids/*.pid"))) == 1)
+    (worker,) = (int(file.stem) for file in tmp_path.glob("pids/*.pid"))
+    process.send_signal(sent)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == code
+    until(lambda: not is_running(worker))
+    said = "robustflow paint: stopped; kept: first.json.\n"
+    assert told == said or sent == signal.SIGKILL
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")  # Linux: one that ended and that nobody waited for
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
 def test_an_exploded_model_is_drawn_and_written_as_json() -> None:
     result = train_and_sample("affine", TINY, lambda *_: None)
     title = PICTURES[0].title
@@ -176,6 +251,36 @@ def test_an_exploded_model_is_drawn_and_written_as_json() -> None:
         "pixels": 0.25,
         "largest": "inf",
     }
+
+
+def test_an_output_that_cannot_be_written_costs_no_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "out"
+    file.touch()
+    monkeypatch.setattr(demonstration, "_train_all", lambda *_: pytest.fail("it trained"))
+    assert main(["demo", "--quick", "--output", str(file)]) == 2
+    told = capsys.readouterr()
+    assert f"robustflow demo: error: {file / 'demo.png'} cannot be written" in told.err
+    assert told.out == ""
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, RuntimeError])
+def test_what_the_models_did_is_kept_where_the_timing_ends_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[BaseException]
+) -> None:
+    result = train_and_sample("affine", TINY, lambda *_: None)
+
+    def fail(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(demonstration, "_train_all", lambda *_: {"affine": result})
+    monkeypatch.setattr(demonstration, "time_transforms", fail)
+    with pytest.raises(fault):
+        demonstration.run_demonstration(TINY, tmp_path / "out", Console(quiet=True))
+    content = json.loads((tmp_path / "out" / "demo.json").read_text())
+    assert list(content["couplings"]) == ["affine"] and content["throughput"] == []
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"demo.json", "demo.png"}
 
 
 @pytest.mark.slow

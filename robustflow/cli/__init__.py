@@ -18,6 +18,9 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from robustflow._files import UnwritablePath
+from robustflow.cli._stopping import exit_code, sigterm_interrupts, what_is_left
+
 
 def commands() -> list[str]:
     """The names of the commands."""
@@ -31,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; by default those of the process.
 
     Returns:
-        The command's exit code; 2 where its extra is not installed.
+        The command's exit code; 2 where its extra is not installed or a file cannot be written,
+        130 or 143 where Ctrl-C or SIGTERM stopped it.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(
@@ -46,7 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         modules[name].add_parser(subparsers)
     args = parser.parse_args(argv)
     try:
-        code: int = modules[args.command].run(args)
+        with sigterm_interrupts():
+            code: int = modules[args.command].run(args)
+    except KeyboardInterrupt as interrupt:
+        print(f"robustflow {args.command}: stopped; {what_is_left()}.", file=sys.stderr)
+        return exit_code(interrupt)
+    except UnwritablePath as error:
+        print(f"robustflow {args.command}: error: {error}", file=sys.stderr)
+        return 2
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "robustflow":
             raise

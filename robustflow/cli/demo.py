@@ -6,6 +6,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from robustflow._arguments import whole_number
+
 HELP = "train three flows on photographs and see which coupling's inverse explodes"
 
 
@@ -29,7 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="where demo.png and demo.json go (default: %(default)s)",
     )
     parser.add_argument(
-        "--iterations", type=_positive, metavar="N", help="training iterations of each model"
+        "--iterations", type=whole_number(1), metavar="N", help="training iterations of each model"
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of everything (default: %(default)s)"
@@ -42,19 +44,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demonstration; 0 once its files are written."""
+    """Run the demonstration; 0 once its files are written, 1 where they could not be."""
     from robustflow.experiments.demonstration import run_demonstration
     from robustflow.experiments.super_resolution import QUICK_SETTINGS, Settings
 
     settings = replace(QUICK_SETTINGS if args.quick else Settings(), seed=args.seed)
     if args.iterations is not None:
         settings = replace(settings, iterations=args.iterations)
-    run_demonstration(settings, args.output)
-    return 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+    return 0 if run_demonstration(settings, args.output) else 1

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from robustflow import nn as rnn
+from robustflow._files import check_writable, save
 from robustflow.experiments import report, throughput
 from robustflow.experiments.comparison import ModelResult, train_and_sample
 from robustflow.experiments.super_resolution import COUPLINGS, Settings
@@ -17,9 +18,7 @@ from robustflow.experiments.throughput import Timing
 from robustflow.experiments.workers import run_in_processes
 
 
-def run_demonstration(
-    settings: Settings, output: Path, console: Console | None = None
-) -> dict[str, ModelResult]:
+def run_demonstration(settings: Settings, output: Path, console: Console | None = None) -> bool:
     """Run it all; writes ``demo.png`` and ``demo.json`` into ``output``.
 
     Args:
@@ -28,23 +27,33 @@ def run_demonstration(
         console: where to print; default the terminal.
 
     Returns:
-        By coupling, what the model did.
+        Whether both files are there. Where one could not be written once the work was done,
+        standard error says so and where its contents are instead.
+
+    Raises:
+        UnwritablePath: nothing can be written into ``output``; nothing was done yet.
     """
     console = console or Console()
     started = time.perf_counter()
-    output.mkdir(parents=True, exist_ok=True)
     figure, summary = output / "demo.png", output / "demo.json"
+    check_writable(figure, summary)
     report.print_introduction(console, settings)
     results = _train_all(settings, console)
     report.print_results(console, results)
-    report.write_atomically(figure, report.draw(results, settings))
-    timings = time_transforms(results, console)
-    report.print_throughput(console, timings)
-    seconds = time.perf_counter() - started
-    content = report.to_json(results, timings, settings, report.machine(), seconds)
-    report.write_atomically(summary, content.encode())
-    console.print(f"Figure: {figure}\nNumbers: {summary}\n{seconds:.0f} s in all.", highlight=False)
-    return results
+    timings: list[Timing] = []
+    try:
+        drawn = save(figure, report.draw(results, settings))
+        timings = time_transforms(results, console)
+        report.print_throughput(console, timings)
+    finally:  # also where that is stopped or fails: what the models did took the time
+        seconds = time.perf_counter() - started
+        content = report.to_json(results, timings, settings, report.machine(), seconds)
+        noted = save(summary, content)
+    for words, file, is_there in (("Figure", figure, drawn), ("Numbers", summary, noted)):
+        if is_there:
+            console.print(f"{words}: {file}", highlight=False)
+    console.print(f"{seconds:.0f} s in all.", highlight=False)
+    return drawn and noted
 
 
 def _train_all(settings: Settings, console: Console) -> dict[str, ModelResult]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import queue
 import signal
+import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import torch
@@ -30,9 +34,11 @@ def run_in_processes(
         arguments: for each name, arguments that can be pickled.
         on_progress: called in this process as ``on_progress(name, done, word)``.
 
+    However this function ends, its processes end too: after an error or Ctrl-C, and when this
+    process is killed.
+
     Raises:
-        RuntimeError: a job raised, with its traceback, or its process was killed. The other
-            processes are ended.
+        RuntimeError: a job raised, with its traceback, or its process was killed.
     """
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
@@ -42,8 +48,9 @@ def run_in_processes(
     }
     results: dict[str, Result] = {}
     try:
-        for process in processes.values():
-            process.start()
+        with _interrupts_ignored():
+            for process in processes.values():
+                process.start()
         while len(results) < len(processes):
             try:
                 kind, name, content = messages.get(timeout=0.5)
@@ -62,15 +69,35 @@ def run_in_processes(
             else:
                 results[name] = pickle.loads(content)
     finally:
-        for process in processes.values():
-            if process.pid is not None:
-                process.terminate()
-                process.join()
+        _end([process for process in processes.values() if process.pid is not None])
     return {name: results[name] for name in arguments}
 
 
+def _end(processes: Sequence[BaseProcess]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(timeout=5)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C from their first moment: their parent ends them."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _work(job: Job[Result], name: str, values: tuple[Any, ...], messages: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:
         result = job(*values, lambda done, word: messages.put(("progress", name, (done, word))))
@@ -78,3 +105,11 @@ def _work(job: Job[Result], name: str, values: tuple[Any, ...], messages: Any) -
         messages.put(("result", name, pickle.dumps(result)))
     except Exception:
         messages.put(("error", name, traceback.format_exc()))
+
+
+def _end_with_parent() -> None:
+    """Where the parent was killed, it could not end its workers."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,43 @@
+"""Stopping a command: SIGTERM unwinds it as Ctrl-C does, so that it ends what it started."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from robustflow._files import written
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM."""
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Inside, SIGTERM raises :class:`Terminated` in the main thread."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def exit_code(interrupt: KeyboardInterrupt) -> int:
+    """What a shell expects of a process that a signal ended."""
+    return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
+
+
+def what_is_left() -> str:
+    """What a stopped command has written, in words."""
+    files = ", ".join(map(str, written()))
+    return f"kept: {files}" if files else "nothing was written"
