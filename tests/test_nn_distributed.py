@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
@@ -45,12 +47,36 @@ def batch(rank: int, step: int) -> tuple[Tensor, Tensor]:
     return 1e3 + 2 * rank + (1 + rank) * x, context
 
 
+def degenerate(rank: int) -> Tensor:
+    """A first batch that the ranks have only together: one rank has no rows.
+
+    The first of its channels is constant, the second lacks elements, the third is large.
+    """
+    rows = torch.randn(6, 3, generator=torch.Generator().manual_seed(7)) * torch.tensor(
+        [0, 1, 1e30]
+    )
+    rows[:, 0] = 0.3
+    rows[1, 1], rows[4, 1] = math.nan, math.inf
+    return rows if rank == 0 else rows[:0]
+
+
+def first_batches(rank: int) -> list[ActNorm]:
+    """An ActNorm after an empty batch on all ranks, and one after a degenerate batch too."""
+    empty, norm = ActNorm(3), ActNorm(3)
+    for each in (empty, norm):
+        each(torch.zeros(0, 3))
+    norm(degenerate(rank))
+    return [empty, norm]
+
+
 def train(rank: int, folder: str) -> None:
     """One rank: its states after each step and its gradients, saved for the test to compare."""
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS
     )
+    norms = [norm.state_dict() for norm in first_batches(rank)]
+    torch.save(norms, f"{folder}/norms-{rank}.pt")
     flow = new_flow()
     model = DistributedDataParallel(flow)
     optimiser = torch.optim.SGD(flow.parameters(), lr=1e-2)
@@ -70,9 +96,26 @@ def train(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
-def test_two_processes_train_one_flow(tmp_path: Path) -> None:
-    spawn(train, (str(tmp_path),), nprocs=RANKS)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS)]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes saved."""
+    folder = tmp_path_factory.mktemp("ranks")
+    spawn(train, (str(folder),), nprocs=RANKS)
+    return folder
+
+
+def test_a_first_batch_of_all_ranks_counts_as_one(folder: Path) -> None:
+    alone = ActNorm(3)
+    alone(degenerate(0))
+    for rank in range(RANKS):
+        empty, norm = torch.load(folder / f"norms-{rank}.pt")
+        assert not empty["initialised"] and not empty["log_scale"].any()
+        torch.testing.assert_close(norm, alone.state_dict())
+    assert alone.log_scale[0] == 0 and bool(alone.log_scale.isfinite().all())
+
+
+def test_two_processes_train_one_flow(folder: Path) -> None:
+    ranks = [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
     for one, other in zip(*ranks, strict=True):
         torch.testing.assert_close(one[:3], other[:3], atol=0, rtol=0)  # the same bits
         assert one[3] != other[3]  # of different data

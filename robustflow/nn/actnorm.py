@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 
 from robustflow.nn._checks import check_shape
+from robustflow.nn._precision import float32_at_least, wide_dtype
 
 
 class ActNorm(nn.Module):
@@ -17,6 +18,11 @@ class ActNorm(nn.Module):
     The first forward call in training mode sets both so that each channel of that batch has
     mean 0 and standard deviation 1. Whether that has happened is part of the state_dict. Until
     it has, the layer is the identity: in evaluation mode, and in the inverse, which set nothing.
+
+    A channel whose deviation the batch does not tell keeps a scale of 1: one that is constant to
+    rounding, or has fewer than 4 values (the predictive distribution of the next value, Student's
+    t, then has no variance). Elements that are not finite are left out. A batch without a finite
+    element sets nothing and does not count as the first.
 
     Where ``torch.distributed`` is initialised, the first batches of all ranks count together, so
     that the ranks' copies start, and under DistributedDataParallel stay, equal: as with
@@ -27,7 +33,7 @@ class ActNorm(nn.Module):
 
     Args:
         channels: channels of z.
-        eps: added to the standard deviation, so that a constant channel stays finite.
+        eps: added to the standard deviation; at least 0.
 
     Source: Kingma and Dhariwal, Glow, 2018 (arXiv:1807.03039).
 
@@ -61,7 +67,7 @@ class ActNorm(nn.Module):
             self._initialise_once(z)
         shape = (1, self.channels) + (1,) * (z.dim() - 2)
         bias, log_scale = self.bias.view(shape), self.log_scale.view(shape)
-        total = self.log_scale.to(torch.promote_types(self.log_scale.dtype, torch.float32)).sum()
+        total = float32_at_least(self.log_scale).sum()
         logabsdet = (total * math.prod(z.shape[2:])).expand(z.shape[0])
         if inverse:
             return z * torch.exp(-log_scale) - bias, -logabsdet
@@ -70,9 +76,11 @@ class ActNorm(nn.Module):
     @torch.no_grad()
     def _initialise_once(self, z: Tensor) -> None:
         if not self.initialised:
-            bias, log_scale = standardisation(z, self.eps)
-            self.bias.copy_(bias)
-            self.log_scale.copy_(log_scale)
+            found = standardisation(z, self.eps)
+            if found is None:
+                return
+            self.bias.copy_(found[0])
+            self.log_scale.copy_(found[1])
             self.initialised.fill_(True)
         self._known_initialised = True
 
@@ -85,34 +93,78 @@ class ActNorm(nn.Module):
         return f"{self.channels}"
 
 
-def standardisation(z: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+# Fewer values than this do not tell a deviation: the predictive distribution of the next one,
+# Student's t with one degree of freedom less than there are values, has a variance from three on.
+_FEWEST_VALUES = 4
+# A deviation below so many roundings of the channel's largest value is rounding itself.
+_ROUNDINGS = 4
+
+
+class _Moments(NamedTuple):
+    """Of the finite values of each channel, (C,) each: over one batch, or all ranks'."""
+
+    number: Tensor
+    mean: Tensor
+    deviation: Tensor
+    largest: Tensor  # absolute value
+
+
+def standardisation(z: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor] | None:
     """bias and log_scale (C,) that give z (N, C, \\*S) mean 0 and deviation 1 in each channel.
 
-    Over the batches of all ranks, where ``torch.distributed`` is initialised. In float32 at least:
-    squares of half-precision values may be beyond their range.
+    Over the batches of all ranks, where ``torch.distributed`` is initialised. Elements that are
+    not finite are left out. A channel whose deviation is not told (it is constant to rounding, or
+    has fewer than 4 values) is shifted but not scaled; None where no element at all is finite.
     """
-    values = z.transpose(0, 1).flatten(1).to(torch.promote_types(z.dtype, torch.float32))
-    count = max(values.shape[1], 1)  # of a rank without data, which weighs nothing below
-    mean = values.sum(dim=1) / count
-    variance = (values - mean[:, None]).square().sum(dim=1) / count
+    moments = _moments(z)
     if distributed.is_available() and distributed.is_initialized():
-        mean, variance = _over_ranks(values.shape[1], mean, variance)
-    return -mean, -torch.log(variance.sqrt() + eps)
+        moments = _over_ranks(moments)
+    count, mean, deviation, largest = moments
+    if not count.any():
+        return None
+    rounding = _ROUNDINGS * torch.finfo(z.dtype).eps * largest
+    told = (count >= _FEWEST_VALUES) & (deviation > rounding)
+    log_scale = torch.where(told, -torch.log(deviation + eps), 0.0)
+    dtype = wide_dtype(z.dtype)
+    return -mean.to(dtype), log_scale.to(dtype)
 
 
-def _over_ranks(count: int, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (C,) of all ranks' values, from each rank's count, mean and variance.
+def _moments(z: Tensor) -> _Moments:
+    """In float32 at least, on values of magnitude 1: no square leaves the range."""
+    values = float32_at_least(z.transpose(0, 1).flatten(1))
+    finite = values.isfinite()
+    values = torch.where(finite, values, 0.0)
+    count = finite.sum(dim=1)
+    largest = values.abs().amax(dim=1) if values.shape[1] else values.new_zeros(len(values))
+    unit = _unit(largest)
+    values = values / unit[:, None]
+    divisor = count.clamp(min=1)
+    mean = values.sum(dim=1) / divisor
+    centred = torch.where(finite, values - mean[:, None], 0.0)
+    deviation = (centred.square().sum(dim=1) / divisor).sqrt()
+    return _Moments(count.to(mean.dtype), mean * unit, deviation * unit, largest)
+
+
+def _over_ranks(mine: _Moments) -> _Moments:
+    """The moments of all ranks' values, from each rank's own, in float64.
 
     Every rank gathers the same numbers and computes the same bits from them. The deviation of a
     rank's mean from the mean of all is squared as it is: a difference of large squares would
     cancel.
     """
-    weight = torch.full_like(mean, count)
-    mine = torch.stack([weight, mean, variance]).double()
-    ranks = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(ranks, mine)
-    weights, means, variances = torch.stack(ranks, dim=1)
-    shares = weights / weights.sum(dim=0)
-    total_mean = (shares * means).sum(dim=0)
-    total_variance = (shares * (variances + (means - total_mean).square())).sum(dim=0)
-    return total_mean.to(mean.dtype), total_variance.to(mean.dtype)
+    numbers = torch.stack(mine).double()
+    ranks = [torch.empty_like(numbers) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(ranks, numbers)
+    counts, means, deviations, largest = torch.stack(ranks, dim=1)
+    unit = _unit(largest.amax(dim=0))
+    means, deviations = means / unit, deviations / unit
+    count = counts.sum(dim=0)
+    shares = counts / count.clamp(min=1)
+    mean = (shares * means).sum(dim=0)
+    variance = (shares * (deviations.square() + (means - mean).square())).sum(dim=0)
+    return _Moments(count, mean * unit, variance.sqrt() * unit, largest.amax(dim=0))
+
+
+def _unit(largest: Tensor) -> Tensor:
+    """What to divide a channel's values by, so that none is above 1."""
+    return torch.where(largest > 0, largest, 1.0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustflow.nn._checks import check_shape
+from robustflow.nn._precision import float32_at_least
 
 
 class InvertibleConv1x1(nn.Module):
@@ -62,13 +63,13 @@ class InvertibleConv1x1(nn.Module):
     def weight(self, *, inverse: bool = False) -> Tensor:
         """W or its inverse, (channels, channels), in float32 at least."""
         if not self.lu:
-            matrix = _float32_at_least(self.matrix)
+            matrix = float32_at_least(self.matrix)
             # inv_ex and slogdet leave the check of a factorisation, which waits, to the caller.
             return torch.linalg.inv_ex(matrix).inverse if inverse else matrix
-        lower, upper = _float32_at_least(self.lower), _float32_at_least(self.upper)
+        lower, upper = float32_at_least(self.lower), float32_at_least(self.upper)
         permutation = self.permutation.to(lower.dtype)
         lower = lower.tril(-1) + torch.eye(self.channels, dtype=lower.dtype, device=lower.device)
-        diagonal = self.sign * _float32_at_least(self.log_diagonal).exp()
+        diagonal = self.sign * float32_at_least(self.log_diagonal).exp()
         upper = upper.triu(1) + torch.diag(diagonal)
         if not inverse:
             return permutation @ lower @ upper
@@ -93,12 +94,8 @@ class InvertibleConv1x1(nn.Module):
 
     def _logabsdet(self) -> Tensor:
         if self.lu:
-            return _float32_at_least(self.log_diagonal).sum()
+            return float32_at_least(self.log_diagonal).sum()
         return torch.linalg.slogdet(self.weight()).logabsdet
 
     def extra_repr(self) -> str:
         return f"{self.channels}, lu={self.lu}"
-
-
-def _float32_at_least(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

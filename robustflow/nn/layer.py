@@ -74,7 +74,7 @@ class ConditionalLayer(nn.Module, ABC):
     def forward(
         self, z: Tensor, context: Tensor | None = None, *, inverse: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """z (N, channels, \\*S), context (N or 1, context_channels, \\*S) -> (z, logabsdet (N,))."""
+        """z (N, channels, \\*S), context (N or 1, context_channels, \\*S) -> z, logabsdet (N,)."""
         return self.transform_with(z, self.project(context), inverse=inverse)
 
     def params_of(self, z1: Tensor, state: Any) -> Tensor:

@@ -45,7 +45,7 @@ def test_a_flow_that_takes_none_refuses_a_context(call: Call) -> None:
     flow = perturbed(ConditionalFlow([layers]))
     assert not flow.needs_context
     for context in (normal(2, CONTEXT), normal(7, CONTEXT), [normal(2, CONTEXT)]):
-        with pytest.raises(ValueError, match="context was given, but no layer of this flow"):
+        with pytest.raises(ValueError, match="context was given, but no layer"):
             call(flow, context)
 
 
@@ -53,7 +53,7 @@ def test_a_flow_that_takes_none_refuses_a_context(call: Call) -> None:
 def test_a_layer_that_takes_none_refuses_a_context(kind: Any) -> None:
     options = {} if kind is RQSplineAutoregressive else {"spatial_dims": 0}
     layer = kind(D, **options).double()
-    with pytest.raises(ValueError, match="takes no context: .* context_channels=3"):
+    with pytest.raises(ValueError, match=r"takes no context: .* context_channels=3"):
         layer(normal(2, D), normal(2, CONTEXT))
 
 
@@ -93,7 +93,10 @@ class Uneven(nn.Module):
 
 
 def test_features_of_uneven_batch_sizes_are_refused() -> None:
-    levels = [[Split(D, CONTEXT, spatial_dims=0)], [Coupling(2, CONTEXT, spatial_dims=0)]]
+    levels: list[list[nn.Module]] = [
+        [Split(D, CONTEXT, spatial_dims=0)],
+        [Coupling(2, CONTEXT, spatial_dims=0)],
+    ]
     flow = ConditionalFlow(levels, Uneven()).double()
     with pytest.raises(ValueError, match=r"one batch size.*got \[1, 3\]"):
         flow.condition(normal(3, CONTEXT))
@@ -106,7 +109,7 @@ def test_a_condition_is_checked() -> None:
     assert expected.shape == (2,)
     wrong: Any = normal(2, CONTEXT)
     for call in (flow.log_prob, flow):
-        with pytest.raises(TypeError, match="condition must be what flow.condition"):
+        with pytest.raises(TypeError, match="condition must be what"):
             call(x, condition=wrong)
     other = ConditionalFlow([[Coupling(D, CONTEXT, spatial_dims=0)]]).double()
     with pytest.raises(ValueError, match=r"another flow: it is for \[1\] layers.*\[2\]"):

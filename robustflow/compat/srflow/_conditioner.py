@@ -33,10 +33,16 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
-        """Set both so that x comes out with mean 0 and standard deviation 1 a channel."""
-        bias, logs = standardisation(x)
-        self.bias.copy_(bias.view_as(self.bias))
-        self.logs.copy_(logs.view_as(self.logs))
+        """Set both so that x comes out with mean 0 and standard deviation 1 a channel.
+
+        As far as x tells them, and as soon as it tells any: see
+        :class:`robustflow.nn.ActNorm`.
+        """
+        found = standardisation(x)
+        if found is None:
+            return
+        self.bias.copy_(found[0].view_as(self.bias))
+        self.logs.copy_(found[1].view_as(self.logs))
         self.inited = True
 
     def forward(self, x: Tensor) -> Tensor:
