@@ -33,7 +33,7 @@ class BinnedSplineBase(nn.Module):
     ) -> None:
         super().__init__()
         self.bins, self.min_bin_sizes, self.domain = bins, min_bin_sizes, default_domain
-        self.identity_tails, self.clamping = identity_tails, domain_clamping
+        self.identity_tails, self.domain_clamping = identity_tails, domain_clamping
         position = {"total_width": 1} if identity_tails else {"bottom": 1, "left": 1}
         self.parameter_counts = {
             "widths": bins,
@@ -48,7 +48,7 @@ class BinnedSplineBase(nn.Module):
         return dict(zip(self.parameter_counts, parts, strict=True))
 
     def clamp_domain(self, size: Tensor) -> Tensor:
-        return size if self.clamping is None else self.clamping * torch.tanh(size / self.clamping)
+        return size if self.domain_clamping is None else self.domain_clamping * torch.tanh(size / self.domain_clamping)
 
     def constrain_parameters(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
         left, right, bottom, top = self.domain

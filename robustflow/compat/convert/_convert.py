@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from robustflow.compat._adapters import adapters as adapters_of
 from robustflow.compat.convert._affine import AffineLayer, Splines
 from robustflow.compat.convert._head import PLAIN, HeadWatch
 from robustflow.compat.convert._report import ConversionReport, Kept, Replaced
@@ -24,16 +24,6 @@ _WRAPPERS = {
     "OptimizedModule": "model._orig_mod, what torch.compile was given,",
 }
 _TARGETS = ("modified_rq_spline",)
-# By the package that must be imported for a model to have its layers.
-_LIBRARIES = {
-    "robustflow": "layers",
-    "robustflow.compat.srflow": "srflow",
-    "nflows": "nflows",
-    "glasflow": "glasflow",
-    "normflows": "normflows",
-    "FrEIA": "freia",
-    "zuko": "zuko",
-}
 
 
 @torch.inference_mode(False)  # whose parameters could not be trained
@@ -103,7 +93,7 @@ def convert_affine(
     if run is not None and not callable(run):
         raise TypeError(f"run must be called as run(model, batch), got {type(run).__name__}.")
     run = run or _default_run
-    adapters = _adapters()
+    adapters = adapters_of(__name__.rpartition(".")[0])
     layers, reasons = _find(model, adapters)
     if layers:
         _calibrate(model, layers, adapters, lambda: run(model, calibration_batch))
@@ -117,15 +107,6 @@ def convert_affine(
                 layer.convert(splines[name])
             run(model, calibration_batch)
     return _report(layers, splines, reasons)
-
-
-def _adapters() -> list[Any]:
-    package = __name__.rpartition(".")[0]
-    return [
-        importlib.import_module(f"{package}.{name}")
-        for library, name in _LIBRARIES.items()
-        if library in sys.modules
-    ]
 
 
 def _find(

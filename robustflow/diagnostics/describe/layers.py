@@ -1,0 +1,137 @@
+"""robustflow.nn, and what :func:`robustflow.convert_affine` makes of other libraries' layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from robustflow import nn as rnn
+from robustflow.compat.convert import RescaledModifiedRQSpline
+from robustflow.compat.convert._spline import UNIT
+from robustflow.diagnostics.bounds import ROBUST, Bounds, Line, bounds_of
+from robustflow.diagnostics.describe._tree import (
+    Branch,
+    Chain,
+    Part,
+    Tree,
+    elementwise,
+    joined,
+    linear,
+    same,
+    scaling,
+    unknown,
+)
+from robustflow.diagnostics.kinds import Kind
+from robustflow.nn.level import FlowLevel
+
+Describe = Callable[[nn.Module, str], Tree]
+
+_GLOW = "Kingma and Dhariwal, Glow, 2018, arXiv:1807.03039"
+_KINDS: tuple[tuple[type[rnn.ConditionalLayer], Kind], ...] = (
+    (rnn.Split, "split"),
+    (rnn.Injector, "injector"),
+    (rnn.Autoregressive, "autoregressive"),
+    (rnn.Coupling, "self-conditional"),
+)
+
+
+def describe(module: nn.Module, name: str, child: Describe) -> Tree | None:
+    if isinstance(module, rnn.ConditionalFlow):
+        return _levels(list(module.levels), joined(name, "levels"), child)
+    if isinstance(module, FlowLevel):
+        return _level(module, name, Chain(), child)
+    if isinstance(module, rnn.ActNorm):
+        return actnorm(name, module, module.bias, module.log_scale)
+    if isinstance(module, rnn.InvertibleConv1x1):
+        return linear(name, module, module.weight(), source=_GLOW)
+    if isinstance(module, rnn.Squeeze):
+        return same(name, module)
+    for layer, kind in _KINDS:
+        if isinstance(module, layer):
+            return _conditional(module, name, layer, kind)
+    if isinstance(module, RescaledModifiedRQSpline):
+        return transformed(name, module, "elementwise", module)
+    return None
+
+
+def actnorm(name: str, module: nn.Module, bias: Tensor, log_scale: Tensor) -> Part:
+    """y = (x + bias) exp(log_scale)."""
+    scale = log_scale.double().exp()
+    return scaling(name, module, scale, bias.double() * scale, source=_GLOW)
+
+
+def _levels(levels: Sequence[nn.Module], name: str, child: Describe) -> Tree:
+    tree: Tree = Chain()
+    for index in reversed(range(len(levels))):
+        level: Any = levels[index]
+        tree = _level(level, joined(name, str(index)), tree, child)
+    return tree
+
+
+def _level(level: FlowLevel, name: str, rest: Tree, child: Describe) -> Tree:
+    """A level's layers, and ``rest``, what stays after them."""
+    name = joined(name, "layers")
+    children = [child(layer, joined(name, str(i))) for i, layer in enumerate(level.layers)]
+    split = level.split
+    if split is None:
+        return Chain((*children, rest))
+    kept = split.kept_channels / split.channels
+    # Of what leaves, the split transforms everything.
+    leaving = _conditional(split, joined(name, str(len(children) - 1)), rnn.Split, "split", 1.0)
+    return Chain((*children[:-1], Branch(leaving, rest, kept)))
+
+
+def _conditional(
+    layer: rnn.ConditionalLayer,
+    name: str,
+    known: type[rnn.ConditionalLayer],
+    kind: Kind,
+    fraction: float | None = None,
+) -> Tree:
+    if type(layer).transform_with is not known.transform_with:
+        reason = f"a class of its own, which overrides {known.__name__}.transform_with"
+        return unknown(name, layer, reason, kind=kind)
+    if fraction is None:
+        kept = layer.kept_channels if isinstance(layer, rnn.Coupling) else 0
+        fraction = (layer.channels - kept) / layer.channels
+    return transformed(name, layer, kind, layer.transform, fraction)
+
+
+def transformed(
+    name: str, module: nn.Module, kind: Kind, transform: object, fraction: float | None = 1.0
+) -> Tree:
+    """A layer with an elementwise transform of robustflow's, or one that was converted to it."""
+    if not isinstance(transform, RescaledModifiedRQSpline):
+        what = f"transform {type(transform).__name__}"
+        return elementwise(name, module, kind, bounds_of(transform), fraction, what=what)
+    scale = transform.log_scale.double().exp()
+    source = "robustflow.convert_affine"
+    constant = scaling(
+        joined(name, "scale"), module, scale, transform.shift, source=source, fraction=fraction
+    )
+    bounds = _boxed(transform.half_width, transform.centre)
+    return Chain((constant, elementwise(joined(name, "spline"), module, kind, bounds, fraction)))
+
+
+def _boxed(half_width: Tensor, centre: Tensor) -> Bounds:
+    """Of the modified RQ spline in a box a channel: that of [-1, 1] between constant maps.
+
+    A shift t of that one moves the result by t times the half width.
+    """
+    unit = bounds_of(rnn.ModifiedRQSpline(interval=UNIT))
+    assert unit is not None
+    widths = half_width.detach().double()
+    moved = unit.displacement * widths
+    line = Line(1.0, float(moved.square().mean().sqrt()), float(widths.abs().max()))
+    return Bounds(
+        derivative=unit.derivative,
+        tail=unit.tail,
+        radius=float((centre.detach().double().abs() + widths).max()),
+        displacement=float(moved.max()),
+        inverse=line,
+        forward=line,
+        formula="RQ(x) + t, RQ the identity outside a box a channel",
+        source=ROBUST,
+    )
