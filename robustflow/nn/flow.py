@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from robustflow._checks import check_choice
 from robustflow.nn._checks import check_batch_fits
 from robustflow.nn.condition import Condition
-from robustflow.nn.level import FlowLevel, States
+from robustflow.nn.level import Activations, FlowLevel, States
 
 Context = Tensor | Sequence[Tensor]
 Latents = tuple[Tensor, ...]
@@ -37,6 +39,11 @@ class ConditionalFlow(nn.Module):
         encoder: from the context to one feature tensor per level (a single tensor will do for one
             level), of the spatial size that z has in that level's conditional layers, or 1.
             None: the context already is that.
+        activations: what a training step keeps for its backward pass. ``"store"``: all that
+            autograd asks for. ``"recompute"``: z between the layers; each layer runs again.
+            ``"reversible"``: z at the end of each level; layers are inverted and run again, and
+            memory does not grow with their number. Gradients are then as exact as the inverses:
+            for transforms whose inverse is bounded.
 
     Raises:
         ValueError: no levels or layers, a Split at the end, or an encoder though no layer takes a
@@ -61,12 +68,17 @@ class ConditionalFlow(nn.Module):
     """
 
     def __init__(
-        self, levels: Sequence[Sequence[nn.Module]], encoder: nn.Module | None = None
+        self,
+        levels: Sequence[Sequence[nn.Module]],
+        encoder: nn.Module | None = None,
+        *,
+        activations: Activations = "store",
     ) -> None:
         super().__init__()
+        check_choice("activations", activations, get_args(Activations))
         if not levels:
             raise ValueError("A flow needs at least one level.")
-        self.levels = nn.ModuleList(FlowLevel(layers) for layers in levels)
+        self.levels = nn.ModuleList(FlowLevel(layers, activations) for layers in levels)
         if self._levels()[-1].split is not None:
             raise ValueError("The last level must not end with a Split: nothing follows it.")
         self.encoder = encoder

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from robustflow.nn.actnorm import ActNorm
 from robustflow.nn.conditioner import (
@@ -20,12 +21,14 @@ from robustflow.nn.coupling import Coupling
 from robustflow.nn.elementwise import ElementwiseTransform
 from robustflow.nn.injector import Injector
 from robustflow.nn.layer import ConditionalLayer
+from robustflow.nn.reversible import run_reversibly
 from robustflow.nn.split import Split
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 States = tuple[Any, ...]
+Activations = Literal["store", "recompute", "reversible"]
 
 
 def flow_step(
@@ -60,13 +63,15 @@ class FlowLevel(nn.Module):
     Args:
         layers: modules called as ``layer(z, context, inverse=...) -> (z, logabsdet (N,))``, with
             a context whose batch size is that of z or 1, or None.
+        activations: as for :class:`~robustflow.nn.ConditionalFlow`.
     """
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, layers: Sequence[nn.Module], activations: Activations = "store") -> None:
         super().__init__()
         if not layers:
             raise ValueError("A level needs at least one layer.")
         self.layers = nn.ModuleList(layers)
+        self.activations = activations
 
     @property
     def split(self) -> Split | None:
@@ -135,13 +140,24 @@ class FlowLevel(nn.Module):
 
     def forward(self, z: Tensor, states: States) -> tuple[Tensor, Tensor | None, Tensor]:
         """z -> what goes on, the latent that left (None without a Split), logabsdet (N,)."""
-        logabsdet = z.new_zeros(z.shape[0])
-        for layer, state in zip(self.layers, states, strict=True):
-            z, change = _apply(layer, z, state, inverse=False)
-            logabsdet = logabsdet + change
+        if self.activations == "reversible" and torch.is_grad_enabled():
+            z, logabsdet = run_reversibly(list(self.layers), states, z, _apply)
+        else:
+            logabsdet = z.new_zeros(z.shape[0])
+            for layer, state in zip(self.layers, states, strict=True):
+                z, change = self._forward_of(layer, z, state)
+                logabsdet = logabsdet + change
         if self.split is None:
             return z, None, logabsdet
         return *self.split.divide(z), logabsdet
+
+    def _forward_of(self, layer: nn.Module, z: Tensor, state: Any) -> tuple[Tensor, Tensor]:
+        if self.activations == "recompute" and torch.is_grad_enabled():
+            out: tuple[Tensor, Tensor] = checkpoint(
+                _apply, layer, z, state, inverse=False, use_reentrant=False
+            )
+            return out
+        return _apply(layer, z, state, inverse=False)
 
     def inverse(self, z: Tensor, latent: Tensor | None, states: States) -> tuple[Tensor, Tensor]:
         """What :meth:`forward` returned -> z, logabsdet (N,) of this direction."""

@@ -1,0 +1,140 @@
+"""Layers whose backward pass rebuilds their inputs from their outputs.
+
+Between two layers nothing is kept: the memory of a training step does not grow with the number of
+layers. Each layer is inverted, and run again with gradients, when its turn comes; a step takes
+about twice the time. What is rebuilt differs from what was by rounding, times the gain of the
+inverses: with a bounded inverse that is little, with an affine coupling whose scale has collapsed
+it is not.
+
+Source: Gomez et al., The Reversible Residual Network, 2017 (arXiv:1707.04585), for the idea.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+Apply = Callable[..., tuple[Tensor, Tensor]]  # apply(layer, z, state, inverse=...)
+
+
+def run_reversibly(
+    layers: Sequence[nn.Module], states: Sequence[Any], z: Tensor, apply: Apply
+) -> tuple[Tensor, Tensor]:
+    """z through all layers, and the sum of their log-determinants; nothing between them is kept.
+
+    Every layer must compute the same whenever it is called with the same z (no dropout), and must
+    invert. Gradients of gradients, ``torch.func`` and forward mode are not supported.
+
+    Args:
+        layers: in order.
+        states: what each layer needs of the context: tensors, in tuples or lists, or None.
+        z: (N, C, \\*S).
+        apply: calls a layer.
+    """
+    leaves, structure = tree_flatten(tuple(states))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    weights = [weight for layer in layers for weight in layer.parameters() if weight.requires_grad]
+    weights = list({id(weight): weight for weight in weights}.values())
+    call = _Call(list(layers), leaves, structure, weights, apply, _Autocast.current(z))
+    out: tuple[Tensor, Tensor] = _Reversible.apply(call, z, *tensors, *weights)
+    return out
+
+
+@dataclass(frozen=True)
+class _Autocast:
+    """The state of autocast in the forward pass, for the backward pass."""
+
+    device: str
+    dtype: torch.dtype
+    enabled: bool
+
+    @staticmethod
+    def current(z: Tensor) -> _Autocast:
+        device = z.device.type
+        return _Autocast(
+            device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        )
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        with torch.autocast(self.device, dtype=self.dtype, enabled=self.enabled):
+            yield
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a call is made of, beside z."""
+
+    layers: list[nn.Module]
+    leaves: list[Any]
+    structure: Any
+    weights: list[nn.Parameter]
+    apply: Apply
+    autocast: _Autocast
+
+    def states(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+        """The layers' states, with these tensors in the places of theirs."""
+        following = iter(tensors)
+        leaves = [next(following) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        states: tuple[Any, ...] = tree_unflatten(leaves, self.structure)
+        return states
+
+
+class _Reversible(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: _Call, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        states = call.states(tensors[: len(tensors) - len(call.weights)])
+        logabsdet = z.new_zeros(z.shape[0], dtype=torch.promote_types(z.dtype, torch.float32))
+        for layer, state in zip(call.layers, states, strict=True):
+            z, change = call.apply(layer, z, state, inverse=False)
+            logabsdet = logabsdet + change
+        ctx.call = call
+        ctx.save_for_backward(z, *tensors)
+        return z, logabsdet
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_z: Tensor, grad_logabsdet: Tensor) -> tuple[Tensor | None, ...]:
+        call: _Call = ctx.call
+        z, *tensors = ctx.saved_tensors
+        number = len(tensors) - len(call.weights)
+        inputs = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
+        states = call.states(inputs[:number])
+        # The weights themselves: a layer reads them, and not the copies that autograd was given.
+        inputs[number:] = call.weights
+        gradients: dict[int, Tensor] = {}
+        with call.autocast.restored():
+            for layer, state in zip(reversed(call.layers), reversed(states), strict=True):
+                with torch.no_grad():
+                    z = call.apply(layer, z, state, inverse=True)[0]
+                with torch.enable_grad():
+                    entering = z.detach().requires_grad_()
+                    out, change = call.apply(layer, entering, state, inverse=False)
+                mine = [entering, *_of_layer(layer, state)]
+                outputs = [(out, grad_z), (change, grad_logabsdet)]
+                outputs = [pair for pair in outputs if pair[0].requires_grad]
+                found = torch.autograd.grad(
+                    [output for output, _ in outputs],
+                    mine,
+                    [gradient.to(output.dtype) for output, gradient in outputs],
+                    allow_unused=True,
+                )
+                for tensor, gradient in zip(mine[1:], found[1:], strict=True):
+                    if gradient is not None:
+                        before = gradients.get(id(tensor))
+                        gradients[id(tensor)] = gradient if before is None else before + gradient
+                grad_z = torch.zeros_like(z) if found[0] is None else found[0]
+        return (None, grad_z, *(gradients.get(id(tensor)) for tensor in inputs))
+
+
+def _of_layer(layer: nn.Module, state: Any) -> list[Tensor]:
+    """What of a layer's call, beside z, wants a gradient."""
+    leaves = [leaf for leaf in tree_flatten(state)[0] if isinstance(leaf, Tensor)]
+    tensors = [*leaves, *layer.parameters()]
+    return list({id(tensor): tensor for tensor in tensors if tensor.requires_grad}.values())
