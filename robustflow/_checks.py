@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -37,6 +38,19 @@ def once(check: Callable[..., Checked]) -> Callable[..., Checked]:
             return check(*settings)
 
     return call
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What a mistaken name may have meant, as a sentence: the nearest known one, or all of them.
+
+    Example:
+        >>> suggestion("learning_rat", ["learning_rate", "seed"])
+        "Did you mean 'learning_rate'?"
+    """
+    known = list(known)
+    if close := difflib.get_close_matches(name, known, n=1):
+        return f"Did you mean {close[0]!r}?"
+    return f"There are {', '.join(known)}." if known else "There are none."
 
 
 def check_number(name: str, value: object) -> None:
