@@ -11,8 +11,9 @@ from torch import Tensor
 
 from robustflow import nn as rnn
 from robustflow.experiments import photographs
+from robustflow.experiments.data.builtin import Picture
 from robustflow.experiments.faults import Faults, count_faults
-from robustflow.experiments.photographs import Picture, crop, load
+from robustflow.experiments.photographs import crop, load
 from robustflow.experiments.super_resolution import (
     COUPLINGS,
     CropSampler,

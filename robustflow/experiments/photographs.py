@@ -1,54 +1,22 @@
-"""Photographs that come inside the scikit-image and scikit-learn packages: no download, ever.
-
-The files are opened by their path. ``skimage.data``'s own functions would fetch what a release
-does not ship.
-"""
+"""The photographs of the demonstration: some of those that scikit-image and scikit-learn ship."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
-
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
-_DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
+from robustflow.experiments.data.builtin import Picture, manifest
+from robustflow.experiments.data.reading import read_picture
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture that a package ships, and the square of it that is sampled.
-
-    Attributes:
-        title: what it shows.
-        path: package and file, such as ``"skimage/data/coffee.png"``.
-        corner: top and left pixel of the square.
-    """
-
-    title: str
-    path: str
-    corner: tuple[int, int] = (0, 0)
+def _titled(*titles: str) -> tuple[Picture, ...]:
+    by_title = {picture.title: picture for picture in manifest()}
+    return tuple(by_title[title] for title in titles)
 
 
-TRAINING = (
-    Picture("astronaut", "skimage/data/astronaut.png", (0, 140)),
-    Picture("coffee", "skimage/data/coffee.png"),
-    Picture("rocket", "skimage/data/rocket.jpg"),
-    Picture("motorcycle", "skimage/data/motorcycle_left.png"),
-    Picture("temple", "sklearn/datasets/images/china.jpg"),
-    Picture("flower", "sklearn/datasets/images/flower.jpg"),
-)
+TRAINING = _titled("astronaut", "coffee", "rocket", "motorcycle", "temple", "flower")
 CONTROL = TRAINING[0]
-HELD_OUT = Picture("cat", "skimage/data/chelsea.png", (60, 110))
-OUT_OF_DISTRIBUTION = (
-    Picture("microscopy", "skimage/data/ihc.png", (180, 180)),
-    Picture("colour wheel", "skimage/data/color.png", (105, 105)),
-    Picture("text page", "skimage/data/page.png", (10, 20)),
-    Picture("star field", "skimage/data/hubble_deep_field.jpg", (300, 400)),
-)
+(HELD_OUT,) = _titled("cat")
+OUT_OF_DISTRIBUTION = _titled("microscopy", "colour wheel", "text page", "star field")
 
 
 def load(picture: Picture) -> Tensor:
@@ -57,17 +25,7 @@ def load(picture: Picture) -> Tensor:
     Raises:
         FileNotFoundError: the package that should ship it is missing, or does not.
     """
-    package, _, inside = picture.path.partition("/")
-    spec = find_spec(package)  # finds the package's folder without importing the package
-    folders = [] if spec is None else list(spec.submodule_search_locations or [])
-    for folder in folders:
-        if (file := Path(folder) / inside).is_file():
-            pixels = np.array(Image.open(file).convert("RGB"))
-            return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-    raise FileNotFoundError(
-        f"The picture {picture.path} comes with {_DISTRIBUTIONS[package]}, which is not installed "
-        f"or does not ship it: run `pip install --upgrade {_DISTRIBUTIONS[package]}`."
-    )
+    return read_picture(picture.file)
 
 
 def crop(image: Tensor, corner: tuple[int, int], size: int) -> Tensor:

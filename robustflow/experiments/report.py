@@ -24,9 +24,9 @@ from robustflow.experiments.comparison import (
     ModelResult,
     square,
 )
+from robustflow.experiments.data.builtin import Picture
 from robustflow.experiments.faults import HIGHEST, LOWEST, Faults, total_faults
 from robustflow.experiments.figures import Row, comparison_figure
-from robustflow.experiments.photographs import Picture
 from robustflow.experiments.super_resolution import Settings
 from robustflow.experiments.throughput import Timing
 

@@ -1,0 +1,1 @@
+"""Pictures to train on: folders, pairs, and the photographs that packages ship."""
