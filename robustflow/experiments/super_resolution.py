@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustflow import nn as rnn
+from robustflow.experiments.encoders import TinyEncoder
 from robustflow.experiments.photographs import crop
+from robustflow.experiments.tasks.base import WHITE
 
 SCALE = 4
-WHITE = 255  # of an 8-bit picture; one step of it is 1 / 255 here
 
 COUPLINGS: dict[str, rnn.ElementwiseTransform] = {
     "affine": rnn.Affine(),
@@ -64,28 +65,6 @@ class Settings:
 QUICK_SETTINGS = Settings(steps=2, iterations=20, sample_size=64)
 
 
-class Encoder(nn.Module):
-    """Features of a low-resolution picture: (N, 3, H, W) in [0, 1] -> (N, channels, H, W)."""
-
-    def __init__(self, channels: int, blocks: int = 3) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, channels, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(channels, channels, 3, padding=1),
-                nn.ReLU(),
-                nn.Conv2d(channels, channels, 3, padding=1),
-            )
-            for _ in range(blocks)
-        )
-
-    def forward(self, low: Tensor) -> Tensor:
-        features = self.first(low - 0.5)
-        for block in self.blocks:
-            features = features + block(features)
-        return features
-
-
 def build_flow(transform: rnn.ElementwiseTransform, settings: Settings) -> rnn.ConditionalFlow:
     """A flow of one level over residuals (N, 3, 4H, 4W), given pictures (N, 3, H, W)."""
     channels = 3 * SCALE**2
@@ -98,7 +77,7 @@ def build_flow(transform: rnn.ElementwiseTransform, settings: Settings) -> rnn.C
             hidden_channels=settings.hidden_channels,
             head_kernel_size=1,
         )
-    return rnn.ConditionalFlow([layers], Encoder(settings.feature_channels))
+    return rnn.ConditionalFlow([layers], TinyEncoder(settings.feature_channels))
 
 
 @dataclass(frozen=True)
