@@ -11,6 +11,13 @@ The demonstration:
 - :mod:`~robustflow.experiments.figures`: the pictures.
 - :mod:`~robustflow.experiments.migration`: its affine flow, converted and trained on.
 
+Imaging flows, by `robustflow train`, `sample` and `info`:
+
+- :mod:`~robustflow.experiments.tasks`: inverse problems as operators.
+- :mod:`~robustflow.experiments.data`: pictures from files, random crops, the built-in set.
+- :mod:`~robustflow.experiments.encoders`: networks that make features of an observation.
+- :mod:`~robustflow.experiments.imaging`: configuration, model, training, checkpoints, sampling.
+
 sbi's neural-spline posterior estimator with the patch off and on:
 
 - :mod:`~robustflow.experiments.posterior`: the example and its command line.

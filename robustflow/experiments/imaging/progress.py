@@ -1,0 +1,171 @@
+"""What a training shows while it runs: a bar, notes, TensorBoard logs, pictures of samples."""
+
+from __future__ import annotations
+
+import importlib.util
+import resource
+import sys
+from collections import deque
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from robustflow.experiments.imaging.checkpoints import State
+from robustflow.experiments.imaging.config import Config
+from robustflow.experiments.imaging.model import ImagingFlow
+from robustflow.experiments.imaging.training import Listener, Update
+
+_RECENT = 50  # updates that the shown numbers are means of
+_TEMPERATURES = (0.0, 0.8, 1.0)  # of a grid's columns, after the observation
+
+
+class Bar(Listener):
+    """A progress bar with bits per dimension, pictures a second, memory and the time left.
+
+    Where the console is no terminal, a line for each tenth of the training.
+    """
+
+    def __init__(self, console: Console, config: Config) -> None:
+        self.console = console
+        self.batch_size = config.training.batch_size
+        self.iterations = config.training.iterations
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT)
+        self._progress = Progress(
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=self.iterations)
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def note(self, sentence: str) -> None:
+        self.console.print(sentence, style="yellow", highlight=False)
+
+    def updated(self, update: Update, state: State) -> None:
+        if not update.skipped:
+            self._recent.append((update.bits, state.seconds))
+        if not self._recent:
+            return
+        bits = sum(each for each, _ in self._recent) / len(self._recent)
+        seconds = self._recent[-1][1] - self._recent[0][1]
+        rate = self.batch_size * (len(self._recent) - 1) / seconds if seconds else 0.0
+        text = f"{bits:.3f} bits/dim  {rate:.1f} images/s  {peak_memory_gib():.1f} GiB"
+        self._progress.update(self._task, completed=state.step, description=text)
+        tenth = max(1, self.iterations // 10)
+        if not self.console.is_terminal and state.step % tenth == 0:
+            self.console.print(f"{state.step}/{self.iterations}  {text}", highlight=False)
+
+    def validated(self, step: int, bits: float, best: bool) -> None:
+        mark = ", the best so far" if best else ""
+        self.console.print(f"update {step}: validation {bits:.3f} bits/dim{mark}", highlight=False)
+
+
+def peak_memory_gib() -> float:
+    """The most memory so far: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class TensorBoard(Listener):
+    """Losses, gradient norms, validation and grids of samples for TensorBoard."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "tensorboard"
+
+    @cached_property
+    def _writer(self) -> Any:  # made when there is something to write, in a folder that was checked
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self._folder))
+
+    @staticmethod
+    def available() -> bool:
+        return importlib.util.find_spec("tensorboard") is not None
+
+    def updated(self, update: Update, state: State) -> None:
+        self._writer.add_scalar("training/bits per dimension", update.bits, update.step)
+        self._writer.add_scalar("training/gradient norm", update.gradient_norm, update.step)
+        self._writer.add_scalar("training/skipped updates", state.skipped, update.step)
+
+    def validated(self, step: int, bits: float, best: bool) -> None:
+        self._writer.add_scalar("validation/bits per dimension", bits, step)
+
+    def sampled(self, step: int, flow: ImagingFlow, y: Tensor, x: Tensor) -> None:
+        grid = sample_grid(flow, y, x)
+        self._writer.add_image("samples", grid, step)
+
+    def saved(self, path: Path) -> None:
+        self._writer.flush()
+
+
+class SamplePictures(Listener):
+    """Grids of samples as ``samples/step-00001000.png``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "samples"
+
+    def sampled(self, step: int, flow: ImagingFlow, y: Tensor, x: Tensor) -> None:
+        self._folder.mkdir(exist_ok=True)
+        pixels = (sample_grid(flow, y, x) * 255).round().byte().permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(self._folder / f"step-{step:08d}.png")
+
+
+class Listeners(Listener):
+    """Several as one."""
+
+    def __init__(self, listeners: Sequence[Listener]) -> None:
+        self._listeners = list(listeners)
+
+    def note(self, sentence: str) -> None:
+        for each in self._listeners:
+            each.note(sentence)
+
+    def updated(self, update: Update, state: State) -> None:
+        for each in self._listeners:
+            each.updated(update, state)
+
+    def validated(self, step: int, bits: float, best: bool) -> None:
+        for each in self._listeners:
+            each.validated(step, bits, best)
+
+    def sampled(self, step: int, flow: ImagingFlow, y: Tensor, x: Tensor) -> None:
+        for each in self._listeners:
+            each.sampled(step, flow, y, x)
+
+    def saved(self, path: Path) -> None:
+        for each in self._listeners:
+            each.saved(path)
+
+
+def sample_grid(flow: ImagingFlow, y: Tensor, x: Tensor, seed: int = 0) -> Tensor:
+    """A row a picture: observation, truth, then a sample at each temperature; (3, H, W) in [0, 1].
+
+    Values that are not finite are black.
+    """
+    size = flow.task.picture_size(y)
+    seen = torch.nn.functional.interpolate(y[:, :3].cpu(), size, mode="nearest")
+    columns = [seen, x[:, :3]]
+    for temperature in _TEMPERATURES:
+        generator = torch.Generator().manual_seed(seed)
+        samples = flow.sample(y, temperature=temperature, generator=generator)
+        columns.append(samples[:, 0, :3].cpu())
+    rows = torch.cat(columns, dim=-1)
+    return torch.cat(list(rows), dim=-2).nan_to_num(nan=0.0).clamp(0, 1)

@@ -1,0 +1,123 @@
+"""Samples for observations in files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from robustflow._files import replacing
+from robustflow.experiments.data.reading import (
+    Skipped,
+    UnreadablePicture,
+    picture_files,
+    read_picture,
+)
+from robustflow.experiments.faults import count_faults
+from robustflow.experiments.imaging.loading import load_flow
+from robustflow.experiments.imaging.model import ImagingFlow
+from robustflow.experiments.tasks.base import WHITE
+
+
+class BadRequest(ValueError):
+    """What was asked for cannot be done; the text says why."""
+
+
+def sample_files(
+    checkpoint: Path,
+    pictures: Sequence[Path],
+    out: Path,
+    *,
+    number: int,
+    temperature: float,
+    seed: int,
+    degrade: bool,
+    console: Console,
+) -> list[Skipped]:
+    """Write ``number`` samples of each picture to ``out``, print a table, and return what failed.
+
+    Args:
+        checkpoint: as for :func:`load_flow`.
+        pictures: files, or folders of them.
+        out: made where it is missing.
+        number, temperature, seed: of the samples.
+        degrade: make the observation from the picture first.
+        console: where the table goes.
+
+    Raises:
+        CheckpointError: no checkpoint.
+        BadRequest: a number or path that cannot be used.
+    """
+    if number < 1:
+        raise BadRequest(f"--number must be at least 1, got {number}.")
+    if not temperature >= 0:
+        raise BadRequest(f"--temperature must be at least 0, got {temperature}.")
+    try:
+        files = [each for path in pictures for each in _files(path)]
+        out.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise BadRequest(str(error)) from None
+    flow = load_flow(checkpoint).flow
+    flow.to("cuda" if torch.cuda.is_available() else "cpu")
+    table = Table(box=SIMPLE_HEAD)
+    for title in ("picture", "size", "faulty samples", "largest |value|"):
+        table.add_column(title, justify="left" if title == "picture" else "right")
+    skipped = []
+    for path in files:
+        try:
+            y = observation(flow, read_picture(path), degrade)
+        except UnreadablePicture as error:
+            skipped.append(Skipped(path, str(error)))
+            continue
+        generator = torch.Generator().manual_seed(seed)
+        samples = flow.sample(y, number, temperature=temperature, generator=generator)[0].cpu()
+        for index, sample in enumerate(samples):
+            write_picture(sample, out / f"{path.stem}-{index:02d}.png")
+        faults = count_faults(samples)
+        size = " x ".join(map(str, samples.shape[-2:]))
+        table.add_row(path.name, size, f"{faults.faulty} of {number}", f"{faults.largest:.3g}")
+    if table.row_count:
+        console.print(table)
+    for each in skipped:
+        console.print(f"{each.path} is left out: {each.reason}.", style="yellow", highlight=False)
+    return skipped
+
+
+def observation(flow: ImagingFlow, picture: Tensor, degrade: bool) -> Tensor:
+    """The observation (1, C, H, W) of a decoded picture (3, H, W), cut to what the flow divides."""
+    y = picture[None].float() / WHITE
+    scale = flow.task.scale
+    step = flow.size_multiple if degrade else max(1, flow.size_multiple // scale)
+    height, width = (side - side % step for side in y.shape[-2:])
+    if min(height, width) == 0:
+        raise UnreadablePicture(f"it is smaller than {step} x {step} pixels")
+    y = y[..., :height, :width]
+    if degrade:
+        y = flow.task.observe(y, torch.Generator().manual_seed(0))
+    if y.shape[1] != flow.task.observation_channels:
+        raise UnreadablePicture(
+            f"the task {flow.task.name!r} observes {flow.task.observation_channels} channels, "
+            "which a picture has not: use --degrade"
+        )
+    return y.to(next(flow.parameters()).device)
+
+
+def write_picture(sample: Tensor, path: Path) -> None:
+    """A sample (3, H, W), clamped to [0, 1] (what is not finite becomes black), as a PNG."""
+    pixels = (sample.nan_to_num(nan=0.0).clamp(0, 1) * WHITE).round().byte()
+    with replacing(path) as file:
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "PNG")
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return picture_files(path)
+    if not path.exists():
+        raise BadRequest(f"There is no picture {path}.")
+    return [path]

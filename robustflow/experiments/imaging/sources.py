@@ -1,0 +1,69 @@
+"""Where the pictures of a configuration are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robustflow.experiments.data.builtin import split_of
+from robustflow.experiments.data.crops import Source, find_sources
+from robustflow.experiments.data.reading import picture_files
+from robustflow.experiments.imaging.config import Config, ConfigError
+from robustflow.experiments.tasks import Task
+
+_VALIDATION_SHARE = 0.05  # of the files, the last by name, where no folder is named
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Pictures to train on and to validate with."""
+
+    training: list[Source]
+    validation: list[Source]
+
+
+def sources_of(config: Config, task: Task, report: Callable[[str], Any]) -> Sources:
+    """The pictures of ``[data]``; ``report`` hears of each file that is left out.
+
+    Raises:
+        ConfigError: a folder is missing, or nothing in it can be used.
+    """
+    data = config.data
+    if data.train == "builtin":
+        if data.observations:
+            raise ConfigError("[data] observations goes with a folder of pictures, not builtin.")
+        training = [picture.file for picture in split_of("train")]
+        validation = [picture.file for picture in split_of("held_out")]
+    else:
+        training = _files(data.train, "train")
+        number = math.ceil(_VALIDATION_SHARE * len(training)) if len(training) > 1 else 0
+        training, validation = training[: len(training) - number], training[-number or None :]
+    if data.validation:
+        validation = _files(data.validation, "validation")
+        if data.train != "builtin":
+            training = _files(data.train, "train")
+    observations = None
+    if data.observations:
+        observations = {path.stem: path for path in _files(data.observations, "observations")}
+    found = Sources(
+        find_sources(training, observations, task, data.crop, report),
+        find_sources(validation, observations, task, data.crop, report),
+    )
+    if not found.training:
+        raise ConfigError(
+            f"[data] train: no picture of {data.train} can be used for crops of {data.crop}."
+        )
+    if not found.validation:
+        report("No picture is left for validation: the training pictures serve for that, too.")
+        found = Sources(found.training, found.training)
+    return found
+
+
+def _files(folder: str, option: str) -> list[Path]:
+    try:
+        return picture_files(Path(folder).expanduser())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"[data] {option}: {error}") from None

@@ -1,0 +1,314 @@
+"""Training: the configuration, exact resumption, what is kept and what is said."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustflow.cli import main
+from robustflow.experiments.imaging import checkpoints
+from robustflow.experiments.imaging.checkpoints import CheckpointError, State
+from robustflow.experiments.imaging.config import (
+    Config,
+    ConfigError,
+    from_toml,
+    override,
+    preset,
+    to_toml,
+)
+from robustflow.experiments.imaging.couplings import COUPLINGS
+from robustflow.experiments.imaging.loading import load_flow
+from robustflow.experiments.imaging.model import ImagingFlow
+from robustflow.experiments.imaging.tiles import receptive_field, sample_in_tiles
+from robustflow.experiments.imaging.training import Listener, Trainer, TrainingStopped, Update
+
+PRESETS = [
+    ("sr", "tiny"),
+    ("sr", "small"),
+    ("sr", "paper"),
+    ("sr", "paper-8x"),
+    ("lowlight", "tiny"),
+    ("lowlight", "paper"),
+    ("deblur", "tiny"),
+    ("inpaint", "small"),
+]
+SMALL = {
+    "model.steps": 1,
+    "model.hidden_channels": 8,
+    "encoder.channels": 8,
+    "encoder.blocks": 1,
+    "training.iterations": 12,
+    "training.batch_size": 2,
+    "training.threads": 1,
+    "output.checkpoint_every": 4,
+    "output.validate_every": 6,
+    "output.validation_batches": 1,
+}
+
+
+def small(changes: Mapping[str, object] | None = None) -> Config:
+    config = preset("sr", "tiny")
+    for key, value in {**SMALL, **(changes or {})}.items():
+        config = override(config, key, value)
+    return config
+
+
+@pytest.mark.parametrize(("task", "name"), PRESETS)
+def test_a_configuration_survives_being_written(task: str, name: str) -> None:
+    config = preset(task, name).check()
+    assert from_toml(to_toml(config)) == config
+
+
+def test_the_paper_presets_are_the_published_sizes() -> None:
+    four, eight, light = (
+        preset(*each).model for each in [("sr", "paper"), ("sr", "paper-8x"), ("lowlight", "paper")]
+    )
+    assert (four.levels, four.steps, four.split_levels) == (3, 16, (1,))
+    assert (eight.levels, eight.steps) == (4, 20)
+    assert (light.levels, light.steps, light.split_levels) == (3, 12, ())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("training.iterations", "ten", "[training] iterations must be a whole number, got 'ten'"),
+        ("training.learning_rat", 1, "Did you mean 'learning_rate'?"),
+        ("trainin.seed", 1, "Did you mean 'training'?"),
+        ("model.split_levels", "[2]", "[model] split_levels must lie in 1 to 1"),
+        ("training.ema", 2, "[training] ema must lie in [0, 1)"),
+        ("data.crop", 30, "[data] crop must be a multiple of 4"),
+        ("model.coupling", "afine", "[model] coupling must be one of"),
+        ("model.coupling_options", "{interva = 3}", "interva"),
+        ("task.scal", 2, "[task] The task 'sr' has no option 'scal'"),
+        ("encoder.name", "none.pth", "There is no file none.pth"),
+        ("training.activations", "none", "[training] activations must be one of"),
+    ],
+)
+def test_a_bad_option_is_named(key: str, value: object, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        ImagingFlow(override(preset("sr", "tiny"), key, value))
+
+
+class Recorder(Listener):
+    """Keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.bits: dict[int, float] = {}
+        self.notes: list[str] = []
+
+    def updated(self, update: Update, state: State) -> None:
+        self.bits[update.step] = update.bits
+
+    def note(self, sentence: str) -> None:
+        self.notes.append(sentence)
+
+
+def losses(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return checkpoints.read_model(path)[0]
+
+
+@pytest.mark.slow
+def test_a_training_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    """kill -9 at moments all over the training; losses and weights as if nothing had happened."""
+    settings = [f"{key}={value}" for key, value in (SMALL | {"training.iterations": 40}).items()]
+    arguments = ["train", "sr", *(word for each in settings for word in ("--set", each))]
+    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "robustflow.cli", *arguments, "--out", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    for lines in (6, 17, 29):
+        resume = ["--resume"] if checkpoints.complete(folder / "checkpoints") else []
+        process = subprocess.Popen([*command, *resume], env=environment, stderr=subprocess.DEVNULL)
+        log = folder / "log.jsonl"
+        deadline = time.monotonic() + 120
+        while not (log.exists() and len(log.read_text().splitlines()) >= lines):
+            assert process.poll() is None, "it ended before it was killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert main([*arguments, "--out", str(folder), "--resume"]) == 0
+    assert losses(folder) == losses(tmp_path / "whole")
+    assert len(losses(folder)) == 40
+    last = "checkpoints/step-00000040"
+    ours, theirs = weights(folder / last), weights(tmp_path / "whole" / last)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert not [path for path in (folder / "checkpoints").iterdir() if path.name.startswith(".")]
+
+
+def test_checkpoints_that_are_kept_and_what_is_in_them(tmp_path: Path) -> None:
+    config = small({"output.keep": 2})
+    trainer = Trainer(config, tmp_path)
+    trainer.run()
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["best", "step-00000008", "step-00000012"]
+    loaded = load_flow(tmp_path)
+    assert loaded.config == config
+    x, y = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 8, 8)
+    for step in ("best", "step-00000012"):
+        flow = load_flow(tmp_path / "checkpoints" / step).flow
+        if load_flow(tmp_path / "checkpoints" / step).step == 12:
+            torch.testing.assert_close(flow.log_prob(x, y), trainer.sampler_flow.log_prob(x, y))
+    with pytest.raises(TrainingStopped, match="already holds a training"):
+        Trainer(config, tmp_path)
+    file = tmp_path / "checkpoints" / "step-00000012" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_flow(file)
+
+
+def test_a_loss_that_is_not_finite_is_skipped_and_kept(tmp_path: Path) -> None:
+    config = small({"training.skip_limit": 3, "output.tensorboard": "false"})
+    recorder = Recorder()
+    trainer = Trainer(config, tmp_path, listener=recorder)
+    before = {name: each.clone() for name, each in trainer.flow.state_dict().items()}
+    log_prob = trainer.flow.log_prob
+    trainer.flow.log_prob = lambda *args, **kwargs: log_prob(*args, **kwargs) * math.nan  # type: ignore[method-assign]
+    with pytest.raises(TrainingStopped, match="3 losses or gradients in a row"):
+        trainer.run()
+    assert len(list((tmp_path / "bad-batches").iterdir())) == 3
+    assert trainer.state.skipped == 3
+    trained = [name for name, _ in trainer.flow.named_parameters() if "conditioner" in name]
+    assert all(torch.equal(before[name], trainer.flow.state_dict()[name]) for name in trained)
+
+
+def test_sigterm_saves_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    config = small()
+
+    class Stopper(Recorder):
+        def updated(self, update: Update, state: State) -> None:
+            super().updated(update, state)
+            if update.step == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    state = Trainer(config, tmp_path, listener=Stopper()).run()
+    assert state.step == 5
+    assert [path.name for path in checkpoints.complete(tmp_path / "checkpoints")][-1] == (
+        "step-00000005"
+    )
+    assert Trainer(config, tmp_path, resume=True).run().step == 12
+    assert [line["step"] for line in losses(tmp_path)] == list(range(1, 13))
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    trainer = Trainer(small(), tmp_path)
+    step = trainer.state
+    step.step = 4
+    trainer._save(best=False)
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    step.step = 8
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        trainer._save(best=False)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
+
+
+@pytest.mark.parametrize("coupling", list(COUPLINGS))
+def test_every_coupling_trains(coupling: str, tmp_path: Path) -> None:
+    recorder = Recorder()
+    config = small({"model.coupling": coupling, "training.learning_rate": 3e-3})
+    Trainer(config, tmp_path, listener=recorder).run()
+    assert recorder.bits[12] < recorder.bits[1] - 0.1
+
+
+@pytest.mark.parametrize("task", ["lowlight", "inpaint"])
+def test_density_and_samples_of_a_task_fit_together(task: str) -> None:
+    """A sample's latents are those that it was made from: prior mean, noise and guess included."""
+    torch.manual_seed(0)
+    config = replace(preset(task, "tiny"), model=replace(preset(task, "tiny").model, steps=1))
+    flow = ImagingFlow(config).eval()
+    with torch.no_grad():
+        for weight in flow.parameters():
+            weight.add_(0.02 * torch.randn_like(weight))
+    y = flow.task.observe(torch.rand(1, 3, 32, 32), torch.Generator().manual_seed(0))
+    prepared = flow.prepare(y)
+    latents = flow.draw_latents(2, (32, 32), torch.Generator().manual_seed(1))
+    pictures = flow.decode(latents, prepared)
+    log_prob = flow.log_prob(pictures, prepared=prepared)
+    back, logabsdet = flow.flow(
+        pictures if prepared.guess is None else pictures - prepared.guess,
+        condition=prepared.condition,
+    )
+    mean = 0 if prepared.mean is None else prepared.mean
+    assert (prepared.mean is not None) == (task == "lowlight")
+    torch.testing.assert_close(back[-1] - mean, latents[-1], atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        log_prob, logabsdet + flow.flow.latent_log_prob(latents), rtol=1e-4, atol=0.5
+    )
+
+
+def test_tiles_with_a_whole_halo_are_the_whole_picture() -> None:
+    torch.manual_seed(0)
+    flow = ImagingFlow(small()).eval()
+    with torch.no_grad():
+        for weight in flow.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    y = torch.rand(1, 3, 24, 32)
+    whole = flow.sample(y, generator=torch.Generator().manual_seed(0))[0, 0]
+
+    def error(halo: int | None) -> float:
+        generator = torch.Generator().manual_seed(0)
+        tiled = sample_in_tiles(flow, y, tile=32, halo=halo, generator=generator)
+        return float((tiled - whole).abs().max())
+
+    assert error(None) < 1e-5
+    assert error(0) > 1e-3
+    assert receptive_field(flow) < 96
+
+
+def test_activations_are_rebuilt_or_recomputed_with_the_same_gradients() -> None:
+    gradients = []
+    for activations in ("store", "recompute", "reversible"):
+        torch.manual_seed(0)
+        config = small({"training.activations": activations})
+        flow = ImagingFlow(config).double().train()
+        x, y = torch.rand(2, 3, 32, 32).double(), torch.rand(2, 3, 8, 8).double()
+        flow.log_prob(x, y)  # the first batch of actnorm
+        with torch.no_grad():
+            for weight in flow.parameters():
+                weight.add_(0.05 * torch.randn_like(weight))
+        flow.log_prob(x, y).sum().backward()
+        gradients.append([w.grad for w in flow.parameters() if w.grad is not None])
+    for others in gradients[1:]:
+        for mine, stored in zip(others, gradients[0], strict=True):
+            torch.testing.assert_close(
+                mine, stored, rtol=1e-7, atol=1e-7 * float(stored.abs().max())
+            )
+
+
+def test_commands_say_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "sr", "--preset", "tinny", "--out", str(tmp_path)]) == 2
+    assert "Did you mean 'tiny'?" in capsys.readouterr().err
+    assert main(["train", "sr", "--data", str(tmp_path / "no"), "--out", str(tmp_path)]) == 2
+    assert "[data] train: There is no folder" in capsys.readouterr().err
+    assert main(["train", "sr", "--resume", "--out", str(tmp_path / "new")]) == 1
+    assert "no checkpoint" in capsys.readouterr().err
+    assert main(["sample", str(tmp_path), "x.png"]) == 2
+    assert "There is no picture x.png" in capsys.readouterr().err
+    assert main(["info", str(tmp_path)]) == 2
+    assert "There is no checkpoint at" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["train", "sr", "--out", str(tmp_path / "file" / "out")]) == 1
+    assert "cannot be written to" in capsys.readouterr().err
+    assert main(["train", "sr", "--print-config", "--set", "model.steps=3"]) == 0
+    assert from_toml(capsys.readouterr().out).model.steps == 3
