@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from robustflow.compat._adapters import adapters
+from robustflow.diagnostics.describe import published
 from robustflow.diagnostics.describe._tree import (
     Branch,
     Chain,
@@ -51,7 +52,7 @@ class _Describer:
                 "its modules are named as by named_modules()."
             )
         self.ignore = frozenset(ignore)
-        self.adapters: list[Any] = adapters(__name__)
+        self.adapters: list[Any] = [*adapters(__name__), published]
         if not self._has_layers(model, ""):
             raise ValueError(
                 f"No flow layer was found in this {type(model).__name__}. Known are those of "
