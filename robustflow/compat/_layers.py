@@ -41,6 +41,7 @@ from robustflow.compat._probe import (
 from robustflow.compat._registry import KERNEL, served
 from robustflow.compat._splines import EXTRA_DERIVATIVES, is_outside
 from robustflow.nn._in_order import can_run, invert_in_order
+from robustflow.nn._precision import no_change
 
 _UNIT_BOX = (0.0, 1.0, 0.0, 1.0)  # of a layer without tails
 
@@ -213,20 +214,20 @@ def _inverse_change(library: str, autoregressive: type, made: type) -> Change:
         scale = _logit_scale(network, ("hidden_features",))
         if ready is None or scale is None:
             return None
-        changes: list[Tensor] = []
+        logabsdet = no_change(inputs)
 
         def invert(y: Tensor, params: Tensor) -> Tensor:
-            found = _serve(library, self, self.num_bins, y, params, True, scale, "sum")
+            found = _serve_wide(library, self, self.num_bins, y, params, True, scale, "sum")
             if found is None:
                 raise _NotServed
-            changes.append(found[1])
+            logabsdet.add_(found[1])
             return found[0]
 
         try:
             outputs = invert_in_order(*ready, inputs, invert)
         except _NotServed:
             return None
-        return outputs, torch.stack(changes).sum(0)
+        return outputs, in_dtype(logabsdet, inputs.dtype)
 
     def call(self: Any, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if torch.compiler.is_compiling():
@@ -246,7 +247,13 @@ class _NotServed(Exception):
     pass
 
 
-def _serve(
+def _serve(library: str, layer: Any, num_bins: int, inputs: Tensor, *rest: Any) -> Any:
+    """:func:`_serve_wide` with a log-determinant in the inputs' dtype, which is the library's."""
+    found = _serve_wide(library, layer, num_bins, inputs, *rest)
+    return None if found is None else (found[0], in_dtype(found[1], inputs.dtype))
+
+
+def _serve_wide(
     library: str,
     layer: Any,
     num_bins: int,
@@ -287,8 +294,7 @@ def _serve(
     if config is None:
         return None
     served(library, KERNEL)
-    y, logabsdet = ops.rq(inputs, params, None, None, box, *config)
-    return y, in_dtype(logabsdet, inputs.dtype)
+    return ops.rq(inputs, params, None, None, box, *config)
 
 
 @once

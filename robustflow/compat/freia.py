@@ -28,6 +28,7 @@ from robustflow.compat._probe import (
     require_parameters,
 )
 from robustflow.compat._registry import KERNEL, PatchError, fell_back, served
+from robustflow.nn._precision import float32_at_least, sum_per_sample
 
 _LIBRARY = "FrEIA"
 _PARAMETERS = ("left", "bottom", "widths", "heights", "deltas")
@@ -132,10 +133,10 @@ def _unit_spline(
         top=1.0,
         parametrization="knots",
     )
-    log_scale = torch.log(height) - torch.log(width)
+    log_scale = torch.log(float32_at_least(height)) - torch.log(float32_at_least(width))
     y = left + width * z if inverse else bottom + height * z
     total = logabsdet - log_scale if inverse else logabsdet + log_scale
-    return y, total.flatten(1).sum(1) if total.dim() > 1 else total
+    return y, sum_per_sample(total)
 
 
 def _probe(coupling: type, original: Function, replacement: Function) -> None:

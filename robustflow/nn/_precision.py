@@ -1,4 +1,4 @@
-"""Precision: what is computed in float32 at least, whatever z is in."""
+"""Sums of log-densities: in float32 at least, whatever z is in, and in a fixed order."""
 
 from __future__ import annotations
 
@@ -14,3 +14,29 @@ def float32_at_least(tensor: Tensor) -> Tensor:
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums and log-determinants of values of this one."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def no_change(z: Tensor) -> Tensor:
+    """The log-determinant of a layer that changes no volume, (N,)."""
+    return z.new_zeros(z.shape[0], dtype=wide_dtype(z.dtype))
+
+
+# Elements summed in one go: fewer than what PyTorch gives to several threads for a single result.
+_RUN = 1024
+
+
+def sum_per_sample(tensor: Tensor) -> Tensor:
+    """(N, \\*S) summed over all but the first dimension, (N,), in float32 at least.
+
+    In an order that neither the layout nor, on a CPU, the batch size or the number of threads
+    changes: PyTorch cuts a long sum with a single result into as many parts as it has threads.
+    """
+    sums = float32_at_least(tensor)
+    sums = sums.flatten(1) if sums.dim() > 1 else sums.unsqueeze(1)
+    if sums.stride(1) != 1:  # another way through memory would be another order
+        sums = sums.contiguous()
+    while sums.shape[1] > _RUN:
+        whole = sums.shape[1] // _RUN * _RUN
+        runs = sums[:, :whole].unflatten(1, (-1, _RUN)).sum(dim=2)
+        sums = torch.cat([runs, sums[:, whole:].sum(dim=1, keepdim=True)], dim=1)
+    return sums.sum(dim=1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robustflow.nn._checks import check_options_are_used, check_shape
 from robustflow.nn._in_order import can_run, invert_in_order
+from robustflow.nn._precision import no_change
 from robustflow.nn.elementwise import Affine, ElementwiseTransform, ModifiedRQSpline, RQSpline
 from robustflow.nn.layer import ConditionalLayer
 from robustflow.nn.masked import MaskedConditioner, MaskedConditionerOptions
@@ -106,15 +107,14 @@ class Autoregressive(ConditionalLayer):
         ready = self.conditioner.in_order(state)
         if ready is None:
             return None
-        logabsdet: list[Tensor] = []
+        logabsdet = no_change(y)
 
         def invert(y: Tensor, params: Tensor) -> Tensor:
             x, change = self.transform(y, params.flatten(1), inverse=True)
-            logabsdet.append(change)
+            logabsdet.add_(change)
             return x
 
-        x = invert_in_order(*ready, y, invert)
-        return x, torch.stack(logabsdet).sum(0)
+        return invert_in_order(*ready, y, invert), logabsdet
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", reverse=True" if self.reverse else "")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustflow._checks import check_choice
 from robustflow.nn._checks import check_batch_fits
+from robustflow.nn._precision import float32_at_least, no_change, sum_per_sample
 from robustflow.nn.condition import Condition
 from robustflow.nn.level import Activations, FlowLevel, States
 
@@ -123,7 +124,7 @@ class ConditionalFlow(nn.Module):
         """x (N, C, \\*S) and N contexts, or 1 -> latents, logabsdet (N,)."""
         every_state = self._states(context, condition, x.shape[0])
         latents = []
-        total = x.new_zeros(x.shape[0])
+        total = no_change(x)
         z = x
         for level, states in zip(self._levels(), every_state, strict=True):
             z, latent, logabsdet = level(z, states)
@@ -148,7 +149,7 @@ class ConditionalFlow(nn.Module):
             )
         every_state = self._states(context, condition, latents[-1].shape[0])
         *left, z = latents
-        total = z.new_zeros(z.shape[0])
+        total = no_change(z)
         for level, states in zip(reversed(self._levels()), reversed(every_state), strict=True):
             latent = left.pop() if level.split is not None else None
             z, logabsdet = level.inverse(z, latent, states)
@@ -158,15 +159,21 @@ class ConditionalFlow(nn.Module):
     def log_prob(
         self, x: Tensor, context: Context | None = None, *, condition: Condition | None = None
     ) -> Tensor:
-        """log p(x | context) in nats, (N,)."""
+        """log p(x | context) in nats, (N,); in float32, or float64 where x or a weight is."""
         latents, logabsdet = self(x, context, condition=condition)
         return logabsdet + self.latent_log_prob(latents)
 
     def latent_log_prob(self, latents: Sequence[Tensor]) -> Tensor:
-        """Standard normal log-density of what :meth:`forward` returns, in nats, (N,)."""
-        square = torch.stack([latent.square().flatten(1).sum(dim=1) for latent in latents]).sum(0)
-        size = sum(math.prod(latent.shape[1:]) for latent in latents)
-        return -0.5 * (square + size * math.log(2 * math.pi))
+        """Standard normal log-density of what :meth:`forward` returns, in nats, (N,).
+
+        Summed in float32, or float64 where a latent is.
+        """
+        total = no_change(latents[0])
+        for latent in latents:
+            size = math.prod(latent.shape[1:])
+            square = sum_per_sample(float32_at_least(latent).square())
+            total = total - 0.5 * (square + size * math.log(2 * math.pi))
+        return total
 
     def sample(
         self,

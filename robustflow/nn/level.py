@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from robustflow.nn._precision import no_change
 from robustflow.nn.actnorm import ActNorm
 from robustflow.nn.conditioner import (
     ConditionerOptions,
@@ -143,7 +144,7 @@ class FlowLevel(nn.Module):
         if self.activations == "reversible" and torch.is_grad_enabled():
             z, logabsdet = run_reversibly(list(self.layers), states, z, _apply)
         else:
-            logabsdet = z.new_zeros(z.shape[0])
+            logabsdet = no_change(z)
             for layer, state in zip(self.layers, states, strict=True):
                 z, change = self._forward_of(layer, z, state)
                 logabsdet = logabsdet + change
@@ -163,7 +164,7 @@ class FlowLevel(nn.Module):
         """What :meth:`forward` returned -> z, logabsdet (N,) of this direction."""
         if latent is not None:
             z = torch.cat([z, latent], dim=1)
-        logabsdet = z.new_zeros(z.shape[0])
+        logabsdet = no_change(z)
         for layer, state in zip(reversed(self.layers), reversed(states), strict=True):
             z, change = _apply(layer, z, state, inverse=True)
             logabsdet = logabsdet + change

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from robustflow.nn._precision import no_change
+
 Apply = Callable[..., tuple[Tensor, Tensor]]  # apply(layer, z, state, inverse=...)
 
 
@@ -90,7 +92,7 @@ class _Reversible(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         states = call.states(tensors[: len(tensors) - len(call.weights)])
-        logabsdet = z.new_zeros(z.shape[0], dtype=torch.promote_types(z.dtype, torch.float32))
+        logabsdet = no_change(z)
         for layer, state in zip(call.layers, states, strict=True):
             z, change = call.apply(layer, z, state, inverse=False)
             logabsdet = logabsdet + change

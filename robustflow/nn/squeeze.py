@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robustflow.nn._precision import no_change
+
 
 class Squeeze(nn.Module):
     """(N, C, H, W) -> (N, C * factor**2, H / factor, W / factor); its log-determinant is 0.
@@ -37,8 +39,8 @@ class Squeeze(nn.Module):
         """Shuffle pixels into channels, or back; the context is not used."""
         if not inverse:
             self.output_size(z.shape[2:])  # checks it
-            return functional.pixel_unshuffle(z, self.factor), z.new_zeros(z.shape[0])
-        return functional.pixel_shuffle(z, self.factor), z.new_zeros(z.shape[0])
+            return functional.pixel_unshuffle(z, self.factor), no_change(z)
+        return functional.pixel_shuffle(z, self.factor), no_change(z)
 
     def output_size(self, size: Sequence[int]) -> torch.Size:
         """The spatial size of the result, for z of this one.

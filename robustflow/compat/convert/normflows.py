@@ -21,6 +21,7 @@ from robustflow.compat.convert._nflows_like import (
     overrides,
 )
 from robustflow.compat.convert._spline import RescaledModifiedRQSpline, joined
+from robustflow.nn._precision import sum_per_sample
 
 HEAD_KINDS = (MaskedLinear,)
 
@@ -67,7 +68,7 @@ class ModifiedRQMaskedFlow(Flow):
         if isinstance(self.t, nn.Module):
             params = joined(params, self.t(masked), z)
         y, logabsdet = self.rescaled(z, params, inverse=inverse, reduce="none")
-        logabsdet = torch.where(kept, 0.0, logabsdet).flatten(1).sum(dim=1)
+        logabsdet = sum_per_sample(torch.where(kept, 0.0, logabsdet))
         return torch.where(kept, z, y), logabsdet
 
 
