@@ -28,8 +28,8 @@ class ActNorm(nn.Module):
     that the ranks' copies start, and under DistributedDataParallel stay, equal: as with
     ``torch.nn.SyncBatchNorm``, every rank must make that first call.
 
-    That call reads a flag from the device and cannot be part of a graph: under
-    ``torch.compile(fullgraph=True)`` make it before compiling.
+    That call reads a flag from the device and cannot be part of a graph, or of a ``torch.func``
+    transform: under ``torch.compile(fullgraph=True)`` and ``vmap`` make it before.
 
     Args:
         channels: channels of z.
@@ -75,6 +75,12 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def _initialise_once(self, z: Tensor) -> None:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise RuntimeError(
+                "A new ActNorm sets itself from its first batch in training mode, which it cannot "
+                "inside a torch.func transform: call the flow on a batch before, or put it in "
+                "evaluation mode."
+            )
         if not self.initialised:
             found = standardisation(z, self.eps)
             if found is None:

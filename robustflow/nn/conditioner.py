@@ -219,8 +219,7 @@ def project_together(conditioners: Sequence[TwoPartConditioner], context: Tensor
     layers = [_context_layer(conditioner) for conditioner in conditioners]
     _check_input("The context", context, layers[0])
     wide = {
-        name: torch.cat([layer.get_parameter(name) for layer in layers])
-        for name in ("weight", "bias")
+        name: torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias")
     }
     hidden = functional_call(layers[0], wide, (context,))
     widths = [layer.weight.shape[0] for layer in layers]
