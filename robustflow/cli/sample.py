@@ -41,6 +41,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the latents")
     parser.add_argument(
+        "--tile",
+        type=int,
+        default=0,
+        metavar="N",
+        help="for large pictures: sample in tiles of N x N pixels, in bounded memory",
+    )
+    parser.add_argument(
+        "--halo",
+        type=int,
+        default=64,
+        metavar="N",
+        help="pixels around a tile that are computed with it (default: 64)",
+    )
+    parser.add_argument(
         "--degrade",
         action="store_true",
         help="the pictures are whole ones: make the observations from them first",
@@ -71,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             degrade=args.degrade,
             console=Console(),
+            tile=args.tile,
+            halo=args.halo,
         )
     except (CheckpointError, BadRequest) as error:
         print(f"robustflow sample: {error}", file=sys.stderr)

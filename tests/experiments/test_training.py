@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from robustflow.cli import main
+from robustflow.experiments.data.reading import read_picture
 from robustflow.experiments.imaging import checkpoints
 from robustflow.experiments.imaging.checkpoints import CheckpointError, State
 from robustflow.experiments.imaging.config import (
@@ -312,3 +314,51 @@ def test_commands_say_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "cannot be written to" in capsys.readouterr().err
     assert main(["train", "sr", "--print-config", "--set", "model.steps=3"]) == 0
     assert from_toml(capsys.readouterr().out).model.steps == 3
+
+
+def test_samples_are_the_same_whole_in_tiles_and_by_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Trainer(small({"training.iterations": 2}), tmp_path / "flow").run()
+    low = tmp_path / "low"
+    low.mkdir()
+    for name in ("a", "b"):
+        pixels = (torch.rand(3, 24, 40) * 255).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(low / f"{name}.png")
+    command = ["sample", str(tmp_path / "flow"), str(low), "-n", "2"]
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    assert main([*command, "--out", str(tmp_path / "tiles"), "--tile", "48", "--halo", "96"]) == 0
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert main([*command, "--out", str(tmp_path / "shared")]) == 0
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert names == ["a-00.png", "a-01.png", "b-00.png", "b-01.png"]
+    for name in names:
+        whole = read_picture(tmp_path / "whole" / name).int()
+        assert whole.shape == (3, 96, 160)
+        assert torch.equal(read_picture(tmp_path / "shared" / name).int(), whole)
+        # Tiles differ by rounding in float32, which can tip the rounding to 8 bits.
+        assert int((read_picture(tmp_path / "tiles" / name).int() - whole).abs().max()) <= 1
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """The same crops and the same losses, up to the order of sums."""
+    settings = SMALL | {"training.iterations": 6, "training.batch_size": 4}
+    arguments = ["sr", *(word for k, v in settings.items() for word in ("--set", f"{k}={v}"))]
+    assert main(["train", *arguments, "--out", str(tmp_path / "one")]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    command += ["-m", "robustflow.experiments.train", *arguments, "--out", str(tmp_path / "two")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == len(two) == 6
+    assert one[0]["bits"] == pytest.approx(two[0]["bits"], rel=1e-6)
+    assert one[0]["gradient_norm"] == pytest.approx(two[0]["gradient_norm"], rel=1e-5)
+    for mine, theirs in zip(
+        one, two, strict=True
+    ):  # Adam makes much of rounding in small gradients
+        assert mine["bits"] == pytest.approx(theirs["bits"], rel=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from robustflow._files import replacing
+from robustflow.experiments.data.crops import generator_of
 from robustflow.experiments.data.reading import (
     Skipped,
     UnreadablePicture,
@@ -22,6 +24,7 @@ from robustflow.experiments.data.reading import (
 from robustflow.experiments.faults import count_faults
 from robustflow.experiments.imaging.loading import load_flow
 from robustflow.experiments.imaging.model import ImagingFlow
+from robustflow.experiments.imaging.tiles import DEFAULT_HALO, sample_in_tiles
 from robustflow.experiments.tasks.base import WHITE
 
 
@@ -39,6 +42,8 @@ def sample_files(
     seed: int,
     degrade: bool,
     console: Console,
+    tile: int = 0,
+    halo: int = DEFAULT_HALO,
 ) -> list[Skipped]:
     """Write ``number`` samples of each picture to ``out``, print a table, and return what failed.
 
@@ -46,9 +51,12 @@ def sample_files(
         checkpoint: as for :func:`load_flow`.
         pictures: files, or folders of them.
         out: made where it is missing.
-        number, temperature, seed: of the samples.
+        number, temperature, seed: of the samples; each has a seed of its own, from this one.
         degrade: make the observation from the picture first.
         console: where the table goes.
+        tile, halo: as for :func:`sample_in_tiles`; a tile of 0: each picture whole.
+
+    Where torchrun started several processes, each takes its share of the files.
 
     Raises:
         CheckpointError: no checkpoint.
@@ -58,11 +66,15 @@ def sample_files(
         raise BadRequest(f"--number must be at least 1, got {number}.")
     if not temperature >= 0:
         raise BadRequest(f"--temperature must be at least 0, got {temperature}.")
+    if tile < 0 or halo < 0:
+        raise BadRequest(f"--tile and --halo must be at least 0, got {tile} and {halo}.")
     try:
         files = [each for path in pictures for each in _files(path)]
         out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise BadRequest(str(error)) from None
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    files = files[rank::ranks]
     flow = load_flow(checkpoint).flow
     flow.to("cuda" if torch.cuda.is_available() else "cpu")
     table = Table(box=SIMPLE_HEAD)
@@ -75,8 +87,7 @@ def sample_files(
         except UnreadablePicture as error:
             skipped.append(Skipped(path, str(error)))
             continue
-        generator = torch.Generator().manual_seed(seed)
-        samples = flow.sample(y, number, temperature=temperature, generator=generator)[0].cpu()
+        samples = _samples(flow, y, number, temperature, seed, tile, halo)
         for index, sample in enumerate(samples):
             write_picture(sample, out / f"{path.stem}-{index:02d}.png")
         faults = count_faults(samples)
@@ -87,6 +98,33 @@ def sample_files(
     for each in skipped:
         console.print(f"{each.path} is left out: {each.reason}.", style="yellow", highlight=False)
     return skipped
+
+
+def _samples(
+    flow: ImagingFlow,
+    y: Tensor,
+    number: int,
+    temperature: float,
+    seed: int,
+    tile: int,
+    halo: int,
+) -> Tensor:
+    """(number, C, H, W) on the CPU; the same for a seed, whole or in tiles."""
+    generators = [generator_of(seed, index) for index in range(number)]
+    if tile:
+        return torch.stack(
+            [
+                sample_in_tiles(
+                    flow, y, tile=tile, halo=halo, temperature=temperature, generator=generator
+                )
+                for generator in generators
+            ]
+        )
+    with torch.no_grad():
+        prepared = flow.prepare(y)
+    drawn = [flow.draw_latents(1, prepared.size, generator) for generator in generators]
+    latents = [torch.cat(each) for each in zip(*drawn, strict=True)]
+    return flow.decode(latents, prepared, temperature).cpu()
 
 
 def observation(flow: ImagingFlow, picture: Tensor, degrade: bool) -> Tensor:

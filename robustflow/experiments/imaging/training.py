@@ -175,7 +175,7 @@ class Trainer:
                 self.listener.updated(update, state)
                 if state.skipped_in_a_row >= training.skip_limit:
                     self._give_up()
-                last = state.step == training.iterations or requested()
+                last = state.step == training.iterations or self._on_any_rank(requested())
                 best = False
                 if state.step % output.validate_every == 0 or last:
                     best = self._validate()
@@ -186,6 +186,14 @@ class Trainer:
                 if last:
                     break
         return state
+
+    def _on_any_rank(self, asked: bool) -> bool:
+        """Whether some process was asked to stop: then all stop at the same update."""
+        if self.ranks == 1:
+            return asked
+        flag = torch.tensor(float(asked), device=self.device)
+        distributed.all_reduce(flag)
+        return bool(flag)
 
     def learning_rate(self, step: int) -> float:
         """Of the update that follows so many."""
