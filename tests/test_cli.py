@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import platform
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -38,6 +40,37 @@ def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[s
     assert "doctor" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("module", ["robustflow", "robustflow.cli"])
+def test_the_version_without_the_script(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"robustflow {robustflow.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "missing", "extra"),
+    [
+        ("migration", "rich", "experiments"),
+        ("figures", "matplotlib", "experiments"),
+        ("posterior", "sbi", "sbi"),
+    ],
+)
+def test_an_experiment_without_its_extra_names_it(
+    tmp_path: Path, module: str, missing: str, extra: str
+) -> None:
+    (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError(name={missing!r})")
+    done = subprocess.run(
+        [sys.executable, "-m", f"robustflow.experiments.{module}"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert f" needs the package {missing}: pip install 'robustflow[{extra}]'\n" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_doctor_reports_versions_and_backends(capsys: pytest.CaptureFixture[str]) -> None:
     code = cli.main(["doctor", "--json"])
     report = json.loads(capsys.readouterr().out)
@@ -46,7 +79,7 @@ def test_doctor_reports_versions_and_backends(capsys: pytest.CaptureFixture[str]
     assert report["backends"] == robustflow.backends()
     assert report["native"] == robustflow.build_info()
     assert report["healthy"] is (code == 0) is (report["problems"] == [])
-    assert report["healthy"] is report["native"]["loaded"]
+    assert report["healthy"] and report["versions"]["robustflow"] == robustflow.__version__
 
 
 def test_doctor_finds_kernels_that_are_wrong(
@@ -69,6 +102,11 @@ def test_doctor_quotes_a_native_library_that_failed(monkeypatch: pytest.MonkeyPa
     diagnosis = doctor.diagnose()
     assert diagnosis["problems"] == ["It fell over."] and not diagnosis["healthy"]
     assert doctor.render(diagnosis).count("It fell over.") == 1
+    left_out = {**failed, "broken": False}
+    monkeypatch.setattr(robustflow, "build_info", lambda: left_out)
+    diagnosis = doctor.diagnose()
+    assert diagnosis["notes"] == ["It fell over."] and diagnosis["healthy"]
+    assert "note: It fell over.\nhealthy" in doctor.render(diagnosis)
 
 
 def test_doctor_tells_of_the_gpu_side(capsys: pytest.CaptureFixture[str]) -> None:

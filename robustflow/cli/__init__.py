@@ -18,6 +18,8 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from robustflow import __version__
+from robustflow._extras import explain
 from robustflow._files import UnwritablePath
 from robustflow.cli._stopping import exit_code, sigterm_interrupts, what_is_left
 
@@ -42,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="robustflow",
         description="Fused, robust coupling transforms for conditional normalizing flows.",
     )
+    parser.add_argument("--version", action="version", version=f"robustflow {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
     named = [name for name in commands() if name in argv[:1]]
     modules: dict[str, ModuleType] = {}
@@ -59,12 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"robustflow {args.command}: error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "robustflow":
+        sentence = explain(f"robustflow {args.command}", error, args.command)
+        if sentence is None:
             raise
-        print(
-            f"robustflow {args.command} needs the package {error.name}: "
-            f"pip install 'robustflow[{args.command}]'",
-            file=sys.stderr,
-        )
+        print(sentence, file=sys.stderr)
         return 2
     return code

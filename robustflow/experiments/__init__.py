@@ -26,3 +26,7 @@ sbi's neural-spline posterior estimator with the patch off and on:
 - :mod:`~robustflow.experiments.posterior_comparison`: the numbers.
 - :mod:`~robustflow.experiments.posterior_report`: tables, JSON, and a pair plot.
 """
+
+from robustflow._extras import explain_when_run
+
+explain_when_run("experiments", {"sbi": "sbi", "nflows": "sbi", "zuko": "sbi"})

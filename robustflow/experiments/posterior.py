@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from robustflow._arguments import output_file, whole_number
+from robustflow._extras import explain
 from robustflow._files import check_writable, save
 from robustflow.experiments.neural_posterior import (
     LIBRARIES,
@@ -215,13 +216,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         is_saved = run_example(settings, json_file=args.json, figure_file=args.figure)
     except ModuleNotFoundError as error:
-        package = (error.name or "robustflow").partition(".")[0]
-        if package == "robustflow":
+        sentence = explain("The example", error, "sbi")
+        if sentence is None:
             raise
-        print(
-            f"The example needs the package {package}: pip install 'robustflow[sbi]'",
-            file=sys.stderr,
-        )
+        print(sentence, file=sys.stderr)
         return 2
     return 0 if is_saved else 1
 

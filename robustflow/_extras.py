@@ -1,0 +1,41 @@
+"""Packages that only an extra installs: where one is missing, a sentence names the extra."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+
+
+def explain(what: str, error: ModuleNotFoundError, extra: str) -> str | None:
+    """The sentence for ``what``; None where a module of robustflow itself is missing."""
+    package = (error.name or "robustflow").partition(".")[0]
+    if package == "robustflow":
+        return None
+    return f"{what} needs the package {package}: pip install 'robustflow[{extra}]'"
+
+
+def explain_when_run(extra: str, others: Mapping[str, str]) -> None:
+    """Let ``python -m`` of any module of a package end with that sentence, without a traceback.
+
+    Called by the package's ``__init__``, which runs before the module; it does nothing where the
+    package is imported otherwise.
+
+    Args:
+        extra: what installs a missing package,
+        others: but for these: package to extra.
+    """
+    if sys.argv[:1] != ["-m"]:  # what stands there while `python -m` looks for its module
+        return
+
+    def hook(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, ModuleNotFoundError):
+            named = others.get((error.name or "").partition(".")[0], extra)
+            if sentence := explain("This module", error, named):
+                print(sentence, file=sys.stderr)
+                return
+        sys.__excepthook__(kind, error, traceback)
+
+    sys.excepthook = hook
