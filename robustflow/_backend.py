@@ -57,6 +57,8 @@ _BACKENDS = {
 
 # A plain global: torch.compile guards on it, where a ContextVar would break fullgraph.
 _choice = "auto"
+# What it is where the environment asks for what there is not: calls raise, the import does not.
+_REFUSED = "refused"
 
 
 def backends() -> dict[str, bool | str]:
@@ -99,7 +101,8 @@ class use_backend:
             the reference where there are no kernels), or one backend, which then serves every
             call or raises: ``"cpu"``, ``"cuda"``, ``"triton"`` (under ``TRITON_INTERPRET=1`` on
             CPU tensors too) or ``"reference"`` (plain PyTorch on any device). The environment
-            variable ``ROBUSTFLOW_BACKEND`` sets the choice at import.
+            variable ``ROBUSTFLOW_BACKEND`` sets the choice at import; where it names none that
+            there is, every call raises a RuntimeError that says so, until this class chooses.
 
     Raises:
         ValueError: an unknown name.
@@ -141,8 +144,16 @@ class use_backend:
 
 
 def current_backend() -> str:
-    """The backend last chosen with :class:`use_backend` (or ``ROBUSTFLOW_BACKEND``)."""
+    """The backend last chosen with :class:`use_backend` (or ``ROBUSTFLOW_BACKEND``).
+
+    ``"refused"`` where the environment asks for what there is not: :func:`setting_errors`.
+    """
     return _choice
+
+
+def setting_errors() -> list[str]:
+    """What is wrong with ``ROBUSTFLOW_BACKEND`` and ``ROBUSTFLOW_ISA``, in sentences."""
+    return list(_setting_errors)
 
 
 def implementation(transform: str, x: Tensor, params: Tensor, inverse: bool) -> str:
@@ -154,7 +165,8 @@ def implementation(transform: str, x: Tensor, params: Tensor, inverse: bool) -> 
         inverse: the call's direction.
 
     Raises:
-        RuntimeError: a backend was forced that cannot serve the device of ``x``.
+        RuntimeError: a backend was forced that cannot serve the device of ``x``, or the
+            environment asks for what there is not.
     """
     if _choice == "auto":
         if x.is_cpu:
@@ -162,6 +174,8 @@ def implementation(transform: str, x: Tensor, params: Tensor, inverse: bool) -> 
         if x.is_cuda:
             return _on_gpu(transform, x, params, inverse)
         return "reference"
+    if _choice == _REFUSED:
+        raise RuntimeError(" ".join(_setting_errors))
     backend = _BACKENDS[_choice]
     if backend.devices and x.device.type not in backend.devices:
         devices = " and ".join(device.upper() for device in backend.devices)
@@ -181,5 +195,20 @@ def _on_gpu(transform: str, x: Tensor, params: Tensor, inverse: bool) -> str:
     return preferred(transform, x, params, inverse) or "native"
 
 
-if "ROBUSTFLOW_BACKEND" in os.environ:
-    use_backend(os.environ["ROBUSTFLOW_BACKEND"])
+def _read_environment() -> list[str]:
+    """Choose as the environment says; what is wrong with it is for the first call, or `doctor`."""
+    global _choice
+    name = os.environ.get("ROBUSTFLOW_BACKEND") or "auto"
+    errors = []
+    try:
+        use_backend(name)
+    except (ValueError, RuntimeError) as error:
+        errors.append(f"ROBUSTFLOW_BACKEND={name}: {error}")
+    if (isa_error := _native.isa_error()) and name in ("auto", "cpu"):
+        errors.append(isa_error)
+    if errors:
+        _choice = _REFUSED
+    return errors
+
+
+_setting_errors = _read_environment()
