@@ -32,6 +32,8 @@ from setuptools.command.dist_info import dist_info
 MINIMUM_TORCH = (2, 10)
 GIB_PER_JOB = 1.0  # GCC 12 takes 0.6 for the largest file
 ROOT = Path(__file__).resolve().parent
+# The package itself would import torch.
+fingerprint = runpy.run_path(str(ROOT / "robustflow" / "_sources.py"))["fingerprint"]
 # Built beside `_C`, where they can be built, and unknown to setuptools.
 COMPANIONS = ("_cuda.*", "_eager.*")
 
@@ -181,6 +183,7 @@ class NativeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DTORCH_DIR={torch}",
             f"-DTORCH_VERSION={torch_version(torch)}",
+            f"-DROBUSTFLOW_SOURCES={fingerprint(ROOT)}",
         ]
         nvcc = cuda_compiler(torch)
         configure.append(f"-DROBUSTFLOW_CUDA={'ON' if nvcc else 'OFF'}")

@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = "; ".join(f"{library}, {size.name}" for library, size in every)
         parser.error(f"no flow's name contains {options.filter!r}; there are {names}")
     description = machine.describe()
-    print(f"{description['cpu']}, {description['threads']} threads, torch {description['torch']}")
+    print(machine.headline(description))
     rows, left_out = measure(cases, options.seconds, lambda name: print(f"... {name}", flush=True))
     print("\n" + report(rows, left_out))
     saved = True

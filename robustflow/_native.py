@@ -3,19 +3,28 @@
 `robustflow._C` has the CPU kernels and is a Python module; `_cuda.so` beside it has the CUDA
 kernels, nothing but operators, and needs no GPU to load. `robustflow._eager` has no kernels: it
 shortens the way to them, and fits only the very torch that it was built for.
+
+A source tree that shadows an installed robustflow, as it does for what is run in it, has no library
+of its own. It takes the installation's, where that was built from the same native sources.
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.metadata
+import importlib.util
 import json
+import logging
 import os
+import sys
 import sysconfig
-import warnings
+from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch  # its libraries must be in the process before ours
+
+from robustflow import _sources
 
 # csrc/build_facts.h.in, csrc/cuda/build_facts.h.in and csrc/eager_facts.h.in. Each stands before a
 # JSON object in the bytes of a library.
@@ -25,12 +34,31 @@ _EAGER_MARK = b"robustflow-eager-facts:"
 _REBUILD = (
     "run `pip install --no-build-isolation --force-reinstall --no-deps .` in robustflow's source"
 )
+_LOG = logging.getLogger("robustflow")
+_PACKAGE = Path(__file__).resolve().parent
+_SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a library is not loaded.
+
+    Attributes:
+        reason: a sentence, with what to do about it.
+        kind: "left out" of the installation or for another torch, so that others do its work;
+            "not built" in a source tree that was never installed; or "broken": it should load.
+    """
+
+    reason: str
+    kind: Literal["left out", "not built", "broken"]
+
 
 _library: Any = None
-_error: str | None = None
-_cuda_error: str | None = None
+_failure: Failure | None = None
+_cuda_failure: Failure | None = None
 _eager: Any = None
-_eager_error: str | None = None
+_eager_failure: Failure | None = None
+_isa_error: str | None = None
 
 
 def load() -> bool:
@@ -43,17 +71,22 @@ def load() -> bool:
 
 def load_error() -> str | None:
     """Why the native library did not load, as a sentence; None where it did."""
-    return _error
+    return _failure.reason if _failure else None
+
+
+def isa_error() -> str | None:
+    """What is wrong with the environment variable ``ROBUSTFLOW_ISA``; None where nothing is."""
+    return _isa_error
 
 
 def cuda_loaded() -> bool:
     """Whether the CUDA library is loaded; :func:`cuda_load_error` says why not."""
-    return _cuda_error is None
+    return _cuda_failure is None
 
 
 def cuda_load_error() -> str | None:
     """Why the CUDA library did not load, as a sentence; None where it did."""
-    return _cuda_error
+    return _cuda_failure.reason if _cuda_failure else None
 
 
 def eager() -> Any:
@@ -66,35 +99,45 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         ``loaded`` and, where there is a library, its ``compiler``, ``flags``, ``build_type``,
-        ``processor``, ``instruction_sets`` (name to flags) and ``torch`` (the version built
-        against; it serves later ones too). A loaded library adds ``isa`` (in use) and
-        ``isa_supported`` (by this processor, the best first); one that is not adds ``reason``.
+        ``processor``, ``instruction_sets`` (name to flags), ``torch`` (the version built against;
+        it serves later ones too) and ``sources`` (a hash of those it was built from). A loaded
+        library adds ``isa`` (in use) and ``isa_supported`` (by this processor, the best first);
+        one that is not adds ``reason`` and ``broken`` (whether it should have loaded).
         ``cuda`` tells the same of the CUDA library: ``loaded``, where there is one its
-        ``compiler``, ``architectures`` and ``torch``, and ``reason`` where it is not loaded.
-        ``eager`` tells it of the library that shortens the way from Python to the kernels.
+        ``compiler``, ``architectures`` and ``torch``, and ``reason`` and ``broken`` where it is
+        not loaded. ``eager`` tells it of the library that shortens the way from Python to the
+        kernels.
 
     Example:
         >>> import robustflow
         >>> robustflow.build_info()["loaded"]
         True
     """
-    cuda = {"loaded": cuda_loaded(), **_facts_on_disk(_cuda_files(), _CUDA_MARK)}
-    if not cuda_loaded():
-        cuda["reason"] = _cuda_error
-    eager = {"loaded": _eager is not None, **_facts_on_disk(_eager_files(), _EAGER_MARK)}
-    if _eager is None:
-        eager["reason"] = _eager_error
-    others = {"cuda": cuda, "eager": eager}
+    others = {
+        "cuda": _told(_facts_on_disk(_cuda_files(), _CUDA_MARK), _cuda_failure),
+        "eager": _told(_facts_on_disk(_eager_files(), _EAGER_MARK), _eager_failure),
+    }
     if not load():
-        facts = _facts_on_disk(_files(), _MARK)
-        return {"loaded": False, **facts, "reason": _error, **others}
+        return {**_told(_facts_on_disk(_files(), _MARK), _failure), **others}
     return {
-        "loaded": True,
-        **_library.build_facts(),
+        **_told(_library.build_facts(), None),
         "isa": _library.isa_name(),
         "isa_supported": _library.isa_supported(),
         **others,
     }
+
+
+def shadowed_folder() -> Path | None:
+    """The installation's folder that the libraries come from, where this is a source tree's."""
+    return None if _folder == _PACKAGE else _folder
+
+
+def is_outdated() -> bool:
+    """Whether the library was built from other sources than those that lie beside this package."""
+    if not (load() and _is_source_tree()):
+        return False
+    built_from = _library.build_facts().get("sources", "unknown")
+    return built_from not in ("unknown", _sources.fingerprint(_PACKAGE.parent))
 
 
 def set_isa(name: str) -> None:
@@ -108,114 +151,218 @@ def set_isa(name: str) -> None:
         RuntimeError: there is no native library; the message says why.
     """
     if not load():
-        raise RuntimeError(_error)
+        raise RuntimeError(load_error())
     _library.set_isa(name)
 
 
+def _told(facts: dict[str, Any], failure: Failure | None) -> dict[str, Any]:
+    if failure is None:
+        return {"loaded": True, **facts}
+    return {"loaded": False, **facts, "reason": failure.reason, "broken": failure.kind == "broken"}
+
+
 def _load() -> None:
-    global _library, _error
+    global _library, _failure, _isa_error
     try:
-        library = importlib.import_module("robustflow._C")
+        _library = _import_library("_C")
     except ImportError as error:
-        _error = _explain(error)
-        warnings.warn(f"{_error} Until then the slower reference is used.", stacklevel=2)
+        _failure = _explain(error)
+        if _failure.kind != "left out":  # the installation said that, and doctor does
+            _LOG.warning("%s Until then the slower reference is used.", _failure.reason)
         return
     if name := os.environ.get("ROBUSTFLOW_ISA"):
         try:
-            library.set_isa(name)
+            _library.set_isa(name)
         except ValueError as error:
-            raise ValueError(f"ROBUSTFLOW_ISA={name}: {error}") from None
-    _library = library
+            _isa_error = f"ROBUSTFLOW_ISA={name}: {error}"
 
 
 def _load_cuda() -> None:
-    global _cuda_error
+    global _cuda_failure
     files = _cuda_files()
     if torch.version.cuda is None:
-        _cuda_error = (
+        _cuda_failure = Failure(
             f"This torch, {torch.__version__}, was built without CUDA: install one with it "
-            f"(https://pytorch.org/get-started), then {_REBUILD}."
+            f"(https://pytorch.org/get-started), then {_REBUILD}.",
+            kind="left out",
         )
     elif not files:
-        _cuda_error = (
-            "robustflow was installed without its CUDA library (the build found no nvcc, or "
-            f"ROBUSTFLOW_CUDA=0): put the nvcc of CUDA {torch.version.cuda} on PATH, set "
-            f"ROBUSTFLOW_CUDA=1, and {_REBUILD}."
+        _cuda_failure = Failure(
+            "robustflow was installed without its CUDA library (the build found no nvcc, or it "
+            f"failed, or ROBUSTFLOW_CUDA=0): put the nvcc of CUDA {torch.version.cuda} on PATH, "
+            f"set ROBUSTFLOW_CUDA=1, and {_REBUILD}.",
+            kind="left out",
         )
     else:
         try:
+            _check_length(files[0])
             torch.ops.load_library(str(files[0]))
-        except OSError as error:
+        except (ImportError, OSError) as error:
             facts = _facts_on_disk(files, _CUDA_MARK)
             compiler, built = (facts.get(name, "unknown") for name in ("compiler", "torch"))
-            _cuda_error = (
+            _cuda_failure = Failure(
                 f"robustflow's CUDA library did not load: {error.__cause__ or error}. It was built "
                 f"for torch {built} (compiler: {compiler}), you have {torch.__version__} with CUDA "
-                f"{torch.version.cuda}: {_REBUILD}."
+                f"{torch.version.cuda}: {_REBUILD}.",
+                kind="broken",
             )
 
 
 def _load_eager() -> None:
     """Load `robustflow._eager` where it was built for this very torch: others would crash."""
-    global _eager, _eager_error
+    global _eager, _eager_failure
     files = _eager_files()
-    name = "robustflow._eager, the short way from Python to the kernels,"
-    advice = f"{_REBUILD}. Until then a call takes some microseconds more."
-    built = _facts_on_disk(files, _EAGER_MARK).get("torch", "an unknown version")
+    built = _facts_on_disk(files, _EAGER_MARK).get("torch")
     if not files:
-        _eager_error = f"{name} was not built: {advice}"
+        _eager_failure = _without_eager("was not built", kind="left out")
+    elif built is None:
+        _eager_failure = _without_eager(f"is damaged ({files[0]})", kind="broken")
     elif built != torch.__version__:
-        _eager_error = f"{name} was built for torch {built}, you have {torch.__version__}: {advice}"
+        what = f"was built for torch {built}, you have {torch.__version__}"
+        _eager_failure = _without_eager(what, kind="left out")
     else:
         try:
-            _eager = importlib.import_module("robustflow._eager")
+            _eager = _import_library("_eager")
         except ImportError as error:
-            _eager_error = f"{name} did not load: {error}. {advice[0].upper()}{advice[1:]}"
+            _eager_failure = _without_eager(f"did not load ({error})", kind="broken")
+
+
+def _without_eager(what: str, kind: Literal["left out", "broken"]) -> Failure:
+    reason = (
+        f"robustflow._eager, the short way from Python to the kernels, {what}: {_REBUILD}. "
+        "Until then a call takes some microseconds more."
+    )
+    return Failure(reason, kind)
+
+
+def _import_library(name: str) -> Any:
+    """The extension module robustflow.<name>, from that folder and, unlike `import`, no other."""
+    full_name, file = f"robustflow.{name}", _extension(_folder, name)
+    if file is None:
+        raise ModuleNotFoundError(f"{name}{_SUFFIX} is not in {_folder}")
+    _check_length(file)
+    spec = importlib.util.spec_from_file_location(full_name, file)
+    assert spec is not None and spec.loader is not None  # a suffix that Python knows
+    library = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(library)
+    sys.modules[full_name] = library
+    return library
+
+
+def _extension(folder: Path, name: str) -> Path | None:
+    """The file of an extension module that this Python would load, where there is one."""
+    files = (folder / f"{name}{suffix}" for suffix in EXTENSION_SUFFIXES)
+    return next(filter(Path.exists, files), None)
+
+
+def _check_length(file: Path) -> None:
+    """ImportError for a library that was cut short: loading it could kill the process."""
+    with file.open("rb") as opened:
+        header = opened.read(64)
+    if header[:5] != b"\x7fELF\2":  # of 64 bits; the loader judges others
+        return
+    sections, size, count = (header[at:end] for at, end in ((40, 48), (58, 60), (60, 62)))
+    # The section headers come last.
+    end = int.from_bytes(sections, "little")
+    end += int.from_bytes(size, "little") * int.from_bytes(count, "little")
+    if file.stat().st_size < max(end, 64):
+        raise ImportError(f"{file} is cut short")
+
+
+def _find_folder() -> Path:
+    """Where the libraries are: beside this file, or in an installation of the same sources."""
+    if _extension(_PACKAGE, "_C") is None:
+        for library in _installed_libraries():
+            facts = _facts_on_disk([library], _MARK)
+            if facts.get("sources") == _sources.fingerprint(_PACKAGE.parent):
+                return library.parent
+    return _PACKAGE
+
+
+def _installed_libraries() -> list[Path]:
+    """The `_C` of installations that this package shadows, where it is a source tree's."""
+    if not _is_source_tree():
+        return []
+    folders = [Path(str(each.locate_file("robustflow"))).resolve() for each in _distributions()]
+    found = [_extension(folder, "_C") for folder in folders if folder != _PACKAGE]
+    return [library for library in found if library is not None]
+
+
+def _is_source_tree() -> bool:
+    return _sources.fingerprint(_PACKAGE.parent) is not None
+
+
+def _distributions() -> list[importlib.metadata.Distribution]:
+    """The installed robustflows."""
+    return list(importlib.metadata.distributions(name="robustflow"))
 
 
 def _files() -> list[Path]:
-    return sorted(Path(__file__).parent.glob("_C.*"))
+    return sorted(_folder.glob("_C.*"))
 
 
 def _cuda_files() -> list[Path]:
-    return sorted(Path(__file__).parent.glob("_cuda*.so"))
+    return sorted(_folder.glob("_cuda*.so"))
 
 
 def _eager_files() -> list[Path]:
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    return sorted(Path(__file__).parent.glob(f"_eager{suffix}"))
+    return sorted(_folder.glob(f"_eager{_SUFFIX}"))
 
 
 def _facts_on_disk(files: list[Path], mark: bytes) -> dict[str, Any]:
-    """The build facts in a library's bytes, whether or not it loads here."""
+    """The build facts in a library's bytes, whether or not it loads here; {} where it has none."""
     for file in files:
-        content = file.read_bytes()
-        if (start := content.find(mark + b"{")) >= 0:
-            text = content[start + len(mark) :].partition(b"\0")[0].decode()
-            facts: dict[str, Any] = json.loads(text)
+        content = file.read_bytes() if file.exists() else b""
+        start = content.find(mark + b"{")
+        text, end, _ = content[start + len(mark) :].partition(b"\0")
+        if start >= 0 and end:  # not cut short
+            facts: dict[str, Any] = json.loads(text.decode())
             return facts
     return {}
 
 
-def _explain(error: ImportError) -> str:
+def _explain(error: ImportError) -> Failure:
     if not _files():
-        return (
-            "robustflow was installed without its native library (there was no C++ compiler, or no "
-            f"Python.h, or ROBUSTFLOW_NATIVE=0): see to that, then {_REBUILD}."
-        )
+        return _explain_absence()
     if isinstance(error, ModuleNotFoundError):
-        suffix = sysconfig.get_config_var("EXT_SUFFIX")
-        return (
+        return Failure(
             f"robustflow's native library {_files()[0].name} is for another Python, this one "
-            f"loads {suffix}: {_REBUILD}."
+            f"loads {_SUFFIX}: {_REBUILD}.",
+            kind="broken",
         )
     built = _facts_on_disk(_files(), _MARK).get("torch", "an unknown version")
-    return (
+    return Failure(
         f"robustflow's native library did not load: {error}. It was built for torch {built}, "
-        f"you have {torch.__version__}: {_REBUILD}."
+        f"you have {torch.__version__}: {_REBUILD}.",
+        kind="broken",
     )
 
 
+def _explain_absence() -> Failure:
+    root = _PACKAGE.parent
+    if libraries := _installed_libraries():
+        return Failure(
+            f"robustflow is imported from its source tree {root}, which has no native library, and "
+            f"the one installed in {libraries[0].parent} was built from other sources: work in "
+            f"another folder, or {_REBUILD}.",
+            kind="broken",
+        )
+    # An editable installation is one of its source tree.
+    urls = [each.read_text("direct_url.json") or "" for each in _distributions()]
+    if _is_source_tree() and not any(root.as_uri() in url for url in urls):
+        return Failure(
+            f"robustflow is imported from its source tree {root}, where its native library was not "
+            "built: run `pip install --no-build-isolation -e .` there.",
+            kind="not built",
+        )
+    return Failure(
+        "robustflow was installed without its native library (there was no C++ compiler, or no "
+        f"Python.h, or ROBUSTFLOW_NATIVE=0): see to that, then {_REBUILD}.",
+        kind="left out",
+    )
+
+
+_folder = _find_folder()
 _load()
 _load_cuda()
 _load_eager()

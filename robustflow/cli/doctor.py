@@ -7,12 +7,10 @@ import json
 import os
 import platform
 import re
-import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-_NOT_FACTS = ("loaded", "reason")
+_NOT_FACTS = ("loaded", "reason", "broken")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 HELP = "say what is installed, built and in use, and what is wrong with it"
@@ -21,13 +19,13 @@ HELP = "say what is installed, built and in use, and what is wrong with it"
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `doctor` to the command line."""
     parser = subparsers.add_parser(
-        "doctor", help=HELP, description=f"{HELP}. Exit code 0: nothing is wrong."
+        "doctor", help=HELP, description=f"{HELP}. Exit code 0: nothing is broken."
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object instead")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the diagnosis; 0 where nothing is wrong, else 1."""
+    """Print the diagnosis; 0 where nothing is broken, else 1."""
     diagnosis = diagnose()
     print(json.dumps(diagnosis, indent=2) if args.json else render(diagnosis))
     return 0 if diagnosis["healthy"] else 1
@@ -39,16 +37,18 @@ def diagnose() -> dict[str, Any]:
     Returns:
         A JSON-ready dictionary: ``versions``, ``native`` (:func:`robustflow.build_info`),
         ``backends`` (:func:`robustflow.backends`), ``gpu`` (:func:`describe_gpu`), ``threads``,
-        ``memory``, ``problems`` (sentences) and ``healthy`` (there are none).
+        ``memory``, ``notes`` (sentences on what works and could be faster), ``problems``
+        (sentences on what is broken) and ``healthy`` (there are none of these).
     """
     import torch
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it would warn of stands in the report
-        native, backends, problems = _native_report()
+    import robustflow
+
+    native, backends = robustflow.build_info(), robustflow.backends()
+    problems = _problems(native, backends)
     return {
         "versions": {
-            "robustflow": version("robustflow"),
+            "robustflow": robustflow.__version__,
             "torch": torch.__version__,
             "CUDA of torch": torch.version.cuda or "none",
             "Python": platform.python_version(),
@@ -63,39 +63,55 @@ def diagnose() -> dict[str, Any]:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
         },
         "memory": _memory_report(),
+        "notes": _notes(native),
         "problems": problems,
         "healthy": not problems,
     }
 
 
-def _native_report() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """The build facts, the backends, and what is wrong with them."""
-    import torch
+def _problems(native: dict[str, Any], backends: dict[str, Any]) -> list[str]:
+    """What is broken. A library that was built and fails is; one that was not built is a choice."""
+    from robustflow._backend import setting_errors
 
-    try:
-        import robustflow
-
-        native, backends = robustflow.build_info(), robustflow.backends()
-    except (ImportError, RuntimeError, ValueError) as error:  # a variable ROBUSTFLOW_... is wrong
-        return {"loaded": False}, {}, [str(error)]
-    if not native["loaded"]:
-        return native, backends, [native["reason"]]
-    cuda = native["cuda"]
-    # A library that was built and fails is a fault; one that was not built is a choice.
-    problems = [cuda["reason"]] if torch.version.cuda and _built_in_vain(cuda) else []
-    if _built_in_vain(native["eager"]):
-        problems.append(native["eager"]["reason"])
-    problems += [
-        problem
-        for name, device in (("cpu", "cpu"), ("cuda", "cuda"), ("triton", "cuda"))
-        if backends[name] is True and _has(device)
-        for problem in _self_test(name, device)
+    return [
+        *setting_errors(),
+        *(library["reason"] for library in _not_loaded(native) if _is_broken(library)),
+        *(
+            problem
+            for name, device in (("cpu", "cpu"), ("cuda", "cuda"), ("triton", "cuda"))
+            if backends[name] is True and _has(device)
+            for problem in _self_test(name, device)
+        ),
     ]
-    return native, backends, problems
 
 
-def _built_in_vain(library: dict[str, Any]) -> bool:
-    return not library["loaded"] and "compiler" in library
+def _notes(native: dict[str, Any]) -> list[str]:
+    """What works and could be faster, and what one may not know of it."""
+    from robustflow import _native
+
+    left_out = [library for library in _not_loaded(native) if not _is_broken(library)]
+    notes = [library["reason"] for library in left_out if library is not native.get("cuda")]
+    if shadowed := _native.shadowed_folder():
+        notes.append(
+            f"robustflow is imported from a source tree, {Path(_native.__file__).parent}; the "
+            f"native libraries are those of the installation that it shadows, {shadowed}."
+        )
+    if _native.is_outdated():
+        notes.append(
+            "The native library was built from other sources than those that lie beside it in "
+            "csrc/: build it again."
+        )
+    return notes
+
+
+def _not_loaded(native: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of the native libraries; without the first the others have nothing to do."""
+    libraries = [native, native["cuda"], native["eager"]] if native["loaded"] else [native]
+    return [library for library in libraries if not library["loaded"]]
+
+
+def _is_broken(library: dict[str, Any]) -> bool:
+    return bool(library.get("broken", True))
 
 
 def _has(device: str) -> bool:
@@ -213,8 +229,9 @@ def render(diagnosis: dict[str, Any]) -> str:
             continue
         lines.append(title)
         for name, value in section.items():
-            if name != "reason":  # it is a problem, below, or stands beside its backend
+            if name not in ("reason", "broken"):  # told below, or beside its backend
                 lines.append(f"  {name:<18} {_text(value)}")
+    lines += [f"note: {note}" for note in diagnosis["notes"]]
     lines += [f"problem: {problem}" for problem in diagnosis["problems"]]
     return "\n".join([*lines, "healthy" if diagnosis["healthy"] else "not healthy"])
 
