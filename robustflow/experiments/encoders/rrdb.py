@@ -15,7 +15,7 @@ FEATURES = 64
 GROWTH = 32
 TAPS = (1, 8, 15, 22)  # blocks whose outputs are features, beside the last convolution's
 _SLOPE = 0.2
-_RESIDUAL = 0.2
+RESIDUAL = 0.2
 
 
 class DenseBlock(nn.Module):
@@ -33,7 +33,7 @@ class DenseBlock(nn.Module):
         for index in range(4):
             new = self.get_submodule(f"conv{index + 1}")(seen)
             seen = torch.cat([seen, functional.leaky_relu(new, _SLOPE)], dim=1)
-        return x + _RESIDUAL * self.get_submodule("conv5")(seen)
+        return x + RESIDUAL * self.get_submodule("conv5")(seen)
 
 
 class ResidualBlock(nn.Module):
@@ -46,7 +46,7 @@ class ResidualBlock(nn.Module):
         self.rdb3 = DenseBlock(features, growth)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + _RESIDUAL * self.rdb3(self.rdb2(self.rdb1(x)))
+        return x + RESIDUAL * self.rdb3(self.rdb2(self.rdb1(x)))
 
 
 class RRDB(nn.Module):

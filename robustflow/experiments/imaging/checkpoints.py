@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Mapping
@@ -164,24 +165,31 @@ def read_training(checkpoint: Path) -> tuple[State, dict[str, Tensor]]:
 
 
 def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights to sample from and the file's metadata.
+    """The weights in a file and its metadata, which has ``format`` if it is one of ours.
 
     Args:
-        path: a training's folder (its best checkpoint is taken, else its last), a checkpoint's
-            folder, or a file.
+        path: what :func:`model_file` finds; or a ``.pth`` or ``.pt`` file, which has no metadata.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it is not one of ours.
+        CheckpointError: there is none, or it is damaged.
     """
     file = model_file(path)
-    tensors, metadata = _read(file)
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{file} is not a checkpoint of `robustflow train`.")
-    return tensors, metadata
+    if file.suffix not in (".pth", ".pt"):
+        return _read(file)
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}.") from error
+    weights = loaded if isinstance(loaded, Mapping) else {}
+    return {name: each for name, each in weights.items() if isinstance(each, Tensor)}, {}
 
 
 def model_file(path: Path) -> Path:
-    """The file of weights that :func:`read_model` reads."""
+    """The file of weights of a training's folder (the best, else the last), or of a checkpoint.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     if path.is_file():
         return path
     checkpoints = path / "checkpoints"

@@ -9,6 +9,7 @@ from torch import nn
 
 from robustflow.experiments.imaging.config import to_toml
 from robustflow.experiments.imaging.loading import load_flow
+from robustflow.experiments.imaging.published import PublishedFlow
 
 
 def describe(path: Path) -> str:
@@ -19,8 +20,12 @@ def describe(path: Path) -> str:
     """
     loaded = load_flow(path)
     flow = loaded.flow
+    head = f"{loaded.file}, {loaded.file.stat().st_size / 2**20:.1f} MiB"
+    if isinstance(flow, PublishedFlow) or loaded.config is None:
+        assert isinstance(flow, PublishedFlow)
+        return "\n".join([head, *_of_published(flow)])
     lines = [
-        f"{loaded.file}, {loaded.file.stat().st_size / 2**20:.1f} MiB",
+        head,
         f"after {loaded.step} updates",
         f"encoder: {type(flow.encoder).__name__}, {_weights(flow.encoder):,} weights",
         f"flow: {_weights(flow.flow):,} weights, pictures in multiples of {flow.size_multiple}",
@@ -30,6 +35,22 @@ def describe(path: Path) -> str:
         layers = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         lines.append(f"  level {number}: {layers}")
     return "\n".join([*lines, "", to_toml(loaded.config, explain=False).rstrip()])
+
+
+def _of_published(flow: PublishedFlow) -> list[str]:
+    found = flow.structure
+    steps = ", ".join(map(str, found.steps))
+    lines = [
+        f"a published network, {found.scale}x, {found.coupling}; flow steps by level: {steps}",
+        f"encoder: RRDB, {_weights(flow.RRDB):,} weights",
+        f"flow: {_weights(flow.flowUpsamplerNet):,} weights, pictures in multiples of "
+        f"{flow.size_multiple}",
+    ]
+    if found.std:
+        lines.append("it is told the noise level, and models the residual over bicubic upsampling")
+    if found.unknown:
+        lines.append(f"not recognised: {', '.join(found.unknown)}")
+    return lines
 
 
 def _weights(module: nn.Module) -> int:

@@ -12,6 +12,7 @@ from robustflow.experiments.imaging import checkpoints
 from robustflow.experiments.imaging.checkpoints import CheckpointError
 from robustflow.experiments.imaging.config import Config, ConfigError, from_toml
 from robustflow.experiments.imaging.model import ImagingFlow
+from robustflow.experiments.imaging.published import NotPublished, PublishedFlow
 
 _ENCODER = "encoder."
 
@@ -22,25 +23,36 @@ class Loaded:
 
     Attributes:
         flow: to sample from.
-        config: that it was trained with.
-        step: updates.
+        config: that it was trained with; None for a published network.
+        step: updates; None likewise.
         file: where the weights are.
     """
 
-    flow: ImagingFlow
-    config: Config
-    step: int
+    flow: ImagingFlow | PublishedFlow
+    config: Config | None
+    step: int | None
     file: Path
 
 
 def load_flow(path: Path) -> Loaded:
-    """The flow of a training's folder (its best checkpoint, else its last), or of a file.
+    """A flow of `robustflow train`, or a published super-resolution network.
+
+    Args:
+        path: a training's folder (its best checkpoint is taken, else its last), a checkpoint's
+            folder or file; or a file of published weights, ``.pth``, ``.pt`` or ``.safetensors``.
 
     Raises:
         CheckpointError: there is none, or it is damaged, or of another program.
     """
-    tensors, metadata = checkpoints.read_model(path)
     file = checkpoints.model_file(path)
+    tensors, metadata = checkpoints.read_model(file)
+    if metadata.get("format") != checkpoints.FORMAT:
+        try:
+            return Loaded(PublishedFlow(tensors).eval(), None, None, file)
+        except NotPublished as error:
+            raise CheckpointError(
+                f"{file} is neither of `robustflow train` nor a published network. {error}"
+            ) from None
     try:
         config = from_toml(metadata["config"], f"the configuration in {file}")
         flow = ImagingFlow(config)
@@ -54,6 +66,18 @@ def load_flow(path: Path) -> Loaded:
     except (ConfigError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{file} does not fit this version: {error}") from error
     return Loaded(flow.eval(), config, int(metadata["step"]), file)
+
+
+def load_own_flow(path: Path) -> tuple[ImagingFlow, Config]:
+    """A flow of `robustflow train` and its configuration, for what a published one cannot do.
+
+    Raises:
+        CheckpointError: as for :func:`load_flow`, or it is a published network.
+    """
+    loaded = load_flow(path)
+    if not isinstance(loaded.flow, ImagingFlow) or loaded.config is None:
+        raise CheckpointError(f"{loaded.file} is a published network, not of `robustflow train`.")
+    return loaded.flow, loaded.config
 
 
 def load_weights(

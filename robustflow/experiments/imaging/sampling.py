@@ -24,6 +24,7 @@ from robustflow.experiments.data.reading import (
 from robustflow.experiments.faults import count_faults
 from robustflow.experiments.imaging.loading import load_flow
 from robustflow.experiments.imaging.model import ImagingFlow
+from robustflow.experiments.imaging.published import PublishedFlow
 from robustflow.experiments.imaging.tiles import DEFAULT_HALO, sample_in_tiles
 from robustflow.experiments.tasks.base import WHITE
 
@@ -76,6 +77,8 @@ def sample_files(
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     files = files[rank::ranks]
     flow = load_flow(checkpoint).flow
+    if tile and isinstance(flow, PublishedFlow):
+        raise BadRequest("--tile is for flows of `robustflow train`, not for published networks.")
     flow.to("cuda" if torch.cuda.is_available() else "cpu")
     table = Table(box=SIMPLE_HEAD)
     for title in ("picture", "size", "faulty samples", "largest |value|"):
@@ -101,7 +104,7 @@ def sample_files(
 
 
 def _samples(
-    flow: ImagingFlow,
+    flow: ImagingFlow | PublishedFlow,
     y: Tensor,
     number: int,
     temperature: float,
@@ -111,6 +114,12 @@ def _samples(
 ) -> Tensor:
     """(number, C, H, W) on the CPU; the same for a seed, whole or in tiles."""
     generators = [generator_of(seed, index) for index in range(number)]
+    if isinstance(flow, PublishedFlow):
+        drawn_apart = [
+            flow.sample(y, temperature=temperature, generator=generator)[0]
+            for generator in generators
+        ]
+        return torch.cat(drawn_apart).cpu()
     if tile:
         return torch.stack(
             [
@@ -127,7 +136,7 @@ def _samples(
     return flow.decode(latents, prepared, temperature).cpu()
 
 
-def observation(flow: ImagingFlow, picture: Tensor, degrade: bool) -> Tensor:
+def observation(flow: ImagingFlow | PublishedFlow, picture: Tensor, degrade: bool) -> Tensor:
     """The observation (1, C, H, W) of a decoded picture (3, H, W), cut to what the flow divides."""
     y = picture[None].float() / WHITE
     scale = flow.task.scale

@@ -1,0 +1,289 @@
+"""Checkpoints of the published networks: names, shapes and computation as published.
+
+The network below is written from the published structure alone, as functions of a dictionary of
+weights, and shares no module with the package.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as tf
+
+from robustflow.cli import main
+from robustflow.experiments.imaging.loading import load_flow
+from robustflow.experiments.imaging.published import NotPublished, PublishedFlow
+from robustflow.experiments.tasks import resizing
+
+FEATURES, GROWTH, BLOCKS, HIDDEN, STEPS, LEVELS = 8, 4, 8, 6, 2, 3
+TAPS = (1, 3, 5, 7)
+CONDITION = FEATURES * 5
+Weights = dict[str, Tensor]
+
+
+def draw(*shape: int, size: float = 0.1) -> Tensor:
+    return size * torch.randn(*shape)
+
+
+def published_weights(coupling: str, *, std: bool, frozen: bool) -> Weights:
+    """A checkpoint's names and shapes, with random values."""
+    weights: Weights = {}
+
+    def convolution(name: str, read: int, out: int, side: int = 3, *, bias: bool = True) -> None:
+        weights[f"{name}.weight"] = draw(out, read, side, side)
+        if bias:
+            weights[f"{name}.bias"] = draw(out)
+
+    def actnorm(name: str, channels: int) -> None:
+        weights[f"{name}.bias"] = draw(1, channels, 1, 1)
+        weights[f"{name}.logs"] = draw(1, channels, 1, 1)
+
+    convolution("RRDB.conv_first", 3, FEATURES)
+    for block in range(BLOCKS):
+        for dense in (1, 2, 3):
+            for number in range(5):
+                out = FEATURES if number == 4 else GROWTH
+                name = f"RRDB.RRDB_trunk.{block}.RDB{dense}.conv{number + 1}"
+                convolution(name, FEATURES + number * GROWTH, out)
+    for name in ("trunk_conv", "upconv1", "upconv2", "HRconv"):
+        convolution(f"RRDB.{name}", FEATURES, FEATURES)
+    convolution("RRDB.conv_last", FEATURES, 3)
+
+    parameters = 4 if coupling == "rqspline" else 2
+    net = "fRQspline" if coupling == "rqspline" else "fAffine"
+    number, channels = 0, 3
+    for level in range(1, LEVELS + 1):
+        channels *= 4
+        number += 1  # the squeeze
+        for step in range(STEPS + 1):  # the first without a coupling
+            prefix = f"flowUpsamplerNet.layers.{number}"
+            actnorm(f"{prefix}.actnorm", channels)
+            rotation = torch.linalg.qr(torch.randn(channels, channels)).Q.contiguous()
+            if frozen and step:
+                weights[f"{prefix}.invconv.weight"] = rotation[..., None, None]
+                weights[f"{prefix}.invconv.weight_transpose"] = rotation.T[..., None, None].clone()
+            else:
+                weights[f"{prefix}.invconv.weight"] = rotation
+            changed, kept = (channels - channels // 2) * parameters, channels // 2
+            nets = {
+                net: (kept + CONDITION, changed),
+                "fFeatures": (CONDITION, channels * parameters),
+            }
+            if std:
+                nets[f"{net}_std"] = (kept + 3, changed)
+            for name, (read, out) in nets.items() if step else ():
+                path = f"{prefix}.{coupling}.{name}"
+                convolution(f"{path}.0", read, HIDDEN, bias=False)
+                actnorm(f"{path}.0.actnorm", HIDDEN)
+                convolution(f"{path}.2", HIDDEN, HIDDEN, 1, bias=False)
+                actnorm(f"{path}.2.actnorm", HIDDEN)
+                convolution(f"{path}.4", HIDDEN, out)
+                weights[f"{path}.4.logs"] = draw(out, 1, 1)
+            number += 1
+        if level == 1:
+            convolution(f"flowUpsamplerNet.layers.{number}.conv", channels // 2, channels)
+            weights[f"flowUpsamplerNet.layers.{number}.conv.logs"] = draw(channels, 1, 1)
+            channels //= 2
+            number += 1
+    convolution("flowUpsamplerNet.f.0", CONDITION, 10)
+    return weights
+
+
+def rrdb(weights: Weights, low: Tensor) -> dict[int, Tensor]:
+    """log2 of the size over the input's -> features."""
+
+    def conv(name: str, x: Tensor) -> Tensor:
+        return tf.conv2d(x, weights[f"RRDB.{name}.weight"], weights[f"RRDB.{name}.bias"], padding=1)
+
+    first = hidden = conv("conv_first", low)
+    tapped = []
+    for block in range(BLOCKS):
+        entering = hidden
+        for dense in (1, 2, 3):
+            seen = [hidden]
+            for number in range(1, 5):
+                name = f"RRDB_trunk.{block}.RDB{dense}.conv{number}"
+                seen.append(tf.leaky_relu(conv(name, torch.cat(seen, 1)), 0.2))
+            last = conv(f"RRDB_trunk.{block}.RDB{dense}.conv5", torch.cat(seen, 1))
+            hidden = hidden + 0.2 * last
+        hidden = entering + 0.2 * hidden
+        if block in TAPS:
+            tapped.append(hidden)
+    last = first + conv("trunk_conv", hidden)
+    up2 = conv("upconv1", tf.interpolate(last, scale_factor=2))
+    half = tf.interpolate(last, scale_factor=0.5, mode="bilinear", align_corners=False)
+    taps = torch.cat(tapped, 1)
+    return {
+        size: torch.cat([made, tf.interpolate(taps, made.shape[-2:])], 1)
+        for size, made in {1: up2, 0: last, -1: half}.items()
+    }
+
+
+def net_of(weights: Weights, path: str, x: Tensor) -> Tensor:
+    for layer, padding in (("0", 1), ("2", 0)):
+        x = tf.conv2d(x, weights[f"{path}.{layer}.weight"], padding=padding)
+        x = (x + weights[f"{path}.{layer}.actnorm.bias"]) * weights[
+            f"{path}.{layer}.actnorm.logs"
+        ].exp()
+        x = x.relu()
+    x = tf.conv2d(x, weights[f"{path}.4.weight"], weights[f"{path}.4.bias"], padding=1)
+    return x * (3 * weights[f"{path}.4.logs"]).exp()
+
+
+def transform(coupling: str, z: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """The published elementwise transforms, forward."""
+    if coupling != "rqspline":
+        shift, logit = h[:, 0::2], h[:, 1::2]
+        scale = torch.sigmoid(logit + 2) + 1e-4
+        scale = 1 / scale if coupling == "affinereparam" else scale
+        return (z + shift) * scale, scale.log().flatten(1).sum(1)
+    w, v, d, shift = (h[:, index::4] for index in range(4))
+    width = 0.998 * torch.sigmoid(w) + 0.001
+    height = 0.998 * torch.sigmoid(v) + 0.001
+    slope = 0.999 * d.exp() + 0.001
+    right = z >= width - 0.5
+    x0 = torch.where(right, width - 0.5, -0.5)
+    y0 = torch.where(right, height - 0.5, -0.5)
+    bin_w = torch.where(right, 1 - width, width)
+    bin_h = torch.where(right, 1 - height, height)
+    d0, d1 = torch.where(right, slope, 1.0), torch.where(right, 1.0, slope)
+    t, s = (z - x0) / bin_w, bin_h / bin_w
+    below = s + (d0 + d1 - 2 * s) * t * (1 - t)
+    inside = (z > -0.5) & (z < 0.5)
+    y = y0 + bin_h * (s * t**2 + d0 * t * (1 - t)) / below
+    change = s**2 * (d1 * t**2 + 2 * s * t * (1 - t) + d0 * (1 - t) ** 2) / below**2
+    logs = torch.where(inside, change, 1.0).log()
+    return torch.where(inside, y, z) + shift, logs.flatten(1).sum(1)
+
+
+def published_encode(
+    weights: Weights, coupling: str, x: Tensor, low: Tensor, std: bool
+) -> tuple[list[Tensor], Tensor]:
+    """Latents, the last level's last, and the log-determinant."""
+    features = rrdb(weights, low)
+    z = x - resizing.upsample(low, 4) if std else x
+    total = torch.zeros(len(x))
+    net = "fRQspline" if coupling == "rqspline" else "fAffine"
+    number, level = 0, 0
+    latents = []
+    while True:
+        prefix = f"flowUpsamplerNet.layers.{number}"
+        names = [name for name in weights if name.startswith(f"{prefix}.")]
+        if not any(
+            name.startswith("flowUpsamplerNet.layers.") and int(name.split(".")[2]) >= number
+            for name in weights
+        ):
+            break
+        number += 1
+        if not names:
+            z, level = tf.pixel_unshuffle(z, 2), level + 1
+            continue
+        if f"{prefix}.conv.weight" in weights:
+            z1, z2 = z.chunk(2, 1)
+            h = tf.conv2d(
+                z1, weights[f"{prefix}.conv.weight"], weights[f"{prefix}.conv.bias"], padding=1
+            )
+            h = h * (3 * weights[f"{prefix}.conv.logs"]).exp()
+            mean, logs = h[:, 0::2], h[:, 1::2]
+            latents.append((z2 - mean) * (-logs).exp())
+            total = total - logs.flatten(1).sum(1)
+            z = z1
+            continue
+        pixels = math.prod(z.shape[2:])
+        logs = weights[f"{prefix}.actnorm.logs"]
+        z = (z + weights[f"{prefix}.actnorm.bias"]) * logs.exp()
+        total = total + logs.sum() * pixels
+        matrix = weights[f"{prefix}.invconv.weight"].flatten(1)
+        z = tf.conv2d(z, matrix[..., None, None])
+        total = total + torch.linalg.slogdet(matrix).logabsdet * pixels
+        if f"{prefix}.{coupling}.fFeatures.0.weight" not in weights:
+            continue
+        ft = features[2 - level]
+        z, change = transform(coupling, z, net_of(weights, f"{prefix}.{coupling}.fFeatures", ft))
+        total = total + change
+        kept = z.shape[1] // 2
+        noise = torch.zeros(len(z), 3, *z.shape[2:])
+        seconds = [(f"{net}_std", noise)] if std and level > 1 else []
+        for name, condition in [*seconds, (net, ft)]:
+            z1, z2 = z[:, :kept], z[:, kept:]
+            h = net_of(weights, f"{prefix}.{coupling}.{name}", torch.cat([z1, condition], 1))
+            z2, change = transform(coupling, z2, h)
+            z, total = torch.cat([z1, z2], 1), total + change
+    return [*latents, z], total
+
+
+def normal_log_prob(latents: list[Tensor]) -> Tensor:
+    terms = [-0.5 * (z**2 + math.log(2 * math.pi)).flatten(1).sum(1) for z in latents]
+    return torch.stack(terms).sum(0)
+
+
+@pytest.mark.parametrize("coupling", ["affine", "affinereparam", "rqspline"])
+@pytest.mark.parametrize("std", [False, True])
+def test_a_published_checkpoint_computes_what_the_published_network_does(
+    coupling: str, std: bool
+) -> None:
+    torch.manual_seed(0)
+    weights = published_weights(coupling, std=std, frozen=coupling == "rqspline")
+    flow = PublishedFlow(weights).eval()
+    assert flow.structure.unknown == ()
+    assert (flow.structure.scale, flow.structure.steps) == (4, (2, 2, 2))
+    assert flow.structure.coupling == coupling
+    saved = flow.state_dict()
+    assert set(saved) == set(weights)
+    assert all(torch.equal(saved[name], tensor) for name, tensor in weights.items())
+    x, low = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        made = flow.log_prob(x, low)
+        latents, logdet = published_encode(weights, coupling, x, low, std)
+    wanted = logdet + normal_log_prob(latents)
+    torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("coupling", ["affine", "rqspline"])
+def test_the_published_network_encodes_samples_to_their_latents(coupling: str) -> None:
+    torch.manual_seed(0)
+    weights = published_weights(coupling, std=True, frozen=False)
+    flow = PublishedFlow(weights).eval()
+    low = torch.rand(1, 3, 8, 8)
+    generator = torch.Generator().manual_seed(1)
+    samples = flow.sample(low, 2, temperature=0.5, generator=generator)[0]
+    again = torch.Generator().manual_seed(1)
+    drawn = [0.5 * torch.randn(2, *shape, generator=again) for shape in [(96, 4, 4), (6, 16, 16)]]
+    latents, _ = published_encode(weights, coupling, samples, low.expand(2, -1, -1, -1), std=True)
+    for mine, theirs in zip(latents, reversed(drawn), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=2e-3, rtol=0)
+
+
+def test_commands_read_a_published_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    weights = published_weights("affine", std=False, frozen=False)
+    weights["flowUpsamplerNet.extra.weight"] = torch.zeros(1)
+    torch.save(weights, tmp_path / "latest_G.pth")
+    assert main(["info", str(tmp_path / "latest_G.pth")]) == 0
+    said = capsys.readouterr().out
+    assert "published network, 4x, affine" in said
+    assert "not recognised: flowUpsamplerNet.extra.weight" in said
+    del weights["flowUpsamplerNet.extra.weight"]
+    save_file(weights, tmp_path / "flow.safetensors")
+    torch.save({"params": {"conv.weight": torch.zeros(1)}}, tmp_path / "other.pth")
+    Image.new("RGB", (8, 8), (90, 120, 40)).save(tmp_path / "low.png")
+    out = tmp_path / "out"
+    command = ["sample", str(tmp_path / "flow.safetensors"), str(tmp_path / "low.png"), "-n", "1"]
+    assert main([*command, "--out", str(out)]) == 0
+    assert Image.open(out / "low-00.png").size == (32, 32)
+    assert main(["info", str(tmp_path / "other.pth")]) == 2
+    assert "no weight is named flowUpsamplerNet" in capsys.readouterr().err
+    assert load_flow(tmp_path / "flow.safetensors").step is None
+
+
+def test_weights_of_the_wrong_shape_are_named() -> None:
+    weights = published_weights("affine", std=False, frozen=False)
+    weights["flowUpsamplerNet.layers.2.actnorm.logs"] = torch.zeros(1, 5, 1, 1)
+    with pytest.raises(NotPublished, match=r"layers\.2\.actnorm\.logs"):
+        PublishedFlow(weights)
