@@ -6,7 +6,7 @@ import difflib
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import torch
@@ -53,9 +53,27 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"There are {', '.join(known)}." if known else "There are none."
 
 
+def describe(value: object) -> str:
+    """A value in a message: what it is, where writing it out would fill the screen."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None or isinstance(value, (str, Real)):
+        return repr(value)
+    return f"{'an' if type(value).__name__[0] in 'AEIOUaeiou' else 'a'} {type(value).__name__}"
+
+
 def check_number(name: str, value: object) -> None:
     if not isinstance(value, (int, float, Real)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}.")
+        raise TypeError(f"{name} must be a number, got {describe(value)}.")
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
+        return
+    kind = ValueError if isinstance(value, Real) else TypeError
+    raise kind(f"{name} must be a whole number of at least {least}, got {describe(value)}.")
 
 
 def check_tensor(name: str, value: object) -> None:
@@ -82,6 +100,8 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
 
 
 def check_interval(name: str, interval: Sequence[float]) -> tuple[float, float]:
+    if not isinstance(interval, Sequence):
+        raise TypeError(f"{name} must be a pair of numbers, got {describe(interval)}.")
     if len(interval) != 2 or not all(isinstance(edge, (int, float)) for edge in interval):
         raise ValueError(f"{name} must be a pair of numbers, got {interval!r}.")
     lower, upper = float(interval[0]), float(interval[1])
@@ -97,6 +117,12 @@ def check_minimum_bin(name: str, value: float, num_bins: int) -> None:
             f"{name} must lie in (0, 1/{num_bins}) so that {num_bins} bins fit the box, "
             f"got {value!r}."
         )
+
+
+def check_at_least_zero(name: str, value: float) -> None:
+    check_number(name, value)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a number of at least 0, got {value!r}.")
 
 
 def check_positive(name: str, value: float) -> None:

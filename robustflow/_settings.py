@@ -14,7 +14,9 @@ from torch import Tensor
 
 from robustflow import ops
 from robustflow._checks import (
+    check_at_least_zero,
     check_choice,
+    check_count,
     check_interval,
     check_leading_shape,
     check_minimum_bin,
@@ -67,8 +69,7 @@ def rq_config(
     reduce: str,
     dims: int,
 ) -> tuple[Any, ...]:
-    if not isinstance(num_bins, int) or num_bins < 1:
-        raise ValueError(f"num_bins must be a whole number of at least 1, got {num_bins!r}.")
+    check_count("num_bins", num_bins)
     check_choice("tails", tails, _TAILS)
     check_choice("parametrization", parametrization, _PARAMETRIZATIONS)
     check_minimum_bin("min_bin_width", min_bin_width, num_bins)
@@ -114,9 +115,7 @@ def affine_config(
     dims: int,
 ) -> tuple[Any, ...]:
     check_choice("scale", scale, _SCALES)
-    check_number("eps", eps)
-    if not eps >= 0:
-        raise ValueError(f"eps must be at least 0, got {eps!r}.")
+    check_at_least_zero("eps", eps)
     kind, default_clamp = ops.SCALES[scale]
     if clamp is None:
         clamp = default_clamp

@@ -341,11 +341,11 @@ def test_wrong_uses_are_told_apart() -> None:
         ConditionalFlow([[Coupling(4, 4)], [Coupling(4, 4)]]).condition(normal(1, 4, 4, 2))
     with pytest.raises(ValueError, match="must not end with a Split"):
         ConditionalFlow([[Split(4, 2)]])
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match=r"levels\[0\] must have at least one layer"):
         ConditionalFlow([[]])
-    with pytest.raises(ValueError, match="flow needs at least one level"):
+    with pytest.raises(ValueError, match="levels must have at least one level"):
         ConditionalFlow([])
-    with pytest.raises(ValueError, match="at least 2 channels"):
+    with pytest.raises(ValueError, match="channels must be at least 2"):
         Coupling(1, 2)
     with pytest.raises(ValueError, match="odd"):
         Conditioner(2, 2, 2, kernel_size=2)

@@ -120,7 +120,7 @@ def test_a_users_conditioner() -> None:
 def test_wrong_uses() -> None:
     with pytest.raises(ValueError, match="hidden_features must be at least 5"):
         RQSplineAutoregressive(5, hidden_features=4)
-    with pytest.raises(ValueError, match="features must be at least 1"):
+    with pytest.raises(ValueError, match="features must be a whole number of at least 1"):
         MaskedConditioner(0, 1, 0)
     layer = RQSplineAutoregressive(5, 2)
     with pytest.raises(ValueError, match="needs a context of 2 channels"):

@@ -240,7 +240,7 @@ def test_errors_are_sentences() -> None:
         flow.log_prob(x)
     with pytest.raises(ValueError, match="not both"):
         flow.log_prob(x, context, condition=condition)
-    with pytest.raises(ValueError, match="z must have 5 channels"):
+    with pytest.raises(ValueError, match="x must have 5 channels"):
         flow.log_prob(normal(2, 4), context)
     with pytest.raises(ValueError, match="context must have 3 channels"):
         flow.log_prob(x, normal(2, 4))
@@ -248,18 +248,18 @@ def test_errors_are_sentences() -> None:
         flow.log_prob(normal(3, 5), context)
     with pytest.raises(ValueError, match="one for each level that ends with a Split"):
         flow.inverse(flow(x, context)[0][:1], context)
-    for number in (0, -1, 2.0, "2"):
+    for number in (0, -1, 2.0):
         with pytest.raises(ValueError, match="num_samples must be a whole number"):
             flow.sample(number, context)  # type: ignore[arg-type]
     for temperature in (-1.0, float("nan")):
-        with pytest.raises(ValueError, match="temperature must be at least 0"):
+        with pytest.raises(ValueError, match="temperature must be a number of at least 0"):
             flow.sample(2, context, temperature=temperature)
     pictures = ConditionalFlow([[RQSplineCoupling(4, 3, hidden_channels=4)]])
     with pytest.raises(ValueError, match=r"has 2 and \(4, 4\), z has 2 and \(8, 8\)"):
         pictures.log_prob(torch.zeros(2, 4, 8, 8), torch.zeros(2, 3, 4, 4))
     with pytest.raises(ValueError, match=r"pictures .* got a spatial size of \(\)"):
         picture_flow().sample(2)
-    with pytest.raises(ValueError, match="multiples of 2"):
+    with pytest.raises(ValueError, match="multiples of 4"):
         picture_flow().log_prob(normal(2, 1, 7, 8))
     with pytest.raises(ValueError, match="factor"):
         Squeeze(0)

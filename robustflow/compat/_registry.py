@@ -6,12 +6,13 @@ import importlib
 import logging
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
 
 import torch
 
+from robustflow._checks import describe
 from robustflow.compat._code import Change
 
 logger = logging.getLogger("robustflow.compat")
@@ -63,6 +64,7 @@ _lock = threading.RLock()
 _sessions: dict[str, _Session] = {}
 _counts: dict[str, dict[str, int]] = {}
 _logged: set[tuple[str, str, str]] = set()
+_modules: set[str] = set()  # that patch_module was given, patched now or not
 
 
 class Patch:
@@ -119,6 +121,7 @@ def patch(name: str) -> Patch:
         several threads.
 
     Raises:
+        TypeError: no string.
         ValueError: an unknown name.
         PatchError: the library is not installed, or its functions are not those that the kernels
             know: another signature, or other results on a few random inputs.
@@ -130,11 +133,11 @@ def patch(name: str) -> Patch:
         ...     print(robustflow.compat.patched())
         {'zuko': {'kernel': 5, 'fallback': 0}}
     """
+    _check_name(name)
     if name not in LIBRARIES:
-        names = ", ".join(repr(known) for known in LIBRARIES)
         raise ValueError(
-            f"name must be one of {names}, got {name!r}; use patch_module for a module that holds "
-            "a copy of nflows' functions."
+            f"name must be one of {_names(LIBRARIES)}, got {name!r}; use patch_module for a module "
+            "that holds a copy of nflows' functions."
         )
     with _lock:
         return _begin(name, lambda: importlib.import_module(LIBRARIES[name]).changes())
@@ -163,6 +166,7 @@ def patch_module(module: ModuleType) -> Patch:
     from robustflow.compat import _splines
 
     with _lock:
+        _modules.add(module.__name__)
         return _begin(module.__name__, lambda: _splines.changes_of_module(module, module.__name__))
 
 
@@ -172,10 +176,30 @@ def unpatch(name: str) -> None:
     Args:
         name: as given to :func:`patch`, or the name of a module given to :func:`patch_module`.
             Nothing happens where it is not patched.
+
+    Raises:
+        TypeError: no string.
+        ValueError: a name that neither function knows.
     """
+    _check_name(name)
     with _lock:
         if name in _sessions:
             _end(_sessions[name])
+        elif name not in LIBRARIES and name not in _modules:
+            known = _names([*LIBRARIES, *sorted(_modules)])
+            raise ValueError(f"name must be one of {known}, got {name!r}.")
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(
+            f"name must be the name of one library, such as 'zuko', got {describe(name)}: make a "
+            "call for each library."
+        )
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names)
 
 
 def patched() -> dict[str, dict[str, int]]:

@@ -8,6 +8,7 @@ from torch import Size, Tensor
 
 from robustflow import functional as F
 from robustflow._checks import check_same_device, check_tensor
+from robustflow._settings import affine_config
 from robustflow.distributions.elementwise import ElementwiseTransform, check_parameters, with_dims
 
 
@@ -29,8 +30,7 @@ class ConditionalAffineTransform(ElementwiseTransform):
         cache_size: 1 holds the latest pair (x, y), 0 none.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind, shape or range; settings are checked
-            when the transform is first used.
+        TypeError, ValueError: an argument of the wrong kind, shape or range.
 
     Source: Lugmayr et al., SRFlow, 2020 (arXiv:2006.14200); Dinh et al. 2017 (arXiv:1605.08803).
 
@@ -70,16 +70,15 @@ class ConditionalAffineTransform(ElementwiseTransform):
             check_same_device("log_scale", log_scale, params)
         self.params = params
         self.log_scale = log_scale
-        super().__init__(
-            {
-                "scale": scale,
-                "eps": eps,
-                "clamp": clamp,
-                "shift_first": shift_first,
-                "reciprocal": reciprocal,
-            },
-            cache_size,
-        )
+        settings = {
+            "scale": scale,
+            "eps": eps,
+            "clamp": clamp,
+            "shift_first": shift_first,
+            "reciprocal": reciprocal,
+        }
+        affine_config(False, *settings.values(), "none", params.dim())
+        super().__init__(settings, cache_size)
 
     def _leading_shapes(self) -> list[Size]:
         if self.log_scale is None:

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from robustflow import functional as F
+from robustflow._settings import modified_rq_config
 from robustflow.distributions.elementwise import ElementwiseTransform, check_parameters, with_dims
 
 
@@ -28,8 +29,7 @@ class ModifiedRQSplineTransform(ElementwiseTransform):
         cache_size: 1 holds the latest pair (x, y), 0 none.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind, shape or range; settings are checked
-            when the transform is first used.
+        TypeError, ValueError: an argument of the wrong kind, shape or range.
 
     Source: Hong, Park, Chun, ICCV 2023 (arXiv:2212.04319).
 
@@ -59,15 +59,14 @@ class ModifiedRQSplineTransform(ElementwiseTransform):
     ) -> None:
         check_parameters("params", params, 4)
         self.params = params
-        super().__init__(
-            {
-                "interval": interval,
-                "min_bin": min_bin,
-                "min_derivative": min_derivative,
-                "derivative": derivative,
-            },
-            cache_size,
-        )
+        settings = {
+            "interval": interval,
+            "min_bin": min_bin,
+            "min_derivative": min_derivative,
+            "derivative": derivative,
+        }
+        modified_rq_config(False, *settings.values(), "none", params.dim())
+        super().__init__(settings, cache_size)
 
     def _transform(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         params = with_dims(self.params, x.dim() + 1)

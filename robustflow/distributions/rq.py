@@ -10,9 +10,10 @@ from torch.distributions import constraints
 
 from robustflow import functional as F
 from robustflow._checks import check_rq_parameters
-from robustflow._settings import Bound
+from robustflow._settings import Bound, box_of, rq_config
 from robustflow.distributions.elementwise import ElementwiseTransform
 
+_UNIT_BOX = (0.0, 1.0, 0.0, 1.0)  # stands for one that tensors hold
 _EDGES = ("left", "right", "bottom", "top")
 
 
@@ -37,8 +38,7 @@ class RQSplineTransform(ElementwiseTransform):
         cache_size: 1 holds the latest pair (x, y), 0 none.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind, shape or range; settings are checked
-            when the transform is first used.
+        TypeError, ValueError: an argument of the wrong kind, shape or range.
 
     Source: Durkan et al., Neural Spline Flows, 2019 (arXiv:1906.04032).
 
@@ -88,18 +88,18 @@ class RQSplineTransform(ElementwiseTransform):
             "bottom": bottom,
             "top": top,
         }
-        super().__init__(
-            {
-                "tails": tails,
-                **{name: _bound(bound, unnormalized_widths) for name, bound in bounds.items()},
-                "min_bin_width": min_bin_width,
-                "min_bin_height": min_bin_height,
-                "min_derivative": min_derivative,
-                "parametrization": parametrization,
-                "logit_scale": logit_scale,
-            },
-            cache_size,
-        )
+        box = {name: _bound(bound, unnormalized_widths) for name, bound in bounds.items()}
+        others = {
+            "min_bin_width": min_bin_width,
+            "min_bin_height": min_bin_height,
+            "min_derivative": min_derivative,
+            "parametrization": parametrization,
+            "logit_scale": logit_scale,
+        }
+        numbers = not any(isinstance(bound, Tensor) for bound in box.values())
+        edges = box_of(unnormalized_widths, *box.values())[1] if numbers else _UNIT_BOX
+        rq_config(self.num_bins, False, tails, edges, *others.values(), "none", 0)
+        super().__init__({"tails": tails, **box, **others}, cache_size)
 
     def _leading_shapes(self) -> list[Size]:
         bounds = (self.settings[name] for name in ("tail_bound", *_EDGES))

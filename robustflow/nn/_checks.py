@@ -2,9 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
+
+from robustflow._checks import check_count, describe
+
+
+def check_counts(least: int = 1, **counts: int) -> None:
+    """Whole numbers of at least so many, by their names."""
+    for name, value in counts.items():
+        check_count(name, value, least)
+
+
+def check_transform(transform: object) -> None:
+    """An elementwise transform, and not its class or a name."""
+    usable = callable(transform) and hasattr(transform, "num_params")
+    if isinstance(transform, type) or not usable:
+        hint = f": write {transform.__name__}()" if isinstance(transform, type) else ""
+        raise TypeError(
+            "transform must be an elementwise transform such as ModifiedRQSpline(), got "
+            f"{describe(transform)}{hint}."
+        )
+
+
+def check_flags(**flags: bool) -> None:
+    """True or False, by their names."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, got {describe(value)}.")
+
+
+def check_module(name: str, module: object) -> None:
+    """A module, and not its class or a list of modules."""
+    if isinstance(module, nn.Module):
+        return
+    hint = ""
+    if isinstance(module, type) and issubclass(module, nn.Module):
+        hint = f": write {module.__name__}(...)"
+    raise TypeError(f"{name} must be a torch.nn.Module, got {describe(module)}{hint}.")
+
+
+def check_layers(layers: object, where: str = "layers") -> None:
+    """Modules in a list, or in a container of torch's; ``where`` names it."""
+    if not isinstance(layers, Sequence | nn.Sequential | nn.ModuleList) or isinstance(layers, str):
+        hint = ""
+        if isinstance(layers, nn.Module):
+            hint = ": of layers for a single level, write [[...]]"
+        raise TypeError(f"{where} must be a list of layers, got {describe(layers)}{hint}.")
+    if not layers:
+        raise ValueError(f"{where} must have at least one layer, got none.")
+    for i, layer in enumerate(layers):
+        if isinstance(layer, list | tuple):
+            raise TypeError(
+                f"{where}[{i}] must be a layer, got {describe(layer)}: put the layers of a "
+                "flow_step into the level one by one, [*flow_step(...), ...]."
+            )
+        check_module(f"{where}[{i}]", layer)
+
+
+def check_dtype(name: str, tensor: Tensor, weight: Tensor) -> None:
+    """One dtype for what a layer reads and its weights, unless autocast chooses."""
+    if tensor.dtype == weight.dtype:
+        return
+    double = torch.float64 in (tensor.dtype, weight.dtype)  # which autocast leaves alone
+    if not double and torch.is_autocast_enabled(tensor.device.type):
+        return
+    raise TypeError(
+        f"{name} is {tensor.dtype} and the weights are {weight.dtype}: convert x (or z, or the "
+        f"context) by .to({weight.dtype}), or the flow by .to({tensor.dtype})."
+    )
 
 
 def check_shape(name: str, tensor: Tensor, channels: int, spatial_dims: int | None = None) -> None:

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
-from robustflow.nn._checks import check_shape
+from robustflow._checks import check_at_least_zero
+from robustflow.nn._checks import check_counts, check_shape
 from robustflow.nn._precision import float32_at_least, wide_dtype
 
 
@@ -35,6 +36,9 @@ class ActNorm(nn.Module):
         channels: channels of z.
         eps: added to the standard deviation; at least 0.
 
+    Raises:
+        TypeError, ValueError: no whole number of channels, or a negative ``eps``.
+
     Source: Kingma and Dhariwal, Glow, 2018 (arXiv:1807.03039).
 
     Example:
@@ -50,6 +54,8 @@ class ActNorm(nn.Module):
 
     def __init__(self, channels: int, *, eps: float = 1e-6) -> None:
         super().__init__()
+        check_counts(channels=channels)
+        check_at_least_zero("eps", eps)
         self.channels = channels
         self.eps = eps
         self.bias = nn.Parameter(torch.zeros(channels))

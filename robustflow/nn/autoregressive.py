@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from robustflow.nn._checks import check_options_are_used, check_shape
+from robustflow.nn._checks import (
+    check_counts,
+    check_flags,
+    check_module,
+    check_options_are_used,
+    check_shape,
+    check_transform,
+)
 from robustflow.nn._in_order import can_run, invert_in_order
 from robustflow.nn._precision import no_change
 from robustflow.nn.elementwise import Affine, ElementwiseTransform, ModifiedRQSpline, RQSpline
@@ -39,7 +46,7 @@ class Autoregressive(ConditionalLayer):
 
     Raises:
         ValueError: no features, or fewer hidden features than features.
-        TypeError: options together with a conditioner.
+        TypeError: an argument of the wrong kind, or options together with a conditioner.
 
     Source: Papamakarios et al., Masked Autoregressive Flow, 2017 (arXiv:1705.07057).
 
@@ -61,7 +68,11 @@ class Autoregressive(ConditionalLayer):
         reverse: bool = False,
         **options: Unpack[MaskedConditionerOptions],
     ) -> None:
-        transform = transform or ModifiedRQSpline()
+        check_counts(features=features)
+        check_counts(0, context_features=context_features)
+        check_flags(reverse=reverse)
+        transform = ModifiedRQSpline() if transform is None else transform
+        check_transform(transform)
         check_options_are_used(conditioner, {**options, **({"reverse": True} if reverse else {})})
         if conditioner is None:
             conditioner = MaskedConditioner(
@@ -72,6 +83,7 @@ class Autoregressive(ConditionalLayer):
                 initial_params=transform.identity_params,
                 **options,
             )
+        check_module("conditioner", conditioner)
         super().__init__(features, context_features, transform, conditioner)
         self.reverse = reverse
 

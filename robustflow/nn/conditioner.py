@@ -15,7 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from robustflow.nn._checks import check_context_fits, check_options_are_used, check_shape
+from robustflow._checks import describe
+from robustflow.nn._checks import (
+    check_context_fits,
+    check_counts,
+    check_dtype,
+    check_module,
+    check_options_are_used,
+    check_shape,
+    check_transform,
+)
 from robustflow.nn.elementwise import ElementwiseTransform
 
 if TYPE_CHECKING:
@@ -130,7 +139,8 @@ class Conditioner(TwoPartConditioner):
             a transform's ``identity_params``.
 
     Raises:
-        ValueError: an even kernel, spatial_dims outside 0 to 3, or nothing to read.
+        TypeError, ValueError: no whole numbers of channels, an even kernel, spatial_dims outside
+            0 to 3, or nothing to read.
 
     Shapes: context (N or 1, context_channels, \\*S), z1 (N, z_channels, \\*S), result
     (N or 1, out_channels, \\*S).
@@ -155,6 +165,8 @@ class Conditioner(TwoPartConditioner):
         head_kernel_size: int | None = None,
         initial_params: Sequence[float] = (0.0,),
     ) -> None:
+        check_counts(0, z_channels=z_channels, context_channels=context_channels)
+        check_counts(out_channels=out_channels, hidden_channels=hidden_channels)
         if z_channels < 1 and context_channels < 1:
             raise ValueError(
                 "A conditioner needs something to read: context_channels of at least 1, or "
@@ -189,10 +201,12 @@ def own_or_default(
     """The user's conditioner of a transform of so many channels, or else the default.
 
     Raises:
-        TypeError: options, and a conditioner that they would not reach.
+        TypeError: no transform, no module, or options and a conditioner that they would not reach.
     """
+    check_transform(transform)
     check_options_are_used(own, options)
     if own is not None:
+        check_module("conditioner", own)
         return own
     return Conditioner(
         z_channels,
@@ -245,12 +259,13 @@ def _context_layer(conditioner: TwoPartConditioner) -> Layer:
 def _layer(
     spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int, *, bias: bool = True
 ) -> Layer:
+    check_counts(kernel_size=kernel_size)
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel sizes must be odd to keep the picture's size, got {kernel_size}.")
+    if spatial_dims not in range(1 + len(_CONVOLUTIONS)):
+        raise ValueError(f"spatial_dims must be 0, 1, 2 or 3, got {describe(spatial_dims)}.")
     if spatial_dims == 0:
         return nn.Linear(in_channels, out_channels, bias=bias)
-    if not 1 <= spatial_dims <= len(_CONVOLUTIONS):
-        raise ValueError(f"spatial_dims must be 0, 1, 2 or 3, got {spatial_dims}.")
     convolution = _CONVOLUTIONS[spatial_dims - 1]
     return convolution(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
 
@@ -259,3 +274,4 @@ def _check_input(name: str, tensor: Tensor, layer: Layer) -> None:
     spatial_dims = layer.weight.dim() - 2
     groups = layer.groups if isinstance(layer, _CONVOLUTIONS) else 1
     check_shape(name, tensor, layer.weight.shape[1] * groups, spatial_dims)
+    check_dtype(name, tensor, layer.weight)

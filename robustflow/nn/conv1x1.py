@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustflow.nn._checks import check_shape
+from robustflow.nn._checks import check_counts, check_flags, check_shape
 from robustflow.nn._precision import float32_at_least
 
 
@@ -28,6 +28,9 @@ class InvertibleConv1x1(nn.Module):
         channels: channels of z.
         lu: the LU form; False for the plain one.
 
+    Raises:
+        TypeError, ValueError: no whole number of channels.
+
     Source: Kingma and Dhariwal, Glow, 2018 (arXiv:1807.03039), section 3.2.
 
     Example:
@@ -45,6 +48,8 @@ class InvertibleConv1x1(nn.Module):
 
     def __init__(self, channels: int, *, lu: bool = True) -> None:
         super().__init__()
+        check_counts(channels=channels)
+        check_flags(lu=lu)
         self.channels = channels
         self.lu = lu
         rotation, _ = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))

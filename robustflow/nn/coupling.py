@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from robustflow.nn._checks import check_shape
+from robustflow.nn._checks import check_counts, check_flags, check_shape
 from robustflow.nn.conditioner import ConditionerOptions, own_or_default
 from robustflow.nn.elementwise import ElementwiseTransform, ModifiedRQSpline
 from robustflow.nn.layer import ConditionalLayer
@@ -35,8 +35,9 @@ class Coupling(ConditionalLayer):
             the default conditioner; ``spatial_dims=0`` for z of shape (N, D).
 
     Raises:
-        ValueError: fewer than 2 channels.
-        TypeError: options together with a conditioner.
+        ValueError: fewer than 2 channels: for one, see :class:`Injector` and
+            :class:`Autoregressive`.
+        TypeError: an argument of the wrong kind, or options together with a conditioner.
 
     Source: Dinh et al., Real NVP, 2017 (arXiv:1605.08803); with features, SRFlow
     (arXiv:2006.14200).
@@ -59,9 +60,16 @@ class Coupling(ConditionalLayer):
         reverse: bool = False,
         **options: Unpack[ConditionerOptions],
     ) -> None:
+        check_counts(channels=channels)
+        check_counts(0, context_channels=context_channels)
+        check_flags(reverse=reverse)
         if channels < 2:
-            raise ValueError(f"A coupling needs at least 2 channels to split, got {channels}.")
-        transform = transform or ModifiedRQSpline()
+            raise ValueError(
+                f"channels must be at least 2 for a {type(self).__name__}, which transforms one "
+                f"half given the other, got {channels}. Transform a single channel by an Injector, "
+                "given a context, or over (N, 1) by an Autoregressive layer, with or without one."
+            )
+        transform = ModifiedRQSpline() if transform is None else transform
         kept = channels // 2
         conditioner = own_or_default(
             conditioner, kept, context_channels, channels - kept, transform, **options

@@ -18,13 +18,17 @@ from typing import Any, ClassVar, Literal, Protocol, TypedDict, TypeVar
 from torch import Tensor
 
 from robustflow import functional as F
-from robustflow._checks import check_choice, check_positive, count_derivatives
+from robustflow._checks import check_choice, count_derivatives
+from robustflow._settings import affine_config, modified_rq_config, rq_config
+from robustflow.nn._checks import check_flags
 
 Scale = Literal["sigmoid", "exp", "softplus", "atan_exp", "tanh_exp", "softclip_exp"]
 Derivative = Literal["exp", "softclip"]
 Tails = Literal["linear", "circular"] | None
 Parametrization = Literal["softmax", "softclip"]
 TransformT = TypeVar("TransformT")
+
+_DIMS = 2  # of x, where settings are checked without one: any number does
 
 
 class ElementwiseTransform(Protocol):
@@ -66,6 +70,10 @@ class Affine:
     New layers start at the identity, but for ``scale="sigmoid"``: that one starts at zero
     parameters, ``s = sigmoid(2)``, as published, since the sigmoid's gradient vanishes at 1.
 
+    Raises:
+        TypeError, ValueError: an unknown scale, a negative ``eps``, a ``clamp`` that is not
+            positive.
+
     Example:
         >>> Affine(reciprocal=True).num_params
         2
@@ -78,6 +86,11 @@ class Affine:
     reciprocal: bool = False
 
     num_params: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        check_flags(shift_first=self.shift_first, reciprocal=self.reciprocal)
+        settings = (self.scale, self.eps, self.clamp, self.shift_first, self.reciprocal)
+        affine_config(False, *settings, "sum", _DIMS)
 
     @property
     def identity_params(self) -> tuple[float, ...]:
@@ -122,6 +135,10 @@ class ModifiedRQSpline:
     :class:`~robustflow.nn.ActNorm`; :meth:`published` gives the paper's. The arguments are those
     of :func:`robustflow.functional.modified_rq_spline`.
 
+    Raises:
+        TypeError, ValueError: an interval that is not finite and increasing, a ``min_bin`` outside
+            (0, 0.5), a ``min_derivative`` outside (0, 1), an unknown derivative.
+
     Example:
         >>> ModifiedRQSpline.published().interval
         (-0.5, 0.5)
@@ -134,6 +151,10 @@ class ModifiedRQSpline:
 
     num_params: ClassVar[int] = 4
     identity_params: ClassVar[tuple[float, ...]] = (0.0, 0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        settings = (self.interval, self.min_bin, self.min_derivative, self.derivative)
+        modified_rq_config(False, *settings, "sum", _DIMS)
 
     @classmethod
     def published(cls) -> ModifiedRQSpline:
@@ -177,7 +198,8 @@ class RQSpline:
 
     Raises:
         ValueError: fewer than 1 bin, unknown tails or parametrization ("knots" takes positive
-            sizes, which a conditioner does not make), a bound or minimum that is not positive.
+            sizes, which a conditioner does not make), a bound or minimum that is not positive,
+            bins whose minima do not fit the box.
 
     Example:
         >>> RQSpline(num_bins=8).num_params, RQSpline(num_bins=8, tails="circular").num_params
@@ -193,14 +215,19 @@ class RQSpline:
     parametrization: Parametrization = "softmax"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_bins, int) or self.num_bins < 1:
-            raise ValueError(
-                f"num_bins must be a whole number of at least 1, got {self.num_bins!r}."
-            )
-        check_positive("tail_bound", self.tail_bound)
-        check_positive("min_derivative", self.min_derivative)
         check_choice("parametrization", self.parametrization, ("softmax", "softclip"))
-        self.num_derivatives  # noqa: B018  (checks the tails)
+        minima = (self.min_bin_width, self.min_bin_height, self.min_derivative)
+        rq_config(
+            self.num_bins,
+            False,
+            self.tails,
+            self.tail_bound,
+            *minima,
+            self.parametrization,
+            1.0,
+            "sum",
+            _DIMS,
+        )
 
     @property
     def num_derivatives(self) -> int:

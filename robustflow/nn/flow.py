@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from robustflow._checks import check_choice
-from robustflow.nn._checks import check_batch_fits
+from robustflow._checks import check_at_least_zero, check_choice, check_tensor, describe
+from robustflow.nn._checks import (
+    check_batch_fits,
+    check_counts,
+    check_layers,
+    check_module,
+    check_shape,
+)
 from robustflow.nn._precision import float32_at_least, no_change, sum_per_sample
 from robustflow.nn.condition import Condition
 from robustflow.nn.level import Activations, FlowLevel, States
@@ -46,10 +51,15 @@ class ConditionalFlow(nn.Module):
             memory does not grow with their number. Gradients are then as exact as the inverses:
             for transforms whose inverse is bounded.
 
+    Attributes:
+        channels: of x; None where no layer says so.
+        size_multiple: of what the sides of x must be multiples.
+
     Raises:
-        ValueError: no levels or layers, a Split at the end, or an encoder though no layer takes a
-            context; in a call, a context that is missing, does not fit or that no layer takes,
-            or a context and a condition.
+        TypeError: something else than layers or tensors where they are asked for.
+        ValueError: no levels or layers, a Split at the end, layers whose channels do not fit, or
+            an encoder though no layer takes a context; in a call, a context that is missing, does
+            not fit or that no layer takes, a context and a condition, or an x of another shape.
 
     Example:
         >>> from robustflow.nn import ModifiedRQSpline, Squeeze, flow_step
@@ -77,11 +87,25 @@ class ConditionalFlow(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("activations", activations, get_args(Activations))
+        if not isinstance(levels, Sequence | nn.ModuleList) or isinstance(levels, str):
+            raise TypeError(f"levels must be a list of lists of layers, got {describe(levels)}.")
         if not levels:
-            raise ValueError("A flow needs at least one level.")
+            raise ValueError("levels must have at least one level, got none.")
+        for i, layers in enumerate(levels):
+            check_layers(layers, f"levels[{i}]")
         self.levels = nn.ModuleList(FlowLevel(layers, activations) for layers in levels)
         if self._levels()[-1].split is not None:
-            raise ValueError("The last level must not end with a Split: nothing follows it.")
+            raise ValueError(
+                "The last of the levels must not end with a Split: nothing follows it."
+            )
+        self._check_channels()
+        channels: int | None = None
+        for level in reversed(self._levels()):
+            channels = level.input_channels(channels)
+        self.channels = channels
+        self.size_multiple = math.prod(level.size_multiple for level in self._levels())
+        if encoder is not None:
+            check_module("encoder", encoder)
         self.encoder = encoder
         if encoder is not None and not self._may_take_context():
             raise ValueError(
@@ -98,7 +122,15 @@ class ConditionalFlow(nn.Module):
         """
         self._check_takes("context")
         features = context if self.encoder is None else self.encoder(context)
-        per_level = [features] if isinstance(features, Tensor) else list(features)
+        what = "context" if self.encoder is None else "What encoder returned"
+        per_level = [features] if isinstance(features, Tensor) else features
+        if not isinstance(per_level, list | tuple):
+            raise TypeError(
+                f"{what} must be a tensor, or a list of one for each level, got "
+                f"{describe(features)}."
+            )
+        for feature in per_level:
+            check_tensor(what, feature)
         if len(per_level) != len(self.levels):
             raise ValueError(
                 f"The flow has {len(self.levels)} level(s) and needs one feature tensor for each, "
@@ -122,6 +154,7 @@ class ConditionalFlow(nn.Module):
         self, x: Tensor, context: Context | None = None, *, condition: Condition | None = None
     ) -> tuple[Latents, Tensor]:
         """x (N, C, \\*S) and N contexts, or 1 -> latents, logabsdet (N,)."""
+        self._check_x(x)
         every_state = self._states(context, condition, x.shape[0])
         latents = []
         total = no_change(x)
@@ -141,12 +174,7 @@ class ConditionalFlow(nn.Module):
         condition: Condition | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Latents as :meth:`forward` returns them -> x, logabsdet (N,) of this direction."""
-        number = 1 + sum(level.split is not None for level in self._levels())
-        if len(latents) != number:
-            raise ValueError(
-                f"latents must be a tuple of {number}, one for each level that ends with a Split "
-                f"and one for the last level, got {len(latents)}."
-            )
+        self._check_latents(latents)
         every_state = self._states(context, condition, latents[-1].shape[0])
         *left, z = latents
         total = no_change(z)
@@ -202,14 +230,16 @@ class ConditionalFlow(nn.Module):
                 x of shape (N, D).
 
         Raises:
-            ValueError: a number, temperature or size out of range, or a context that is missing.
+            TypeError, ValueError: a number, temperature or size of the wrong kind or out of range,
+                or a context that is missing.
         """
-        if not isinstance(num_samples, Integral) or num_samples < 1:
-            raise ValueError(
-                f"num_samples must be a whole number of at least 1, got {num_samples!r}."
+        if isinstance(num_samples, Tensor):
+            raise TypeError(
+                f"num_samples must be a number, got {describe(num_samples)}: it comes before the "
+                "context, as in sample(num_samples, context)."
             )
-        if not temperature >= 0:
-            raise ValueError(f"temperature must be at least 0, got {temperature!r}.")
+        check_counts(num_samples=num_samples)
+        check_at_least_zero("temperature", temperature)
         condition = self._resolve(context, condition)
         shapes = self._latent_shapes(self._sizes(size, condition))
 
@@ -229,6 +259,58 @@ class ConditionalFlow(nn.Module):
         """Whether the encoder, or a layer as far as the layers say so, takes a context."""
         return self.encoder is not None or any(level.needs_context for level in self._levels())
 
+    def _check_channels(self) -> None:
+        """Each layer takes the channels that the one before it makes, as far as they say so."""
+        channels: int | None = None
+        for i, level in enumerate(self._levels()):
+            for j, layer in enumerate(level.layers):
+                own = getattr(layer, "channels", None)
+                if channels is not None and own is not None and own != channels:
+                    raise ValueError(
+                        f"levels[{i}][{j}], {describe(layer)}, has {own} channels, and gets "
+                        f"{channels} from the layers before it."
+                    )
+                change = getattr(layer, "output_channels", None)
+                if own is not None or change is None:  # neither: it may change them
+                    channels = own
+                if change is not None and channels is not None:
+                    channels = change(channels)
+            if level.split is not None:
+                channels = level.split.kept_channels
+
+    def _check_x(self, x: Tensor) -> None:
+        check_tensor("x", x)
+        if x.dim() < 2:
+            raise ValueError(f"x must have shape (N, C, *S) or (N, D), got {tuple(x.shape)}.")
+        if self.channels is not None:
+            check_shape("x", x, self.channels)
+        self._checked_size("x", x.shape[2:])
+
+    def _checked_size(self, name: str, size: Sequence[int]) -> torch.Size:
+        """The spatial size of x, which must be a multiple of the flow's."""
+        if not isinstance(size, Sequence):
+            raise TypeError(f"{name} must be a sequence such as (32, 32), got {describe(size)}.")
+        if any(side % self.size_multiple for side in size):
+            raise ValueError(
+                f"{name} must have sides that are multiples of {self.size_multiple} for this flow, "
+                f"got {tuple(size)}: crop or pad."
+            )
+        return torch.Size(size)
+
+    def _check_latents(self, latents: Sequence[Tensor]) -> None:
+        if not isinstance(latents, list | tuple):
+            raise TypeError(f"latents must be a tuple of tensors, got {describe(latents)}.")
+        number = 1 + sum(level.split is not None for level in self._levels())
+        if len(latents) != number:
+            raise ValueError(
+                f"latents must be a tuple of {number}, one for each level that ends with a Split "
+                f"and one for the last level, got {len(latents)}."
+            )
+        for i, latent in enumerate(latents):
+            check_tensor(f"latents[{i}]", latent)
+        if len(sizes := {latent.shape[0] for latent in latents}) > 1:
+            raise ValueError(f"latents must have one batch size, got {sorted(sizes)}.")
+
     def _check_takes(self, name: str) -> None:
         if not self._may_take_context():
             raise ValueError(
@@ -245,7 +327,7 @@ class ConditionalFlow(nn.Module):
         if size is None and condition is not None:
             return list(condition.sizes)
         sizes = []
-        current = torch.Size(size or ())
+        current = self._checked_size("size", () if size is None else size)
         for level in self._levels():
             current = level.output_size(current)
             sizes.append(current)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from robustflow.nn._checks import check_context_fits, check_shape
+from robustflow.nn._checks import check_context_fits, check_counts, check_shape
 from robustflow.nn.conditioner import ConditionerOptions, own_or_default
 from robustflow.nn.elementwise import ElementwiseTransform, ModifiedRQSpline
 from robustflow.nn.layer import ConditionalLayer
@@ -31,8 +31,8 @@ class Injector(ConditionalLayer):
             the default conditioner; ``spatial_dims=0`` for z of shape (N, D).
 
     Raises:
-        ValueError: no context channels.
-        TypeError: options together with a conditioner.
+        ValueError: no channels or context channels.
+        TypeError: an argument of the wrong kind, or options together with a conditioner.
 
     Source: the affine injector of SRFlow (arXiv:2006.14200).
 
@@ -52,12 +52,14 @@ class Injector(ConditionalLayer):
         conditioner: nn.Module | None = None,
         **options: Unpack[ConditionerOptions],
     ) -> None:
+        check_counts(channels=channels)
+        check_counts(0, context_channels=context_channels)
         if context_channels < 1:
             raise ValueError(
                 "An injector's parameters come from a context: context_channels must be at "
                 f"least 1, got {context_channels}."
             )
-        transform = transform or ModifiedRQSpline()
+        transform = ModifiedRQSpline() if transform is None else transform
         conditioner = own_or_default(
             conditioner, 0, context_channels, channels, transform, **options
         )

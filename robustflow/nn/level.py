@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from robustflow.nn._checks import check_layers
 from robustflow.nn._precision import no_change
 from robustflow.nn.actnorm import ActNorm
 from robustflow.nn.conditioner import (
@@ -65,12 +67,20 @@ class FlowLevel(nn.Module):
         layers: modules called as ``layer(z, context, inverse=...) -> (z, logabsdet (N,))``, with
             a context whose batch size is that of z or 1, or None.
         activations: as for :class:`~robustflow.nn.ConditionalFlow`.
+
+    Raises:
+        TypeError, ValueError: no layers, something else than layers, or a Split before the end.
     """
 
     def __init__(self, layers: Sequence[nn.Module], activations: Activations = "store") -> None:
         super().__init__()
-        if not layers:
-            raise ValueError("A level needs at least one layer.")
+        check_layers(layers)
+        for i, layer in enumerate(layers):
+            if isinstance(layer, Split) and i + 1 < len(layers):
+                raise ValueError(
+                    f"layers[{i}], a Split, must be the last layer of its level: put the layers "
+                    "after it into the next level."
+                )
         self.layers = nn.ModuleList(layers)
         self.activations = activations
 
@@ -92,6 +102,23 @@ class FlowLevel(nn.Module):
             change = getattr(layer, "output_channels", None)
             channels = channels if change is None or channels is None else change(channels)
         return channels
+
+    def input_channels(self, channels: int | None) -> int | None:
+        """Channels of z before the first layer, for z of so many after the last."""
+        for layer in reversed(self.layers):
+            change = getattr(layer, "input_channels", None)
+            channels = channels if change is None or channels is None else change(channels)
+            own: int | None = getattr(layer, "channels", None)
+            channels = channels if own is None else own
+        return channels
+
+    @property
+    def size_multiple(self) -> int:
+        """Of what the sides of z must be multiples.
+
+        A layer that asks for that says so by an attribute of this name.
+        """
+        return math.prod(getattr(layer, "size_multiple", 1) for layer in self.layers)
 
     @property
     def needs_context(self) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robustflow.nn._checks import check_counts
 from robustflow.nn._in_order import Masked, Operation, Plan, Plans, is_plain
 from robustflow.nn.conditioner import TwoPartConditioner
 
@@ -36,7 +37,7 @@ class MaskedConditioner(TwoPartConditioner):
         initial_params: parameters of a feature at the start, whatever z and the context.
 
     Raises:
-        ValueError: no features, or fewer hidden features than features.
+        TypeError, ValueError: no whole numbers of features, or fewer hidden features than features.
 
     Shapes: context (N or 1, context_features), z (N, features), result (N, out_features).
 
@@ -58,8 +59,12 @@ class MaskedConditioner(TwoPartConditioner):
         reverse: bool = False,
         initial_params: Sequence[float] = (0.0,),
     ) -> None:
-        if features < 1:
-            raise ValueError(f"features must be at least 1, got {features}.")
+        check_counts(features=features, out_features=out_features, hidden_features=hidden_features)
+        check_counts(0, context_features=context_features)
+        if out_features % features:
+            raise ValueError(
+                f"out_features must be a multiple of features, {features}, got {out_features}."
+            )
         if hidden_features < features:
             raise ValueError(
                 f"hidden_features must be at least {features}, one for each feature, so that "

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from robustflow._checks import check_positive
 from robustflow.nn.conditioner import ConditionerOptions
 from robustflow.nn.coupling import Coupling
 from robustflow.nn.elementwise import Affine
@@ -49,6 +50,7 @@ class Split(Coupling):
         conditioner: nn.Module | None = None,
         **options: Unpack[ConditionerOptions],
     ) -> None:
+        check_positive("log_scale_bound", log_scale_bound)
         transform = Affine(scale="softclip_exp", clamp=log_scale_bound)
         super().__init__(channels, context_channels, transform, conditioner, **options)
 

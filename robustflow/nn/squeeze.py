@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robustflow.nn._checks import check_counts
 from robustflow.nn._precision import no_change
 
 
@@ -17,6 +18,9 @@ class Squeeze(nn.Module):
 
     Args:
         factor: at least 1; both sides of a picture must be multiples of it.
+
+    Raises:
+        TypeError, ValueError: no whole number; in a call, sides that are no multiples of it.
 
     Example:
         >>> import torch
@@ -29,8 +33,7 @@ class Squeeze(nn.Module):
 
     def __init__(self, factor: int = 2) -> None:
         super().__init__()
-        if factor < 1:
-            raise ValueError(f"factor must be at least 1, got {factor}.")
+        check_counts(factor=factor)
         self.factor = factor
 
     def forward(
@@ -55,12 +58,26 @@ class Squeeze(nn.Module):
             )
         return torch.Size(side // self.factor for side in size)
 
+    @property
+    def size_multiple(self) -> int:
+        """Of what the sides of a picture must be multiples."""
+        return self.factor
+
     def output_channels(self, channels: int) -> int:
         """Channels of the result, for z of so many."""
         return channels * self.factor**2
 
     def input_channels(self, channels: int) -> int:
-        """Channels of z, for a result of so many; the inverse of :meth:`output_channels`."""
+        """Channels of z, for a result of so many; the inverse of :meth:`output_channels`.
+
+        Raises:
+            ValueError: no multiple of ``factor**2``.
+        """
+        if channels % self.factor**2:
+            raise ValueError(
+                f"Squeeze({self.factor}) makes multiples of {self.factor**2} channels, and the "
+                f"layers after it have {channels}."
+            )
         return channels // self.factor**2
 
     def extra_repr(self) -> str:
