@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from robustflow import nn as rnn
 from robustflow.experiments.encoders import TinyEncoder
+from robustflow.experiments.fitting import fit
 from robustflow.experiments.photographs import crop
 from robustflow.experiments.tasks.base import WHITE
 
@@ -157,19 +158,13 @@ def train(
 ) -> None:
     """Fit by maximum likelihood; ``report(iteration, bits per dimension)`` after each update."""
     sampler = CropSampler(pairs, settings, settings.seed + 1)
-    optimiser = torch.optim.Adam(flow.parameters(), lr=settings.learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(
-        optimiser, [round(settings.iterations * part) for part in (0.5, 0.75, 0.9, 0.95)], gamma=0.5
+    fit(
+        flow,
+        lambda: bits_per_dimension(flow, *sampler()),
+        settings.iterations,
+        settings.learning_rate,
+        report,
     )
-    flow.train()
-    for iteration in range(settings.iterations):
-        loss = bits_per_dimension(flow, *sampler())
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        report(iteration + 1, loss.item())
-    flow.eval()
 
 
 @torch.no_grad()
