@@ -1,4 +1,4 @@
-"""Experiments: the exploding inverse, and its absence, on real data; a user's model, patched.
+"""Experiments: the exploding inverse, and its absence, on data of all kinds; a model, patched.
 
 The demonstration:
 
@@ -6,10 +6,12 @@ The demonstration:
 - :mod:`~robustflow.experiments.super_resolution`: small conditional flows for 4x
   super-resolution, alike but for their coupling.
 - :mod:`~robustflow.experiments.faults`: the published rule for a faulty sample.
+- :mod:`~robustflow.experiments.fitting`: Adam with the published schedule.
 - :mod:`~robustflow.experiments.workers`: one process per model, progress in the parent.
 - :mod:`~robustflow.experiments.throughput`: fused kernels against eager and compiled PyTorch.
 - :mod:`~robustflow.experiments.figures`: the pictures.
 - :mod:`~robustflow.experiments.migration`: its affine flow, converted and trained on.
+- :mod:`~robustflow.experiments.toy`: the same effect on data in two dimensions, with controls.
 
 Imaging flows, by `robustflow train`, `sample` and `info`:
 

@@ -49,10 +49,8 @@ def run_demonstration(settings: Settings, output: Path, console: Console | None 
         seconds = time.perf_counter() - started
         content = report.to_json(results, timings, settings, report.machine(), seconds)
         noted = save(summary, content)
-    for words, file, is_there in (("Figure", figure, drawn), ("Numbers", summary, noted)):
-        if is_there:
-            console.print(f"{words}: {file}", highlight=False)
-    console.print(f"{seconds:.0f} s in all.", highlight=False)
+    written = {"Figure": (figure, drawn), "Numbers": (summary, noted)}
+    report.print_files(console, written, seconds)
     return drawn and noted
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -189,6 +190,14 @@ def _model_json(result: ModelResult) -> dict[str, Any]:
         "sample_seconds": result.sample_seconds,
         "pictures": pictures,
     }
+
+
+def print_files(console: Console, files: Mapping[str, tuple[Path, bool]], seconds: float) -> None:
+    """Name the files that are there, by what they hold, and the time of it all."""
+    for words, (file, is_there) in files.items():
+        if is_there:
+            console.print(f"{words}: {file}", highlight=False)
+    console.print(f"{seconds:.0f} s in all.", highlight=False)
 
 
 def machine() -> dict[str, Any]:
