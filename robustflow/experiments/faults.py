@@ -1,4 +1,4 @@
-"""The published rule for a faulty sample, and the numbers printed for each picture."""
+"""How many samples are faulty by the published rule: the numbers printed for each picture."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-# Source: the test script of Hong, Park and Chun, ICCV 2023: before clamping to [0, 1].
-LOWEST, HIGHEST = -0.5, 1.5
+from robustflow.diagnostics.artifacts import faulty_pixels
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,6 @@ class Faults:
     def as_json(self) -> dict[str, Any]:
         """As numbers for a JSON file, which has no infinity: "inf" stands for it."""
         return asdict(self) | ({} if math.isfinite(self.largest) else {"largest": "inf"})
-
-
-def faulty_pixels(samples: Tensor) -> Tensor:
-    """Where samples with values in [0, 1], not yet clamped, break the rule; same shape, bool."""
-    return ~((samples >= LOWEST) & (samples <= HIGHEST))  # NaN fails both comparisons
 
 
 def count_faults(samples: Tensor) -> Faults:

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from robustflow.experiments.faults import Faults, faulty_pixels
+from robustflow.diagnostics.artifacts import faulty_pixels
+from robustflow.experiments.faults import Faults
 
 _LARGEST_ERROR = 0.3  # where the error map's colours end
 _FAULT_COLOUR = (0.1, 1.0, 0.9)

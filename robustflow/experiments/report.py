@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import robustflow
+from robustflow.diagnostics.artifacts import HIGHEST, LOWEST
 from robustflow.experiments import photographs
 from robustflow.experiments.comparison import (
     NUM_SAMPLES,
@@ -26,7 +27,7 @@ from robustflow.experiments.comparison import (
     square,
 )
 from robustflow.experiments.data.builtin import Picture
-from robustflow.experiments.faults import HIGHEST, LOWEST, Faults, total_faults
+from robustflow.experiments.faults import Faults, total_faults
 from robustflow.experiments.figures import Row, comparison_figure
 from robustflow.experiments.super_resolution import Settings
 from robustflow.experiments.throughput import Timing

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from robustflow.experiments.tasks import TASKS, SuperResolution, Task, make_task, resizing
+from robustflow import _resizing
+from robustflow.experiments.tasks import TASKS, SuperResolution, Task, make_task
 
 
 def picture(height: int = 32, width: int = 48) -> torch.Tensor:
@@ -37,16 +38,16 @@ def test_downsampling_is_the_stretched_cubic_kernel_on_a_mirrored_picture(scale:
         ]
         values = [float(column[place]) for place in mirrored]
         wanted.append(sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights))
-    made = resizing.downsample(x, scale)[0, 0, :, 0]
+    made = _resizing.downsample(x, scale)[0, 0, :, 0]
     # interpolate keeps its weights in float32 at most on some builds
     torch.testing.assert_close(made, torch.tensor(wanted, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
 def test_the_pseudo_inverse_of_downsampling_is_consistent_and_smallest() -> None:
     x = picture()
-    y = resizing.downsample(x, 4)
-    made = resizing.pseudo_inverse(y, 4)
-    torch.testing.assert_close(resizing.downsample(made, 4), y, atol=1e-6, rtol=0)
+    y = _resizing.downsample(x, 4)
+    made = _resizing.pseudo_inverse(y, 4)
+    torch.testing.assert_close(_resizing.downsample(made, 4), y, atol=1e-6, rtol=0)
     # What is missing of x is orthogonal to it: there is no smaller picture with this y.
     assert abs(float((made * (x - made)).sum())) < 1e-4
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from robustflow._resizing import symmetric_pad
 from robustflow.experiments.tasks.base import Task, gaussian, to_8_bits
-from robustflow.experiments.tasks.resizing import symmetric_pad
 
 
 def _check_not_negative(name: str, value: float) -> None:

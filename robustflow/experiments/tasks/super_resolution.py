@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robustflow.experiments.tasks import resizing
+from robustflow import _resizing
 from robustflow.experiments.tasks.base import Task
 
 
@@ -43,11 +43,11 @@ class SuperResolution(Task):
         return 2 * self.scale  # half the length of the cubic kernel
 
     def forward(self, x: Tensor) -> Tensor:
-        return resizing.downsample(x, self.scale)
+        return _resizing.downsample(x, self.scale)
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
-        return resizing.pseudo_inverse(y, self.scale)
+        return _resizing.pseudo_inverse(y, self.scale)
 
     def first_guess(self, y: Tensor) -> Tensor:
         """Bicubic upsampling, as published: smoother than the pseudo-inverse."""
-        return resizing.upsample(y, self.scale)
+        return _resizing.upsample(y, self.scale)

@@ -10,13 +10,13 @@ from torch.nn import functional
 
 
 def symmetric_pad(x: Tensor, margin: int) -> Tensor:
-    """x (N, C, H, W) with its mirror image around it; the edge pixel is repeated.
+    """x (N, C, \\*S) with its mirror image around it; the edge pixel is repeated.
 
     Example:
-        >>> symmetric_pad(torch.arange(3.0).view(1, 1, 1, 3), 2)[0, 0, 0].tolist()
+        >>> symmetric_pad(torch.arange(3.0).view(1, 1, 3), 2)[0, 0].tolist()
         [1.0, 0.0, 0.0, 1.0, 2.0, 2.0, 1.0]
     """
-    for dim in (-2, -1):
+    for dim in range(2, x.dim()):
         length = x.shape[dim]
         index = torch.arange(-margin, length + margin, device=x.device) % (2 * length)
         x = x.index_select(dim, torch.minimum(index, 2 * length - 1 - index))
@@ -24,7 +24,7 @@ def symmetric_pad(x: Tensor, margin: int) -> Tensor:
 
 
 def downsample(x: Tensor, scale: int) -> Tensor:
-    """Antialiased bicubic downsampling of (N, C, H, W) by a whole number that divides H and W.
+    """Antialiased bicubic downsampling of (N, C, H, W) or (N, C, T); the scale divides the sides.
 
     The kernel is Keys' with a = -1/2, stretched by the scale, and the picture is mirrored at its
     edges: the result of MATLAB's ``imresize``, with which the field's benchmarks are made.
@@ -33,17 +33,20 @@ def downsample(x: Tensor, scale: int) -> Tensor:
 
 
 def upsample(y: Tensor, scale: int) -> Tensor:
-    """Bicubic upsampling of (N, C, H, W) by a whole number, with the same kernel and edges."""
+    """Bicubic upsampling of (N, C, H, W) or (N, C, T), with the same kernel and edges."""
     return _resize(y, 1, scale)
 
 
 def _resize(x: Tensor, down: int, up: int) -> Tensor:
     margin = 4  # pixels of the smaller picture; the kernel reaches 2 to each side
+    cut = slice(margin * up, -margin * up)
     padded = symmetric_pad(x, margin * down)
-    size = [side // down * up for side in padded.shape[-2:]]
+    size = [side // down * up for side in padded.shape[2:]]
+    if x.dim() == 3:  # torch knows bicubic interpolation of pictures only: a signal is a row
+        row = functional.interpolate(padded[:, :, None], [1, *size], mode="bicubic", antialias=True)
+        return row[:, :, 0, cut].contiguous()
     out = functional.interpolate(padded, size, mode="bicubic", antialias=True)
-    cut = margin * up
-    return out[..., cut:-cut, cut:-cut].contiguous()
+    return out[..., cut, cut].contiguous()
 
 
 def pseudo_inverse(y: Tensor, scale: int) -> Tensor:

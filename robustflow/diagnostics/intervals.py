@@ -1,0 +1,105 @@
+"""Intervals for rates and other figures over pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its interval; all NaN where there is nothing to count.
+
+    Attributes:
+        value: the figure.
+        low, high: ends of the interval.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def as_json(self) -> dict[str, float | None]:
+        """As numbers for a JSON file, None for what is not known."""
+        parts = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: part if math.isfinite(part) else None for name, part in parts.items()}
+
+
+NOTHING = Estimate(math.nan, math.nan, math.nan)
+
+
+def wilson_interval(successes: int, trials: int, confidence: float = CONFIDENCE) -> Estimate:
+    """A rate and Wilson's score interval, for independent trials of one probability.
+
+    It holds its confidence on average over probabilities also at rates near 0 and 1, and is never
+    empty: 0 of 20 gives [0, 0.16].
+
+    Source: Wilson, 1927; Brown, Cai and DasGupta, 2001.
+
+    Example:
+        >>> print(wilson_interval(0, 20))
+        0.000 [0.000, 0.161]
+    """
+    if not 0 <= successes <= trials:
+        raise ValueError(f"successes must be from 0 to trials = {trials}, got {successes}.")
+    if trials == 0:
+        return NOTHING
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    rate = successes / trials
+    spread = 1 + z**2 / trials
+    centre = (rate + z**2 / (2 * trials)) / spread
+    half = z * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2)) / spread
+    return Estimate(
+        rate,
+        0.0 if successes == 0 else centre - half,
+        1.0 if successes == trials else centre + half,
+    )
+
+
+def bootstrap_interval(
+    statistic: Callable[[Tensor], float],
+    number: int,
+    *,
+    confidence: float = CONFIDENCE,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """A figure over pictures and its percentile bootstrap interval: pictures are drawn anew.
+
+    Args:
+        statistic: the figure from how often each picture counts, (number,), float64; NaN where a
+            draw leaves it without meaning (such draws are left out).
+        number: of pictures.
+        confidence: of the interval.
+        resamples: draws.
+        seed: of the draws.
+
+    Source: Efron, 1979. With fewer than about 10 pictures the interval is too narrow.
+
+    Example:
+        >>> errors = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+        >>> print(bootstrap_interval(lambda counts: float(counts @ errors / counts.sum()), 4))
+        2.500 [1.500, 3.500]
+    """
+    value = statistic(torch.ones(number, dtype=torch.float64))
+    if math.isnan(value):
+        return NOTHING
+    generator = torch.Generator().manual_seed(seed)
+    drawn = []
+    for _ in range(resamples):
+        chosen = torch.randint(number, (number,), generator=generator)
+        drawn.append(statistic(torch.bincount(chosen, minlength=number).double()))
+    values = torch.tensor([x for x in drawn if not math.isnan(x)], dtype=torch.float64)
+    tail = (1 - confidence) / 2
+    low, high = values.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return Estimate(value, low, high)
