@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as tf
 
+from robustflow import _resizing
 from robustflow.cli import main
 from robustflow.experiments.imaging.loading import load_flow
 from robustflow.experiments.imaging.published import NotPublished, PublishedFlow
-from robustflow.experiments.tasks import resizing
 
 FEATURES, GROWTH, BLOCKS, HIDDEN, STEPS, LEVELS = 8, 4, 8, 6, 2, 3
 TAPS = (1, 3, 5, 7)
@@ -167,7 +167,7 @@ def published_encode(
 ) -> tuple[list[Tensor], Tensor]:
     """Latents, the last level's last, and the log-determinant."""
     features = rrdb(weights, low)
-    z = x - resizing.upsample(low, 4) if std else x
+    z = x - _resizing.upsample(low, 4) if std else x
     total = torch.zeros(len(x))
     net = "fRQspline" if coupling == "rqspline" else "fAffine"
     number, level = 0, 0
