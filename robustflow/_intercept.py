@@ -1,0 +1,148 @@
+"""Standing around the calls of one object's method, without a trace in the object.
+
+A class's method is replaced by a function that looks the object up and, where nobody asked for
+it, calls the method as it was. What is known of an object is held here, by its identity, and not
+in the object: copies and pickles of it are plain, even those made meanwhile. Interceptions are
+independent of each other: they may overlap, and end in any order.
+
+Under ``torch.compile``, ``torch.export`` and tracing the methods run as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+Around = Callable[..., Any]
+
+_ABSENT: Any = object()
+_lock = threading.RLock()
+_sites: dict[tuple[type | ModuleType, str], _Site] = {}
+
+
+class Interception:
+    """One function around one object's method: what :func:`intercept` returns."""
+
+    def __init__(
+        self, site: _Site, target: object, around: Around, inner: bool, weak: bool
+    ) -> None:
+        self.around = around
+        self.inner = inner
+        self.active = True
+        self._site = site
+        self._key = id(target)
+        # No other object may get its identity while it counts.
+        self._target: object | None = None if weak else target
+        if weak:
+            weakref.finalize(target, self.remove).atexit = False
+
+    def remove(self) -> None:
+        """Call the method as before; a second call does nothing."""
+        with _lock:
+            if self.active:
+                self.active = False
+                self._target = None
+                self._site.remove(self, self._key)
+
+
+class _Site:
+    """A class's method, or a Python module's function, that is intercepted for some objects."""
+
+    def __init__(self, owner: type | ModuleType, name: str) -> None:
+        self.owner = owner
+        self.name = name
+        self.own = vars(owner).get(name, _ABSENT)
+        self.entries: dict[int, tuple[Interception, ...]] = {}
+        self.function = self._make()
+        setattr(owner, name, self.function)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether it is this function that calls reach first."""
+        return vars(self.owner).get(self.name) is self.function
+
+    def _make(self) -> Callable[..., Any]:
+        like = getattr(self.owner, self.name)
+        if isinstance(self.owner, type):
+
+            @functools.wraps(like)
+            def method(this: Any, *args: Any, **kwargs: Any) -> Any:
+                if torch.compiler.is_compiling() or torch._C._is_tracing():
+                    return self.original(this, *args, **kwargs)
+                proceed = functools.partial(self.original, this)
+                return self._around(id(this), proceed)(*args, **kwargs)
+
+            return method
+
+        @functools.wraps(like)
+        def function(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling() or torch._C._is_tracing():
+                return self.original(*args, **kwargs)
+            return self._around(id(self.owner), self.original)(*args, **kwargs)
+
+        return function
+
+    def _around(self, key: int, proceed: Callable[..., Any]) -> Callable[..., Any]:
+        for each in self.entries.get(key, ()):
+            proceed = functools.partial(each.around, proceed)
+        return proceed
+
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        """What the owner defines itself, or inherits at the time of the call."""
+        if self.own is not _ABSENT:
+            return self.own(*args, **kwargs)
+        this, *rest = args
+        return getattr(super(self.owner, this), self.name)(*rest, **kwargs)
+
+    def add(self, interception: Interception, key: int) -> None:
+        found = self.entries.get(key, ())
+        # What changes results stands inside, what looks at them outside.
+        inside = (interception, *found)
+        self.entries[key] = inside if interception.inner else (*found, interception)
+
+    def remove(self, interception: Interception, key: int) -> None:
+        rest = tuple(each for each in self.entries[key] if each is not interception)
+        if rest:
+            self.entries[key] = rest
+            return
+        del self.entries[key]
+        if self.entries or not self.in_place:
+            return  # still used, or somebody put a function around this one
+        if self.own is _ABSENT:
+            delattr(self.owner, self.name)
+        else:
+            setattr(self.owner, self.name, self.own)
+        if _sites.get((self.owner, self.name)) is self:
+            del _sites[self.owner, self.name]
+
+
+def intercept(
+    target: object, name: str, around: Around, *, inner: bool = False, weak: bool = False
+) -> Interception:
+    """Let ``around(proceed, *args, **kwargs)`` stand for a method of this one object.
+
+    ``proceed(*args, **kwargs)`` is the method as it was, with the interceptions of it that stand
+    further inside.
+
+    Args:
+        target: an object whose class has the method, as a plain function; or a Python module,
+            whose function is intercepted for every caller that looks it up there.
+        name: of the method.
+        around: what is called in its place, with the method's arguments.
+        inner: stand inside all others: for what changes results that others look at.
+        weak: end with the object, too, and do not keep it alive.
+    """
+    owner = target if isinstance(target, ModuleType) else type(target)
+    with _lock:
+        site = _sites.get((owner, name))
+        if site is None or not site.in_place:
+            site = _sites[owner, name] = _Site(owner, name)
+        interception = Interception(site, target, around, inner, weak)
+        site.add(interception, id(target))
+        return interception
