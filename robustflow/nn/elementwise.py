@@ -104,7 +104,7 @@ class Affine:
         return (0.0, _inverse_softplus(1 - self.eps, f"eps must be below 1, got {self.eps}"))
 
     def __call__(
-        self, x: Tensor, params: Tensor, *, inverse: bool = False
+        self, x: Tensor, params: Tensor, *, inverse: bool = False, reduce: F.Reduce = "sum"
     ) -> tuple[Tensor, Tensor]:
         return F.conditional_affine(
             x,
@@ -115,6 +115,7 @@ class Affine:
             clamp=self.clamp,
             shift_first=self.shift_first,
             reciprocal=self.reciprocal,
+            reduce=reduce,
         )
 
 
@@ -162,7 +163,7 @@ class ModifiedRQSpline:
         return cls(interval=(-0.5, 0.5), derivative="exp")
 
     def __call__(
-        self, x: Tensor, params: Tensor, *, inverse: bool = False
+        self, x: Tensor, params: Tensor, *, inverse: bool = False, reduce: F.Reduce = "sum"
     ) -> tuple[Tensor, Tensor]:
         return F.modified_rq_spline(
             x,
@@ -172,6 +173,7 @@ class ModifiedRQSpline:
             min_bin=self.min_bin,
             min_derivative=self.min_derivative,
             derivative=self.derivative,
+            reduce=reduce,
         )
 
 
@@ -255,7 +257,7 @@ class RQSpline:
         return (0.0,) * (2 * self.num_bins) + (derivative,) * self.num_derivatives
 
     def __call__(
-        self, x: Tensor, params: Tensor, *, inverse: bool = False
+        self, x: Tensor, params: Tensor, *, inverse: bool = False, reduce: F.Reduce = "sum"
     ) -> tuple[Tensor, Tensor]:
         return F.rq_spline_packed(
             x,
@@ -268,7 +270,7 @@ class RQSpline:
             min_bin_height=self.min_bin_height,
             min_derivative=self.min_derivative,
             parametrization=self.parametrization,
-            reduce="sum",
+            reduce=reduce,
         )
 
 
