@@ -10,6 +10,13 @@ from robustflow.diagnostics.artifacts import (
 from robustflow.diagnostics.bounds import Bounds, Line, Range, bounds_of
 from robustflow.diagnostics.certify import Certificate, Row, certify
 from robustflow.diagnostics.growth import Contribution, Growth
+from robustflow.diagnostics.monitor import (
+    ExplodingInverseError,
+    ExplosionWarning,
+    InverseMonitor,
+    WatchedRun,
+)
+from robustflow.diagnostics.onsets import Onset
 from robustflow.diagnostics.scores import (
     KNNScore,
     MahalanobisScore,
@@ -17,21 +24,29 @@ from robustflow.diagnostics.scores import (
     conformal_threshold,
     tap,
 )
+from robustflow.diagnostics.table import LayerRecord, MonitorReport
 
 __all__ = [
     "Artifacts",
     "Bounds",
     "Certificate",
     "Contribution",
+    "ExplodingInverseError",
+    "ExplosionWarning",
     "Growth",
+    "InverseMonitor",
     "Judgement",
     "KNNScore",
+    "LayerRecord",
     "Line",
     "MahalanobisScore",
+    "MonitorReport",
+    "Onset",
     "Range",
     "RelativeMahalanobisScore",
     "Row",
     "Thresholds",
+    "WatchedRun",
     "bounds_of",
     "certify",
     "conformal_threshold",
