@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from robustflow.compat._adapters import adapters
+from robustflow.diagnostics import _libraries
 from robustflow.diagnostics._layers import Block, Watched, set_name
+from robustflow.diagnostics._libraries import published
 from robustflow.diagnostics._libraries.other import OtherLayer
-
-# The module for a library's layers, by the package that must be imported for a model to have them.
-_LIBRARIES = {
-    "robustflow": "nn",
-    "robustflow.compat.srflow": "srflow",
-    "nflows": "nflows",
-    "glasflow": "glasflow",
-    "normflows": "normflows",
-    "zuko": "zuko",
-    "FrEIA": "freia",
-    "torch": "published",
-}
 
 
 def find_layers(model: nn.Module, only: Iterable[str | nn.Module] | None = None) -> list[Watched]:
@@ -56,12 +45,7 @@ class _Search:
     """A walk through a model's modules that stops at layers."""
 
     def __init__(self) -> None:
-        package = f"{__package__}._libraries"
-        self.adapters: list[Any] = [
-            importlib.import_module(f"{package}.{name}")
-            for library, name in _LIBRARIES.items()
-            if library in sys.modules
-        ]
+        self.adapters: list[Any] = [*adapters(_libraries.__name__), published]
         self.seen: set[nn.Module] = set()
 
     def layers(

@@ -92,7 +92,8 @@ class Layer(Watched):
         conditioner: of a coupling, the module that reads the kept channels.
         reach: how many positions it lets a value travel, as far as that was asked for; None:
             everywhere.
-        part: of a part of a block, the name of the submodule that makes its parameters.
+        part: what its name has beyond the module's: of a part of a block, its submodule or
+            method.
     """
 
     kind: Kind = "other"
@@ -237,10 +238,9 @@ class Watcher(ABC):
 
 
 def set_name(watched: Watched, name: str) -> None:
-    watched.name = name
-    if isinstance(watched, Block):
-        for layer in watched.parts:
-            layer.name = ".".join(filter(None, (name, layer.part)))
+    for each in [watched, *(watched.parts if isinstance(watched, Block) else ())]:
+        part = each.part if isinstance(each, Layer) else ""
+        each.name = ".".join(filter(None, (name, part)))
 
 
 def layers_of(found: Iterable[Watched]) -> list[Layer]:

@@ -15,7 +15,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diagnostics.exploding_flows import CHANNELS, GAIN, SIZE, latents, plant, planted_flow, reached_by
+from diagnostics.exploding_flows import (
+    CHANNELS,
+    GAIN,
+    SIZE,
+    latents,
+    plant,
+    planted_flow,
+    reached_by,
+)
 from robustflow import functional as F
 from robustflow import nn as rnn
 from robustflow.diagnostics import monitor as monitor_module

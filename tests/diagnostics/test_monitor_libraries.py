@@ -16,6 +16,7 @@ from robustflow import nn as rnn
 from robustflow._intercept import _sites
 from robustflow.diagnostics._find import find_layers
 from robustflow.diagnostics._layers import Layer, Watcher, layers_of
+from robustflow.diagnostics.describe import describe, parts_of
 from robustflow.diagnostics.monitor import InverseMonitor
 
 CONTEXT, LAYERS = 3, 3
@@ -81,7 +82,10 @@ def test_samples_are_the_same_and_every_layer_is_seen(kind: Kind, context: int) 
     torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)
     report = monitor.report()
     names = [each.name for each in report.layers]
-    assert set(names) <= {name for name, _ in model.named_modules()}
+    modules = {name for name, _ in model.named_modules()}
+    for name in names:  # or a method, or a parameter, of FrEIA's blocks
+        assert name in modules or name.rpartition(".")[0] in modules
+    assert set(names) <= {part.name for part in parts_of(describe(model))}
     watched = [layer for layer in layers_of(find_layers(model)) if layer.kind != "reshape"]
     assert set(names) == {layer.name for layer in watched}
     assert {each.calls for each in report.layers} == {1} and report.samples == len(z)
@@ -186,11 +190,11 @@ def test_an_explosion_is_found_in_the_layer_where_it_is(kind: Kind, context: int
     conditionals = [layer for layer in layers_of(find_layers(model)) if layer.conditional]
     chosen = conditionals[len(conditionals) // 2]
     for layer in conditionals:
-        for name in {layer.name, layer.name.replace(".subnet_s", ".subnet_t")}:
-            for parameter in _head(model.get_submodule(name)).parameters():
+        for head in _heads(model, layer):
+            for parameter in head.parameters():
                 parameter.zero_()
-    for name in {chosen.name, chosen.name.replace(".subnet_s", ".subnet_t")}:
-        _head(model.get_submodule(name)).get_parameter("bias").fill_(-20.0)
+    for head in _heads(model, chosen):
+        head.get_parameter("bias").fill_(-20.0)
     z, c = batch(context)
     with InverseMonitor(model) as monitor:
         kind.inverse(model, z, c)
@@ -201,10 +205,20 @@ def test_an_explosion_is_found_in_the_layer_where_it_is(kind: Kind, context: int
     assert set(reached.tolist()) == samples
 
 
-def _head(module: nn.Module) -> nn.Module:
-    """The last layer of the last network in a module."""
-    weights = ((each, dict(each.named_parameters(recurse=False))) for each in module.modules())
-    return [each for each, own in weights if own.keys() >= {"weight", "bias"}][-1]
+def _heads(model: nn.Module, layer: Layer) -> list[nn.Module]:
+    """The last layers of a flow layer's networks."""
+    block, _, method = layer.name.rpartition(".")
+    names = [layer.name]
+    if method in ("_coupling1", "_coupling2"):
+        number = {"_coupling1": 2, "_coupling2": 1}[method]
+        nets = (f"{block}.{net}{number}" for net in ("subnet", "subnet_s", "subnet_t"))
+        names = [name for name in nets if name in dict(model.named_modules())]
+    heads = []
+    for name in names:
+        inside = model.get_submodule(name).modules()
+        weights = [(each, dict(each.named_parameters(recurse=False))) for each in inside]
+        heads.append([each for each, own in weights if own.keys() >= {"weight", "bias"}][-1])
+    return heads
 
 
 # ---- pictures: what an onset reaches, against NaN that the library itself carries ----------------
@@ -373,7 +387,7 @@ def test_normflows_in_blocks_and_scales() -> None:
         x, _ = model.forward_and_log_det(z)
     assert len(monitor.runs) == 1 and monitor.contaminated.shape == x.shape
     (onset,) = monitor.onsets
-    assert (onset.layer, onset.kind) == ("flows.0.0.flows.0", "self-conditional")
+    assert (onset.layer, onset.kind) == ("flows.0.0.flows.0.flows.1", "self-conditional")
     assert (onset.sample, onset.position) == (1, (3, 2, 1))
     marked = torch.zeros(2, 4, 4, 4)
     marked[1, 3, 2, 1] = math.nan
@@ -432,7 +446,7 @@ def test_freia_graphs_on_pictures() -> None:
     net[-1].forward = real
     assert len(monitor.runs) == 1 and monitor.contaminated.shape == x.shape
     (onset,) = monitor.onsets
-    assert (onset.layer, onset.sample) == (f"{name}.subnet1", 0)
+    assert (onset.layer, onset.sample) == (f"{name}._coupling2", 0)
     assert onset.position == (3, 2, 2) and onset.shape == (4, 6, 6)
     block = model.get_submodule(name)
     marked = torch.zeros(2, 4, 6, 6)

@@ -109,7 +109,7 @@ class _Part(Layer):
 
 
 class _Block(_Tuples, Block):
-    """A block; its parts are named after the networks that make their parameters."""
+    """A block; its parts are named after the methods that compute them."""
 
     def __init__(self, module: nn.Module, parts: list[Layer]) -> None:
         super().__init__(module)
@@ -238,7 +238,7 @@ def _two_sided(module: Any) -> Watched:
         part.kept, part.changed, part.method = kept, changed, method
         part.net = part.conditioner = module.get_submodule(name)
         part.affine = _affine_of_half(module, method, name)
-        part.part = name
+        part.part = method
         parts.append(part)
     return _Block(module, parts)
 
@@ -298,13 +298,11 @@ def _all_in_one(module: Any) -> Watched:
             return module._affine(zeros, torch.cat([raw, zeros], dim=1), rev=True)[1]
 
         coupling.affine = AffineParams(lambda params: params[:, : params.shape[1] // 2], log_gain)
-    coupling.part = "subnet"
-    # The permutation and its scales are the module's own, and have its name.
     parts: list[Layer] = [coupling]
     for method in ("_permute", *(["_pre_permute"] if module.reverse_pre_permute else [])):
         mixing = _Part(module)
         mixing.kind, mixing.spread, mixing.conditional = "1x1", "channels", False
-        mixing.method = method
+        mixing.method, mixing.part = method, "global_scale"
         parts.append(mixing)
     return _Block(module, parts)
 

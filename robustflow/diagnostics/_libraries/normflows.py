@@ -151,6 +151,7 @@ def _autoregressive(layer: _Layer) -> Layer:
 def _affine_block(layer: _Layer) -> _Layer:
     split, step, _ = layer.module.flows
     layer.kind, layer.conditioner = "self-conditional", step.param_map
+    layer.part = "flows.1"  # z is whole here, and not yet in that module
     if split.mode in ("channel", "channel_inv"):
         layer.spread = "coupling"
         layer.probe = step.param_map
