@@ -132,10 +132,12 @@ class Watcher(ABC):
 
     Attributes:
         derivatives: whether :meth:`note` is to be called for splines.
+        gradients: whether what it is told is to have its gradients, where they are on.
         inner: it stands inside the watchers that do not, for what they see is to be its results.
     """
 
     derivatives: ClassVar[bool] = False
+    gradients: ClassVar[bool] = False
     inner: ClassVar[bool] = False
 
     def __init__(self) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustflow.diagnostics._layers import AffineParams, Layer, Watched, Watcher
+from robustflow.diagnostics._libraries._own import watch_converted
 from robustflow.diagnostics.kinds import Kind
 
 INVERSE, FORWARD = "inverse", "forward"
@@ -34,6 +35,7 @@ class NflowsLayer(Layer):
             watcher.intercept(self.module, name, _params(watcher))
         if watcher.derivatives and self.sums:
             watcher.intercept(self.utils, "sum_except_batch", _sums(watcher), once=True)
+        watch_converted(watcher, self.module)
 
     def _around(self, watcher: Watcher, density: bool) -> Callable[..., Any]:
         def layer(proceed: Callable[..., Any], inputs: Tensor, context: Any = None) -> Any:
@@ -90,9 +92,8 @@ def coupling(layer: NflowsLayer, affine: type[nn.Module] | None) -> NflowsLayer:
 
         def log_gain(raw: Tensor) -> Tensor:
             params = torch.cat([torch.zeros(len(raw), count), raw[:, None].expand(-1, count)], 1)
-            with torch.no_grad():
-                x = torch.zeros(len(raw), count)
-                return module._coupling_transform_inverse(x, params.to(raw))[1] / count
+            x = torch.zeros(len(raw), count)
+            return module._coupling_transform_inverse(x, params.to(raw))[1] / count
 
         layer.affine = AffineParams(lambda params: params[:, count:], log_gain)
     return layer
@@ -112,9 +113,8 @@ def autoregressive(layer: NflowsLayer, affine: type[nn.Module]) -> NflowsLayer:
 
         def log_gain(raw: Tensor) -> Tensor:
             params = torch.stack([raw, torch.zeros_like(raw)], 1).repeat(1, count)
-            with torch.no_grad():
-                x = torch.zeros(len(raw), count)
-                return module._elementwise_inverse(x, params)[1] / count
+            x = torch.zeros(len(raw), count)
+            return module._elementwise_inverse(x, params)[1] / count
 
         layer.affine = AffineParams(logits, log_gain)
     return layer

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustflow.diagnostics._layers import AffineParams, Watcher
+from robustflow.compat.convert import RescaledModifiedRQSpline
+from robustflow.diagnostics._layers import AffineParams, Layer, Watcher
 from robustflow.nn.elementwise import Affine
 
 
@@ -45,20 +46,43 @@ def watch_transform(watcher: Watcher, transform: Any) -> None:
         **options: Any,
     ) -> Any:
         layer = watcher.current()
-        if layer is None or options:
+        if layer is not None and layer.affine is not None:
+            params = watcher.params(layer, params)
+        if layer is None or layer.affine is not None or not (watcher.derivatives and reduces):
             return proceed(x, params, inverse=inverse, **options)
-        if layer.affine is not None:
-            return proceed(x, watcher.params(layer, params), inverse=inverse)
-        if not (watcher.derivatives and reduces):
-            return proceed(x, params, inverse=inverse)
-        y, each = proceed(x, params, inverse=inverse, reduce="none")
+        y, each = proceed(x, params, inverse=inverse, **{**options, "reduce": "none"})
         # A call for one feature of several, in an autoregressive inverse, adds to those before;
         # one for all, of several passes, replaces what came of features that were not known yet.
-        watcher.note(each, last=layer.kind == "autoregressive" and x.shape[1] > 1)
+        last = layer.kind == "autoregressive" and x.shape[1] > 1
+        watcher.note(_changed(layer, each), last=last)
+        if options.get("reduce") == "none":
+            return y, each
         return y, each.flatten(1).sum(dim=1, dtype=torch.float64).to(each.dtype)
 
     method = "forward" if isinstance(transform, nn.Module) else "__call__"
     watcher.intercept(transform, method, around, once=True)
+
+
+def _changed(layer: Layer, each: Tensor) -> Tensor:
+    """Of a layer that computes every channel and uses some, those."""
+    if isinstance(layer.changed, Tensor) and each.shape[1] > len(layer.changed):
+        return each[:, layer.changed]
+    return each
+
+
+def watch_converted(watcher: Watcher, module: nn.Module) -> None:
+    """The splines of a layer that robustflow.convert_affine made, whatever its library."""
+    for spline in _converted(module):
+        watch_transform(watcher, spline)
+
+
+def is_converted(module: nn.Module) -> bool:
+    """Whether robustflow.convert_affine made this layer."""
+    return bool(_converted(module))
+
+
+def _converted(module: nn.Module) -> list[RescaledModifiedRQSpline]:
+    return [each for each in module.modules() if isinstance(each, RescaledModifiedRQSpline)]
 
 
 @lru_cache

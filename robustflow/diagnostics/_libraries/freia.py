@@ -21,6 +21,7 @@ from robustflow.diagnostics._layers import (
     Watched,
     Watcher,
 )
+from robustflow.diagnostics._libraries._own import is_converted, watch_converted
 from robustflow.diagnostics.kinds import Kind
 
 _CONTAINERS = tuple(
@@ -58,6 +59,7 @@ class _Layer(_Tuples, Layer):
             )
 
         watcher.intercept(self.module, "forward", _around(self.module, call))
+        watch_converted(watcher, self.module)
         if self.affine is not None:
             _watch_net(watcher, self, self.module.subnet)
 
@@ -76,6 +78,7 @@ class _Part(Layer):
 
     def watch(self, watcher: Watcher) -> None:
         watcher.intercept(self.module, self.method, self._around(watcher))
+        watch_converted(watcher, self.module)
         if self.net is not None and self.affine is not None:
             _watch_net(watcher, self, self.net)
 
@@ -273,8 +276,10 @@ def _one_sided(module: Any) -> Layer:
     return layer
 
 
-def _affine_of_forward(module: Any) -> AffineParams:
+def _affine_of_forward(module: Any) -> AffineParams | None:
     """Of a module whose ``forward`` gets scale and shift, halves of a tensor, from ``subnet``."""
+    if is_converted(module):
+        return None
 
     def log_gain(raw: Tensor) -> Tensor:
         raw, zeros = _tiny(raw, module.ndims)
@@ -291,7 +296,7 @@ def _all_in_one(module: Any) -> Watched:
     coupling.kind, coupling.spread, coupling.method = "self-conditional", "coupling", "_affine"
     coupling.kept, coupling.changed = first, second
     coupling.conditioner = module.subnet
-    if not module.GIN:
+    if not (module.GIN or is_converted(module)):
 
         def log_gain(raw: Tensor) -> Tensor:
             raw, zeros = _tiny(raw, len(module.sum_dims))

@@ -14,6 +14,7 @@ from normflows.flows.mixing import _Linear, _Permutation
 from normflows.flows.neural_spline.coupling import Coupling
 from torch import Tensor, nn
 
+from robustflow.compat.convert.normflows import ModifiedRQMaskedFlow
 from robustflow.diagnostics._layers import AffineParams, Layer, Watched, Watcher
 from robustflow.diagnostics._libraries._nflows_like import (
     FORWARD,
@@ -21,6 +22,7 @@ from robustflow.diagnostics._libraries._nflows_like import (
     autoregressive,
     coupling,
 )
+from robustflow.diagnostics._libraries._own import is_converted
 
 _CONTAINERS = (flows.Composite, flows.GlowBlock, flows.Reverse)
 _WRAPPERS = {  # of a layer whose inverse they call
@@ -101,7 +103,7 @@ def find(module: nn.Module) -> Watched | None:
         return _autoregressive(layer)
     if isinstance(module, flows.AffineCouplingBlock):
         return _affine_block(layer)
-    if isinstance(module, flows.MaskedAffineFlow):
+    if isinstance(module, (flows.MaskedAffineFlow, ModifiedRQMaskedFlow)):
         return _masked(layer)
     if isinstance(module, AffineConstFlow | flows.BatchNorm | CCAffineConst):
         layer.kind, layer.spread, layer.conditional = "actnorm", "elementwise", False
@@ -156,7 +158,7 @@ def _affine_block(layer: _Layer) -> _Layer:
         layer.spread = "coupling"
         layer.probe = step.param_map
         layer.first_kept = split.mode == "channel"
-    if step.scale:
+    if not is_converted(step) and step.scale:
         layer.net = step.param_map
 
         def log_gain(raw: Tensor) -> Tensor:
@@ -179,7 +181,7 @@ def _masked(layer: _Layer) -> _Layer:
         layer.spread = "coupling"
         changed = (mask <= 0).nonzero()[:, 0]
         layer.kept, layer.changed = (mask > 0).nonzero()[:, 0], changed
-        if isinstance(module.s, nn.Module):
+        if isinstance(module, flows.MaskedAffineFlow) and isinstance(module.s, nn.Module):
             layer.net = module.s
 
             def log_gain(raw: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ class _Layer(Layer):
                     if watcher.derivatives and self.affine is None and transform is not None:
                         (out,) = self.outputs(result)
                         pair = (out, z) if inverse else (z, out)
-                        each = _log_derivatives(transform, *pair)
+                        with torch.set_grad_enabled(watcher.gradients and torch.is_grad_enabled()):
+                            each = _log_derivatives(transform, *pair)
                         if each is not None:
                             watcher.note(-each if inverse else each, last=True)
                     return result
@@ -83,7 +84,6 @@ def _parts(transform: Transform) -> Iterator[Transform]:
         yield transform
 
 
-@torch.no_grad()
 def _log_derivatives(transform: Transform, x: Tensor, y: Tensor) -> Tensor | None:
     """log |dy/dx|, element by element; autoregressive ones run their network once more."""
     if isinstance(transform, transforms.AutoregressiveTransform):
