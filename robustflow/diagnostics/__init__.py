@@ -9,6 +9,7 @@ from robustflow.diagnostics.artifacts import (
 )
 from robustflow.diagnostics.bounds import Bounds, Line, Range, bounds_of
 from robustflow.diagnostics.certify import Certificate, Row, certify
+from robustflow.diagnostics.gain_score import GainScore
 from robustflow.diagnostics.growth import Contribution, Growth
 from robustflow.diagnostics.monitor import (
     ExplodingInverseError,
@@ -24,6 +25,7 @@ from robustflow.diagnostics.scores import (
     conformal_threshold,
     tap,
 )
+from robustflow.diagnostics.search import Found, SearchResult
 from robustflow.diagnostics.table import LayerRecord, MonitorReport
 
 __all__ = [
@@ -33,6 +35,8 @@ __all__ = [
     "Contribution",
     "ExplodingInverseError",
     "ExplosionWarning",
+    "Found",
+    "GainScore",
     "Growth",
     "InverseMonitor",
     "Judgement",
@@ -45,6 +49,7 @@ __all__ = [
     "Range",
     "RelativeMahalanobisScore",
     "Row",
+    "SearchResult",
     "Thresholds",
     "WatchedRun",
     "bounds_of",

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
 
 from robustflow._checks import check_number
+from robustflow.diagnostics._sampling import Contexts, Run
 from robustflow.diagnostics.bounds import INFINITY, ROBUST, Bounds, Range, bounds_of
-from robustflow.diagnostics.describe import Part, Tree, describe, parts_of
+from robustflow.diagnostics.describe import CONVERTED, Part, Tree, describe, parts_of
 from robustflow.diagnostics.growth import Contribution, Growth, compose
 from robustflow.diagnostics.kinds import Kind
+from robustflow.diagnostics.search import SearchResult, search
 
 MAX_GAIN = 100.0
 MAX_RATIO = 2.0
@@ -65,6 +67,8 @@ class Certificate:
     rows: tuple[Row, ...]
     growth: Growth
     contributions: tuple[Contribution, ...]
+    _model: nn.Module | None = field(default=None, repr=False, compare=False)
+    _parts: tuple[Part, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def passed(self) -> bool:
@@ -75,6 +79,80 @@ class Certificate:
     def failures(self) -> tuple[Row, ...]:
         """The rows that failed."""
         return tuple(row for row in self.rows if row.passed is False)
+
+    def search(
+        self,
+        contexts: Contexts,
+        steps: int = 100,
+        *,
+        step_size: float | None = None,
+        within: tuple[float, float] | None = None,
+        run: Run | None = None,
+    ) -> SearchResult:
+        """Search conditions for the largest inverse derivative of the model, by gradient.
+
+        Each context is moved to where a soft maximum of the layers' largest log inverse
+        derivatives grows (Adam), while the latents' mean is inverted. What is found is what some
+        condition does, and a lower bound on the worst; the certificate's is an upper one, and no
+        condition passes it. The model is in evaluation mode meanwhile, and is not changed.
+
+        Args:
+            contexts: where to start, N of them: a tensor, or what the model takes for N contexts
+                (a sequence of tensors).
+            steps: of the ascent, at least 1; each samples once and goes back.
+            step_size: how far a value of a context moves in a step, about. None: a twentieth of
+                the contexts' root mean square.
+            within: lowest and highest value of a context (``(0, 1)`` for pictures).
+            run: how to sample once for each context, ``run(model, contexts)``, with gradients and
+                with the latents at their mean (or at any that stay the same). By default known
+                for :mod:`robustflow.nn`, nflows, glasflow, normflows, zuko and FrEIA's
+                ``SequenceINN``.
+
+        Raises:
+            ValueError, TypeError: contexts that are none, steps below 1, a model that is not known
+                how to sample from, or gains that do not depend on the contexts.
+
+        Example:
+            >>> import torch
+            >>> from robustflow import nn as rnn
+            >>> flow = rnn.ConditionalFlow([rnn.flow_step(2, 3, rnn.Affine(), spatial_dims=0)])
+            >>> with torch.no_grad():
+            ...     for parameter in flow.parameters():
+            ...         _ = parameter.add_(0.3 * torch.randn_like(parameter))
+            >>> result = certify(flow).search(torch.randn(4, 3), steps=20)
+            >>> bool(result.worst.start <= result.worst.found <= 1e4), result.beaten
+            (True, ())
+        """
+        if self._model is None:
+            raise ValueError(
+                "A transform alone has no condition to search: certify a layer or a model."
+            )
+        return search(
+            self._model,
+            self._bound_of,
+            contexts,
+            steps,
+            step_size=step_size,
+            within=within,
+            run=run,
+        )
+
+    def _bound_of(self, layer: str) -> float:
+        """The largest inverse derivative of a layer by its name, whatever its parts are called.
+
+        Parts that a conversion made of one transform multiply; halves of a block do not.
+        """
+        inside: list[Part] = []
+        while not inside:
+            prefix = f"{layer}." if layer else ""
+            inside = [p for p in self._parts if p.name == layer or p.name.startswith(prefix)]
+            layer = layer.rpartition(".")[0]
+        together: dict[str, float] = {}
+        for part in inside:
+            name, _, suffix = part.name.rpartition(".")
+            key = name if suffix in CONVERTED else part.name
+            together[key] = together.get(key, 1.0) * _largest_derivative(part)
+        return max(together.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, in plain types; infinity as ``float("inf")``."""
@@ -186,7 +264,15 @@ def certify(
     parts = list(parts_of(tree))
     rows = [row for part in parts for row in _rows(part, max_gain, max_ratio)]
     rows += _model_rows(parts, growth, max_gain)
-    return Certificate(tuple(rows), growth, contributions)
+    model = layer_or_model if isinstance(layer_or_model, nn.Module) else None
+    return Certificate(tuple(rows), growth, contributions, model, tuple(parts))
+
+
+def _largest_derivative(part: Part) -> float:
+    """Of the part's inverse, as the kernels compute it."""
+    if part.bounds is None:
+        return part.inverse.gain
+    return (part.bounds.computed or part.bounds.derivative).reciprocal.high
 
 
 def _rows(part: Part, max_gain: float, max_ratio: float) -> Iterator[Row]:

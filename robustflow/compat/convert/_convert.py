@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from robustflow._modes import evaluating
 from robustflow.compat._adapters import adapters as adapters_of
 from robustflow.compat.convert._affine import AffineLayer, Splines
 from robustflow.compat.convert._head import PLAIN, HeadWatch
@@ -100,7 +101,7 @@ def convert_affine(
         _set_aside(model, layers, reasons)
     splines = {name: layer.splines() for name, layer in layers.items()}
     if layers:
-        with _undone_on_error(layers.values()), _evaluating(model):
+        with _undone_on_error(layers.values()), evaluating(model), torch.no_grad():
             for head in {head for layer in layers.values() for head in layer.heads.values()}:
                 head.remake()
             for name, layer in layers.items():
@@ -140,7 +141,7 @@ def _calibrate(
         for layer in layers.values():
             begun.append(layer)
             layer.begin(watch)
-        with _evaluating(model):
+        with evaluating(model), torch.no_grad():
             run()
     finally:
         watch.close()
@@ -172,19 +173,6 @@ def _set_aside(model: nn.Module, layers: dict[str, AffineLayer], reasons: dict[s
                     keep(name, f"its conditioner's last layer is that of {users[0]}, too")
                     changed = True
                     break
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without gradients; each module's own mode comes back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager

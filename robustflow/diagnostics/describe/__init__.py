@@ -10,6 +10,7 @@ from torch import nn
 from robustflow.compat._adapters import adapters
 from robustflow.diagnostics.describe import published
 from robustflow.diagnostics.describe._tree import (
+    CONVERTED,
     Branch,
     Chain,
     Halves,
@@ -20,7 +21,7 @@ from robustflow.diagnostics.describe._tree import (
     unknown,
 )
 
-__all__ = ["Branch", "Chain", "Halves", "Part", "Tree", "describe", "parts_of"]
+__all__ = ["CONVERTED", "Branch", "Chain", "Halves", "Part", "Tree", "describe", "parts_of"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -53,6 +54,7 @@ class _Describer:
             )
         self.ignore = frozenset(ignore)
         self.adapters: list[Any] = [*adapters(__name__), published]
+        self._has: dict[nn.Module, bool] = {}
         if not self._has_layers(model, ""):
             raise ValueError(
                 f"No flow layer was found in this {type(model).__name__}. Known are those of "
@@ -83,8 +85,8 @@ class _Describer:
         return None
 
     def _has_layers(self, module: nn.Module, name: str) -> bool:
-        if self._known(module, name) is not None:
-            return True
-        return any(
-            self._has_layers(child, joined(name, key)) for key, child in module.named_children()
-        )
+        if module not in self._has:
+            self._has[module] = self._known(module, name) is not None or any(
+                self._has_layers(child, joined(name, key)) for key, child in module.named_children()
+            )
+        return self._has[module]

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from robustflow.diagnostics.bounds import INFINITY, UNCHANGED, Bounds, Line
 from robustflow.diagnostics.kinds import Kind
 
+# The two parts, one after the other, of a transform that robustflow.convert_affine made.
+CONVERTED = ("scale", "spline")
+
 
 @dataclass(frozen=True)
 class Part:

@@ -12,6 +12,7 @@ from robustflow.compat.convert import RescaledModifiedRQSpline
 from robustflow.compat.convert._spline import UNIT
 from robustflow.diagnostics.bounds import ROBUST, Bounds, Line, bounds_of
 from robustflow.diagnostics.describe._tree import (
+    CONVERTED,
     Branch,
     Chain,
     Part,
@@ -108,11 +109,12 @@ def transformed(
         return elementwise(name, module, kind, bounds_of(transform), fraction, what=what)
     scale = transform.log_scale.double().exp()
     source = "robustflow.convert_affine"
+    constant_name, spline_name = (joined(name, suffix) for suffix in CONVERTED)
     constant = scaling(
-        joined(name, "scale"), module, scale, transform.shift, source=source, fraction=fraction
+        constant_name, module, scale, transform.shift, source=source, fraction=fraction
     )
     bounds = _boxed(transform.half_width, transform.centre)
-    return Chain((constant, elementwise(joined(name, "spline"), module, kind, bounds, fraction)))
+    return Chain((constant, elementwise(spline_name, module, kind, bounds, fraction)))
 
 
 def _boxed(half_width: Tensor, centre: Tensor) -> Bounds:
