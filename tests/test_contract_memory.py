@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from allocations import peak
 from conformance import layouts, operations
 from conformance.layouts import Layout
 from conformance.operations import RQ, Affine, ModifiedRQ, Operation
@@ -56,25 +56,6 @@ def test_nothing_is_saved_without_gradients(native_target: Target, operation: Op
     assert not y.requires_grad
 
 
-def _peak(step: Callable[[], object], device: str) -> int:
-    """Bytes allocated and not yet freed at their highest, by torch's own count of allocations."""
-    if device == "cuda":
-        step()  # what the first call keeps is none of a call's
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(profile_memory=True) as profiler:
-        result = step()
-    now = top = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            top = max(top, now)
-    del result
-    return top
-
-
 @pytest.mark.parametrize(
     ("operation", "shape"),
     [(ModifiedRQ("exp"), (4, 8, 64, 65)), (RQ(8), (5000, 13)), (Affine(), (4, 8, 64, 65))],
@@ -98,14 +79,15 @@ def test_allocations(native_device: Target, operation: Operation, shape: tuple[i
 
     results = 4 * (call.x.numel() + shape[0])
     device = native_device.device
-    assert results <= _peak(forward, device) <= 1.02 * results
+    assert results <= peak(forward, device) <= 1.02 * results
     gradients = sum(4 * tensor.numel() for tensor in call.tensors)
-    assert results + gradients <= _peak(training, device) <= 1.02 * (results + gradients)
+    assert results + gradients <= peak(training, device) <= 1.02 * (results + gradients)
 
 
 _GUARDED = """
 import ctypes, mmap, sys, torch, robustflow
 sys.path.insert(0, {tests!r})
+from allocations import peak
 from conformance import layouts, operations
 from conformance.layouts import Layout
 from conformance.samples import sample

@@ -17,6 +17,7 @@ from robustflow.nn import (
     ConditionalAffineInjector,
     ConditionalFlow,
     InvertibleConv1x1,
+    LogProb,
     ModifiedRQSplineCoupling,
     RQSplineAutoregressive,
 )
@@ -78,14 +79,13 @@ def train(rank: int, folder: str) -> None:
     norms = [norm.state_dict() for norm in first_batches(rank)]
     torch.save(norms, f"{folder}/norms-{rank}.pt")
     flow = new_flow()
-    model = DistributedDataParallel(flow)
+    model = DistributedDataParallel(LogProb(flow))
     optimiser = torch.optim.SGD(flow.parameters(), lr=1e-2)
     seen: list[Any] = []
     for step in range(STEPS):
         x, context = batch(rank, step)
-        latents, logabsdet = model(x, context)
+        loss = -model(x, context).mean()
         started = {name: value.clone() for name, value in flow.state_dict().items()}
-        loss = -(logabsdet + flow.latent_log_prob(latents)).mean()
         optimiser.zero_grad()
         loss.backward()
         gradients = {name: p.grad for name, p in flow.named_parameters()}

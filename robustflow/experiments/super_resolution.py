@@ -145,9 +145,7 @@ class CropSampler:
 
 def bits_per_dimension(flow: rnn.ConditionalFlow, residual: Tensor, low: Tensor) -> Tensor:
     """Bits per value of an 8-bit picture, mean over a batch."""
-    dimensions = math.prod(residual.shape[1:])
-    nats = -flow.log_prob(residual, low).mean() / dimensions
-    return nats / math.log(2) + math.log2(WHITE)
+    return flow.bits_per_dim(residual, low).mean() + math.log2(WHITE)
 
 
 def train(

@@ -11,11 +11,13 @@ from robustflow.nn.condition import Condition
 from robustflow.nn.conditioner import Conditioner, TwoPartConditioner
 from robustflow.nn.conv1x1 import InvertibleConv1x1
 from robustflow.nn.coupling import Coupling
+from robustflow.nn.dequantize import Dequantize
 from robustflow.nn.elementwise import Affine, ElementwiseTransform, ModifiedRQSpline, RQSpline
 from robustflow.nn.flow import ConditionalFlow
 from robustflow.nn.injector import Injector
 from robustflow.nn.layer import ConditionalLayer
 from robustflow.nn.level import FlowLevel, flow_step
+from robustflow.nn.log_prob import LogProb
 from robustflow.nn.masked import MaskedConditioner
 from robustflow.nn.named import (
     ConditionalAffineCoupling,
@@ -40,10 +42,12 @@ __all__ = [
     "ConditionalLayer",
     "Conditioner",
     "Coupling",
+    "Dequantize",
     "ElementwiseTransform",
     "FlowLevel",
     "Injector",
     "InvertibleConv1x1",
+    "LogProb",
     "MaskedConditioner",
     "ModifiedRQSpline",
     "ModifiedRQSplineCoupling",

@@ -20,7 +20,8 @@ class Condition:
         sizes: the spatial size of z in each level, as its features have it.
         batch_size: number of contexts.
 
-    ``condition[i]`` is the i-th context alone, as views with a batch size of 1.
+    ``condition[i]`` is the i-th context alone, with a batch size of 1, and ``condition[i:j]`` those
+    from the i-th on; both are views.
     """
 
     states: tuple[tuple[Any, ...], ...]
@@ -30,20 +31,29 @@ class Condition:
     def __len__(self) -> int:
         return self.batch_size
 
-    def __getitem__(self, index: int) -> Condition:
-        if not 0 <= index < self.batch_size:
+    def __getitem__(self, index: int | slice) -> Condition:
+        if isinstance(index, slice):
+            chosen = range(self.batch_size)[index]
+            if chosen.step != 1:
+                raise IndexError(f"contexts are taken in steps of 1, got {index}.")
+            if len(chosen) == self.batch_size:
+                return self
+        elif 0 <= index < self.batch_size:
+            chosen = range(index, index + 1)
+        else:
             raise IndexError(f"index {index} is out of range for {self.batch_size} contexts.")
-        states = tuple(tuple(_select(state, index) for state in level) for level in self.states)
-        return Condition(states, self.sizes, 1)
+        part = slice(chosen.start, chosen.stop)
+        states = tuple(tuple(_select(state, part) for state in level) for level in self.states)
+        return Condition(states, self.sizes, len(chosen))
 
 
-def _select(state: Any, index: int) -> Any:
+def _select(state: Any, part: slice) -> Any:
     if state is None:
         return None
     if isinstance(state, Tensor):
-        return state[index : index + 1]
+        return state[part]
     if isinstance(state, tuple | list):
-        return type(state)(_select(part, index) for part in state)
+        return type(state)(_select(each, part) for each in state)
     raise TypeError(
         "A conditioner's project() must return a tensor, or a tuple or list of tensors, "
         f"to be sampled from; got {type(state).__name__}."

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,10 @@ from robustflow.nn._checks import (
 from robustflow.nn._precision import float32_at_least, no_change, sum_per_sample
 from robustflow.nn.condition import Condition
 from robustflow.nn.level import Activations, FlowLevel, States
+from robustflow.nn.sampling import Gathered, Order, SamplingOptions, block_size
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Context = Tensor | Sequence[Tensor]
 Latents = tuple[Tensor, ...]
@@ -36,8 +41,8 @@ class ConditionalFlow(nn.Module):
     x has shape (N, C, \\*S), or (N, D). A call has a context for each x, or 1 for all of them;
     a ``condition`` made from it in its place, for reuse; or neither, if no layer takes one.
 
-    For training by several processes, ``DistributedDataParallel`` wraps ``forward``; then
-    ``logabsdet + flow.latent_log_prob(latents)`` is what :meth:`log_prob` returns.
+    For training by several processes, wrap :class:`~robustflow.nn.LogProb` of the flow in
+    ``DistributedDataParallel``, which acts on a module's ``forward`` alone.
 
     Args:
         levels: for each level its layers: modules called as
@@ -203,56 +208,162 @@ class ConditionalFlow(nn.Module):
             total = total - 0.5 * (square + size * math.log(2 * math.pi))
         return total
 
+    def bits_per_dim(
+        self, x: Tensor, context: Context | None = None, *, condition: Condition | None = None
+    ) -> Tensor:
+        """``-log_prob`` in bits for each value of x, (N,).
+
+        For data of whole levels, such as 8-bit pictures, begin the flow with
+        :class:`~robustflow.nn.Dequantize`: then these are the bits that the levels take, at most.
+        """
+        dimensions = math.prod(x.shape[1:])
+        return -self.log_prob(x, context, condition=condition) / (dimensions * math.log(2))
+
     def sample(
         self,
         num_samples: int,
         context: Context | None = None,
         *,
         condition: Condition | None = None,
-        temperature: float = 1.0,
+        temperature: float | Sequence[float] = 1.0,
         generator: torch.Generator | None = None,
         size: Sequence[int] | None = None,
+        batch_size: int | None = None,
     ) -> Tensor:
         """Samples of each context, (N, num_samples, C, \\*S); without one, (num_samples, C, \\*S).
+
+        Without gradients: :meth:`rsample` has them.
 
         Each context is projected once, and projections are never copied: the samples of a context
         read its projection through a batch size of 1, or, where there are more contexts than
         samples, all contexts are sampled together, num_samples times.
 
+        Samples go through the flow in blocks whose size the shape of x alone decides (about 2**18
+        values on a CPU, 2**21 on a GPU, and one sample at least). So the same seed gives the same
+        bits whatever ``batch_size`` is, and the peak of memory is that of the result, the
+        condition, the latents of ``batch_size`` samples, and one block.
+
         Args:
             num_samples: samples per context, at least 1.
             context: N contexts; or None, with ``condition``, or if no layer takes one.
             condition: what :meth:`condition` returned for them.
-            temperature: standard deviation of the latents, at least 0.
+            temperature: standard deviation of the latents, at least 0: one for all of them, or
+                one for each of :meth:`forward`'s latents, in order.
             generator: source of the latents, on the parameters' device.
             size: the spatial size of x. None: that of the features in each level (so features
                 of size 1 that serve every position need a size); without context, ``()``, for
                 x of shape (N, D).
+            batch_size: of how many samples the latents are held at a time, rounded up to whole
+                blocks. None: of all, which takes as much memory as the result.
 
         Raises:
             TypeError, ValueError: a number, temperature or size of the wrong kind or out of range,
                 or a context that is missing.
         """
+        with torch.no_grad():
+            options: SamplingOptions = {
+                "condition": condition,
+                "temperature": temperature,
+                "generator": generator,
+                "size": size,
+            }
+            return self._sample(num_samples, context, options, batch_size)[0]
+
+    def rsample(
+        self,
+        num_samples: int,
+        context: Context | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Tensor:
+        """:meth:`sample` with gradients to the weights and the context, through the inverse.
+
+        Args:
+            num_samples, context: as for :meth:`sample`.
+            options: ``condition``, ``temperature``, ``generator`` and ``size``, as there.
+        """
+        return self._sample(num_samples, context, options)[0]
+
+    def sample_and_log_prob(
+        self,
+        num_samples: int,
+        context: Context | None = None,
+        *,
+        batch_size: int | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`sample`, and :meth:`log_prob` of the samples, (N, num_samples) or (num_samples,).
+
+        The density is that of the flow itself, whatever the temperature. It comes from the same
+        pass. Without gradients: :meth:`rsample_and_log_prob` has them.
+
+        Args:
+            num_samples, context, batch_size: as for :meth:`sample`.
+            options: ``condition``, ``temperature``, ``generator`` and ``size``, as there.
+        """
+        with torch.no_grad():
+            samples, density = self._sample(num_samples, context, options, batch_size, density=True)
+            return samples, density
+
+    def rsample_and_log_prob(
+        self,
+        num_samples: int,
+        context: Context | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`sample_and_log_prob` with gradients, for training by a reverse divergence.
+
+        Args:
+            num_samples, context: as for :meth:`sample`.
+            options: ``condition``, ``temperature``, ``generator`` and ``size``, as there.
+        """
+        samples, density = self._sample(num_samples, context, options, density=True)
+        return samples, density
+
+    def latent_shapes(self, size: Sequence[int] = ()) -> list[tuple[int, ...]]:
+        """The shapes of :meth:`forward`'s latents but for the batch, for x of this spatial size.
+
+        Raises:
+            ValueError: a size that is no multiple of ``size_multiple``, or no layer that knows its
+                channels.
+        """
+        return self._latent_shapes(self._sizes(size, None))
+
+    def _sample(
+        self,
+        num_samples: int,
+        context: Context | None,
+        options: SamplingOptions,
+        batch_size: int | None = None,
+        *,
+        density: bool = False,
+    ) -> list[Tensor]:
+        """Samples and, where it is asked for, their log-density."""
         if isinstance(num_samples, Tensor):
             raise TypeError(
                 f"num_samples must be a number, got {describe(num_samples)}: it comes before the "
                 "context, as in sample(num_samples, context)."
             )
         check_counts(num_samples=num_samples)
-        check_at_least_zero("temperature", temperature)
-        condition = self._resolve(context, condition)
-        shapes = self._latent_shapes(self._sizes(size, condition))
-
-        def draw(number: int, given: Condition | None) -> Tensor:
-            latents = self._draw(number, shapes, temperature, generator)
-            return self.inverse(latents, condition=given)[0]
-
-        if condition is None:
-            return draw(num_samples, None)
-        if num_samples < len(condition):
-            turns = [draw(len(condition), condition) for _ in range(num_samples)]
-            return torch.stack(turns, dim=1)
-        return torch.stack([draw(num_samples, condition[i]) for i in range(len(condition))])
+        if batch_size is not None:
+            check_counts(batch_size=batch_size)
+        condition = self._resolve(context, options.get("condition"))
+        shapes = self._latent_shapes(self._sizes(options.get("size"), condition))
+        temperatures = self._temperatures(options.get("temperature", 1.0), len(shapes))
+        like = next(self.parameters(), torch.empty(0))
+        order = Order(num_samples, condition, block_size(shapes, like.device))
+        found = [Gathered(order) for _ in range(2 if density else 1)]
+        for piece in order.pieces(batch_size):
+            drawn = deque(
+                self._draw(block.stop - block.start, shapes, temperatures, options.get("generator"))
+                for block in piece
+            )
+            for block in piece:
+                latents = drawn.popleft()
+                x, logabsdet = self.inverse(latents, condition=block.condition)
+                found[0].add(block, x)
+                if density:
+                    found[1].add(block, self.latent_log_prob(latents) - logabsdet)
+        return [each.result() for each in found]
 
     @property
     def needs_context(self) -> bool:
@@ -346,16 +457,31 @@ class ConditionalFlow(nn.Module):
             raise ValueError("A flow to sample from needs a layer that knows its channels.")
         return [*shapes, (channels, *sizes[-1])]
 
+    @staticmethod
+    def _temperatures(temperature: float | Sequence[float], number: int) -> list[float]:
+        """One for each latent."""
+        if not isinstance(temperature, Sequence) or isinstance(temperature, str):
+            check_at_least_zero("temperature", temperature)
+            return [temperature] * number
+        for i, each in enumerate(temperature):
+            check_at_least_zero(f"temperature[{i}]", each)
+        if len(temperature) != number:
+            raise ValueError(
+                f"temperature must be a number, or {number} of them, one for each latent of this "
+                f"flow, got {len(temperature)}."
+            )
+        return list(temperature)
+
     def _draw(
         self,
         number: int,
         shapes: Sequence[tuple[int, ...]],
-        temperature: float,
+        temperatures: Sequence[float],
         generator: torch.Generator | None,
     ) -> Latents:
         like = next(self.parameters(), torch.empty(0))
         latents = []
-        for shape in shapes:
+        for shape, temperature in zip(shapes, temperatures, strict=True):
             noise = torch.randn(
                 (number, *shape), generator=generator, dtype=like.dtype, device=like.device
             )

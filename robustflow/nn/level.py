@@ -38,6 +38,8 @@ def flow_step(
     channels: int,
     context_channels: int,
     transform: ElementwiseTransform,
+    *,
+    lu: bool = True,
     **options: Unpack[ConditionerOptions],
 ) -> list[nn.Module]:
     """One step of a flow: actnorm, invertible 1x1 convolution, injector, coupling.
@@ -47,6 +49,7 @@ def flow_step(
         context_channels: channels of the context; 0 for a step without context, and so without
             injector.
         transform: the elementwise transform of the injector and the coupling.
+        lu: the 1x1 convolution in LU form; False for the plain one.
         options: ``hidden_channels``, ``spatial_dims`` and the like, for both conditioners.
 
     Example:
@@ -54,7 +57,7 @@ def flow_step(
         >>> len(flow_step(12, 16, ModifiedRQSpline(), hidden_channels=32))
         4
     """
-    step: list[nn.Module] = [ActNorm(channels), InvertibleConv1x1(channels)]
+    step: list[nn.Module] = [ActNorm(channels), InvertibleConv1x1(channels, lu=lu)]
     if context_channels > 0:
         step.append(Injector(channels, context_channels, transform, **options))
     return [*step, Coupling(channels, context_channels, transform, **options)]

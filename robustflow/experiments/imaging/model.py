@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -303,7 +303,7 @@ def build_encoder(config: Config, task: Task) -> nn.Module:
 def build_levels(model: ModelTable, channels: int, context_channels: int) -> list[list[nn.Module]]:
     """The layers of each level: squeeze, transition steps, flow steps, and perhaps a split."""
     transform = COUPLINGS[model.coupling](**model.coupling_options)
-    options = {
+    options: dict[str, Any] = {
         "hidden_channels": model.hidden_channels,
         "head_kernel_size": model.head_kernel_size,
     }
