@@ -199,6 +199,57 @@ def test_the_gain_score_of_every_library(name: str) -> None:
     assert float(scores.max()) <= max(row.value.high for row in rows) * (1 + 1e-4)  # type: ignore[union-attr]
 
 
+def nflows_spline() -> Any:
+    transforms = pytest.importorskip("nflows.transforms")
+    flows = pytest.importorskip("nflows.flows")
+    from nflows.distributions import StandardNormal
+    from nflows.nn.nets import ResidualNet
+
+    def net(inputs: int, outputs: int) -> nn.Module:
+        return ResidualNet(inputs, outputs, 16, context_features=3, num_blocks=1)
+
+    layers = [
+        transforms.PiecewiseRationalQuadraticCouplingTransform(
+            mask, net, num_bins=5, tails="linear", tail_bound=3.0
+        )
+        for mask in ([0, 1], [1, 0])
+    ]
+    return flows.Flow(transforms.CompositeTransform(layers), StandardNormal([2]))
+
+
+def normflows_spline() -> Any:
+    nf = pytest.importorskip("normflows")
+    kind = nf.flows.CoupledRationalQuadraticSpline
+    layers = [
+        kind(2, 1, 16, num_context_channels=3, num_bins=5, reverse_mask=turn)
+        for turn in (False, True)
+    ]
+    base = nf.distributions.DiagGaussian(2, trainable=False)
+    return nf.ConditionalNormalizingFlow(base, layers)
+
+
+def zuko_spline(**options: Any) -> Any:
+    flows = pytest.importorskip("zuko.flows")
+    return flows.NSF(2, 3, transforms=2, bins=5, hidden_features=(16,), **options)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [nflows_spline, normflows_spline, zuko_spline, lambda: zuko_spline(passes=2)],
+    ids=["nflows", "normflows", "zuko", "zuko coupling"],
+)
+def test_the_spline_flows_of_the_libraries(make: Callable[[], Any]) -> None:
+    torch.manual_seed(0)
+    model = disturbed(make())
+    contexts = torch.randn(6, 3)
+    result = certify(model).search(contexts, steps=20)
+    assert len(result.layers) == 2 and not result.beaten
+    assert result.worst.found > 1.2 * max(each.start for each in result.layers)
+    torch.testing.assert_close(
+        GainScore(model)(result.contexts), result.gains, rtol=1e-3, atol=1e-6
+    )
+
+
 def test_a_gain_that_is_not_finite_scores_infinity() -> None:
     injector = rnn.Injector(2, 1, rnn.Affine(), spatial_dims=0)
     with torch.no_grad():
