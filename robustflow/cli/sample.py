@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from robustflow._arguments import whole_number
+
 HELP = "sample pictures from a trained flow"
 
 
@@ -30,7 +32,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "pictures", type=Path, nargs="+", metavar="PICTURE", help="files, or folders of them"
     )
     parser.add_argument(
-        "-n", "--number", type=int, default=4, metavar="N", help="samples of each (default: 4)"
+        "-n",
+        "--number",
+        type=whole_number(1),
+        default=4,
+        metavar="N",
+        help="samples of each (default: 4)",
     )
     parser.add_argument(
         "--temperature",

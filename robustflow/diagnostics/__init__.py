@@ -1,5 +1,7 @@
 """Exploding inverses: seen while a model samples, bounded, scored, and cured."""
 
+from typing import TYPE_CHECKING, Any
+
 from robustflow.diagnostics.artifacts import (
     Artifacts,
     Judgement,
@@ -28,6 +30,9 @@ from robustflow.diagnostics.scores import (
 from robustflow.diagnostics.search import Found, SearchResult
 from robustflow.diagnostics.table import LayerRecord, MonitorReport
 
+if TYPE_CHECKING:
+    from robustflow.diagnostics.report.report import RobustnessReport, robustness_report
+
 __all__ = [
     "Artifacts",
     "Bounds",
@@ -48,6 +53,7 @@ __all__ = [
     "Onset",
     "Range",
     "RelativeMahalanobisScore",
+    "RobustnessReport",
     "Row",
     "SearchResult",
     "Thresholds",
@@ -57,5 +63,16 @@ __all__ = [
     "conformal_threshold",
     "find_artifacts",
     "judge_detectors",
+    "robustness_report",
     "tap",
 ]
+
+_OF_THE_REPORT = ("RobustnessReport", "robustness_report")  # which needs the extra `report`
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OF_THE_REPORT:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from robustflow.diagnostics.report import report
+
+    return getattr(report, name)

@@ -1,0 +1,398 @@
+"""A model's robustness, on contexts that are like its training's and on others, in one report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import robustflow
+from robustflow._files import check_writable, write_atomically
+from robustflow.diagnostics.certify import Certificate, certify
+from robustflow.diagnostics.intervals import NOTHING, Estimate
+from robustflow.diagnostics.monitor import InverseMonitor
+from robustflow.diagnostics.report import scoring
+from robustflow.diagnostics.report.evidence import (
+    Evidence,
+    FeatureFunction,
+    Group,
+    Sampler,
+    choose_temperature,
+    default_features,
+    default_sampler,
+    sample_and_watch,
+)
+from robustflow.diagnostics.report.statistics import (
+    Bin,
+    auroc_within,
+    pixel_auroc,
+    rank_correlation,
+    rates_by_score,
+)
+
+TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
+FAILURES = ("onsets", "contaminated")
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """How well one score tells one kind of failure.
+
+    Attributes:
+        score: its name.
+        failure: "onsets" or "contaminated".
+        between: rank correlation of the pictures' scores with their rates.
+        auroc: over all grid points of all pictures.
+        within: mean of the pictures' own.
+        bins: rates by score.
+    """
+
+    score: str
+    failure: str
+    between: Estimate
+    auroc: Estimate
+    within: Estimate
+    bins: list[Bin]
+
+
+@dataclass
+class RobustnessReport:
+    """What :func:`robustness_report` found; ``str()`` of it is a summary.
+
+    Attributes:
+        model: its class.
+        temperature: of the samples that scores are judged by.
+        number: samples of each context and temperature.
+        evidence: context by context.
+        results: of every score and kind of failure.
+        certificate: bounds for every condition.
+        onset_layers: how many onsets each layer had, by its name and kind.
+        latent_share, context_share: which part of the variance of onset counts (logarithm of one
+            more) follows from the latent alone and from the context alone.
+        path: of the page, where one was written.
+    """
+
+    model: str
+    temperature: float
+    number: int
+    evidence: list[Evidence]
+    results: list[ScoreResult]
+    certificate: Certificate
+    onset_layers: dict[tuple[str, str], int]
+    latent_share: float
+    context_share: float
+    path: Path | None = None
+    watched: InverseMonitor | None = field(default=None, repr=False)
+    control: InverseMonitor | None = field(default=None, repr=False)
+
+    @property
+    def onset_counts(self) -> NDArray[np.float64]:
+        """Onsets by context (rows) and latent (columns), at the chosen temperature."""
+        return _onset_counts(self.evidence, self.temperature, self.number)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; what is not finite is a string."""
+        return _plain(
+            {
+                "robustflow": robustflow.__version__,
+                "torch": torch.__version__,
+                "model": self.model,
+                "temperature": self.temperature,
+                "samples of each context and temperature": self.number,
+                "certificate": self.certificate.to_dict(),
+                "onsets by layer": [
+                    {"layer": layer, "kind": kind, "onsets": number}
+                    for (layer, kind), number in self.onset_layers.items()
+                ],
+                "share of variance": {"latent": self.latent_share, "context": self.context_share},
+                "contexts": [
+                    {
+                        "title": each.title,
+                        "group": each.group,
+                        "familiar": each.familiar,
+                        "scores": each.scores,
+                        "temperatures": {
+                            str(temperature): {
+                                "onsets": len(sampled.onsets),
+                                "contaminated": sampled.rate,
+                                "faulty": sampled.faulty,
+                                "largest": sampled.largest,
+                            }
+                            for temperature, sampled in each.sampled.items()
+                        },
+                    }
+                    for each in self.evidence
+                ],
+                "scores": [asdict(each) for each in self.results],
+            }
+        )
+
+    def __str__(self) -> str:
+        chosen = [each.sampled[self.temperature] for each in self.evidence]
+        onsets = sum(len(each.onsets) for each in chosen)
+        faulty = sum(each.faulty for each in chosen)
+        lines = [
+            f"{self.model}: {onsets} onsets in {self.number * len(chosen)} samples of "
+            f"{len(chosen)} contexts at temperature {self.temperature:g}; {faulty} samples are "
+            "faulty by the published rule.",
+            f"Certificate: {'passed' if self.certificate.passed else 'failed'}; "
+            f"{self.certificate.growth}.",
+        ]
+        if self.onset_layers:
+            (layer, kind), number = max(self.onset_layers.items(), key=lambda pair: pair[1])
+            lines.append(f"Most onsets ({number}) are in {layer} ({kind}).")
+        best = [each for each in self.results if not math.isnan(each.auroc.value)]
+        for failure in FAILURES:
+            mine = [each for each in best if each.failure == failure]
+            if mine:
+                top = max(mine, key=lambda each: each.auroc.value)
+                lines.append(f"Best score of {failure}: {top.score}, AUROC {top.auroc}.")
+        return "\n".join(lines)
+
+
+def robustness_report(
+    model: nn.Module,
+    in_distribution: Mapping[str, Tensor],
+    out_of_distribution: Mapping[str, Tensor],
+    *,
+    held_out: Mapping[str, Tensor] | None = None,
+    sample: Sampler | None = None,
+    features: FeatureFunction | None = None,
+    hidden: str | None = None,
+    certified: nn.Module | None = None,
+    num_samples: int = 5,
+    temperatures: Sequence[float] = TEMPERATURES,
+    seed: int = 0,
+    out: str | Path | None = None,
+    title: str | None = None,
+) -> RobustnessReport:
+    """Sample a model under a monitor, score every context, and say how well the scores foretell.
+
+    The latents are the same for each context of a size, so that what comes of the latent and what
+    comes of the context can be told apart.
+
+    Args:
+        model: as for :class:`InverseMonitor`, in evaluation mode.
+        in_distribution: by title, contexts (1, C, \\*S) of the training, at least two; scores are
+            fitted on them.
+        out_of_distribution: likewise, contexts that are not.
+        held_out: likewise, contexts of the training's kind that it did not see: a control.
+        sample: ``sample(context, number, temperature, generator)`` -> (number, C, \\*S), values
+            in [0, 1] for pictures. By default the model's own method.
+        features: from a context to the conditioning features (1, F, \\*S), or several levels. By
+            default the model's encoder, or else the context itself.
+        hidden: name of a module whose output is a conditioner's hidden layer. By default, for
+            flows of :mod:`robustflow.nn`, that of the coupling that sampling meets first.
+        certified: the part of the model that maps latents to data, which is what is certified. By
+            default the whole model.
+        num_samples: of each context and temperature.
+        temperatures: scores are judged at the highest at which under 5 % of pixels are
+            contaminated.
+        seed: of the latents.
+        out: a folder for ``report.html``, which needs no other file and no network, and
+            ``report.json``. None: nothing is written.
+        title: of the page; by default the model's class.
+
+    Returns:
+        Everything as numbers.
+
+    Raises:
+        ValueError: too few contexts, no temperature, or a model without layers to watch.
+        TypeError: the model has no method ``sample`` and none was given.
+        UnwritablePath: nothing can be written to ``out``; said before any work.
+        ModuleNotFoundError: the extra ``report`` is not installed.
+
+    Source: the question, Hong, Park and Chun, ICCV 2023 (arXiv:2212.04319); the scores' sources
+    stand in their own documentation.
+
+    Example:
+        >>> from robustflow import nn as rnn
+        >>> from robustflow.diagnostics import robustness_report
+        >>> steps = [layer for _ in range(2) for layer in rnn.flow_step(4, 3, rnn.Affine())]
+        >>> flow = rnn.ConditionalFlow([steps]).eval()
+        >>> pictures = lambda *names: {name: torch.rand(1, 3, 8, 8) for name in names}
+        >>> report = robustness_report(
+        ...     flow, pictures("a", "b"), pictures("c"), num_samples=2, temperatures=[1.0])
+        >>> report.certificate.passed
+        False
+    """
+    if len(in_distribution) < 2:
+        raise ValueError(
+            f"in_distribution needs at least 2 contexts to fit scores on, got "
+            f"{len(in_distribution)}."
+        )
+    if not temperatures or num_samples < 1:
+        raise ValueError("Give at least one temperature, and num_samples of at least 1.")
+    if out is not None:
+        check_writable(Path(out) / "report.html", Path(out) / "report.json")
+    sampler = sample or default_sampler(model)
+    groups = [
+        Group("training", in_distribution, familiar=True),
+        Group("held out", held_out or {}, familiar=False),
+        Group("out of distribution", out_of_distribution, familiar=False),
+    ]
+    chosen_features = features or default_features(model) or (lambda context: context)
+    evidence = _evidence(groups, chosen_features)
+    for each in evidence:
+        for temperature in temperatures:
+            each.sampled[temperature] = sample_and_watch(
+                model,
+                sampler,
+                each.context,
+                number=num_samples,
+                temperature=temperature,
+                seed=seed,
+            )[0]
+    temperature = choose_temperature(evidence, temperatures)
+    how: dict[str, Any] = {"number": num_samples, "temperature": temperature, "seed": seed}
+    scoring.score_contexts(evidence, scoring.FEATURES, chosen_features)
+    scoring.score_contexts(evidence, scoring.RAW, lambda context: context)
+    layer = hidden or scoring.hidden_layer_of(model)
+    if layer is not None:
+        scoring.score_hidden(model, sampler, evidence, layer=layer, **how)
+    scoring.score_gains(model, sampler, evidence)
+    latent, context = _shares(_onset_counts(evidence, temperature, num_samples))
+    watched, control = _watch_again(model, sampler, evidence, how)
+    report = RobustnessReport(
+        title or type(model).__name__,
+        temperature,
+        num_samples,
+        evidence,
+        _judge(evidence, temperature),
+        certify(certified or model),
+        _by_layer(evidence, temperature),
+        latent,
+        context,
+        watched=watched,
+        control=control,
+    )
+    if out is not None:
+        from robustflow.diagnostics.report.page import render
+
+        folder = Path(out)
+        text = json.dumps(report.to_dict(), indent=2, allow_nan=False)
+        write_atomically(folder / "report.json", text)
+        write_atomically(folder / "report.html", render(report))
+        report.path = folder / "report.html"
+    return report
+
+
+def _evidence(groups: Sequence[Group], features: FeatureFunction) -> list[Evidence]:
+    evidence = []
+    for group in groups:
+        for title, context in group.contexts.items():
+            if context.shape[0] != 1:
+                raise ValueError(
+                    f"The context {title!r} must have a batch size of 1, got shape "
+                    f"{tuple(context.shape)}."
+                )
+            with torch.no_grad():
+                made = scoring.detached(features(context))
+            levels = made.values() if isinstance(made, dict) else [made]
+            finest = max(levels, key=lambda level: math.prod(level.shape[2:]))
+            grid = tuple(finest.shape[2:])
+            evidence.append(Evidence(title, group.name, group.familiar, context, grid))
+    return evidence
+
+
+def _judge(evidence: Sequence[Evidence], temperature: float) -> list[ScoreResult]:
+    """Every score against every kind of failure."""
+    results = []
+    names = list(dict.fromkeys(name for each in evidence for name in each.scores))
+    for failure in FAILURES:
+        failed = [each.failed(temperature, failure) for each in evidence]
+        rates = np.array([float(each.mean()) for each in failed])
+        for name in names:
+            scores = np.array([each.scores[name] for each in evidence])
+            maps = [
+                _for_each_sample(each, name, mask)
+                for each, mask in zip(evidence, failed, strict=True)
+            ]
+            flat = [mask.ravel() for mask in failed]
+            alone = name not in evidence[0].maps
+            results.append(
+                ScoreResult(
+                    name,
+                    failure,
+                    rank_correlation(scores, rates),
+                    pixel_auroc(maps, flat),
+                    NOTHING if alone else auroc_within(maps, flat),
+                    rates_by_score(np.concatenate(maps), np.concatenate(flat)),
+                )
+            )
+    return results
+
+
+def _for_each_sample(
+    evidence: Evidence, name: str, failed: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """A score at each sample's grid points, flat; without a map the picture's own, everywhere."""
+    values = evidence.maps.get(name)
+    if values is None:
+        return np.full(failed.size, evidence.scores[name])
+    return np.broadcast_to(values, failed.shape).ravel()
+
+
+def _by_layer(evidence: Sequence[Evidence], temperature: float) -> dict[tuple[str, str], int]:
+    counts = Counter(
+        (onset.layer, str(onset.kind))
+        for each in evidence
+        for onset in each.sampled[temperature].onsets
+    )
+    return dict(counts.most_common())
+
+
+def _onset_counts(
+    evidence: Sequence[Evidence], temperature: float, number: int
+) -> NDArray[np.float64]:
+    """Onsets by context and latent."""
+    counts = np.zeros((len(evidence), number))
+    for row, each in enumerate(evidence):
+        for onset in each.sampled[temperature].onsets:
+            counts[row, onset.sample % number] += 1
+    return counts
+
+
+def _shares(counts: NDArray[np.float64]) -> tuple[float, float]:
+    """Parts of the variance that follow from the latent alone and from the context alone."""
+    values = np.log1p(counts)
+    total = values.var()
+    if total == 0:
+        return math.nan, math.nan
+    return float(values.mean(axis=0).var() / total), float(values.mean(axis=1).var() / total)
+
+
+def _watch_again(
+    model: nn.Module, sampler: Sampler, evidence: Sequence[Evidence], how: Mapping[str, Any]
+) -> tuple[InverseMonitor, InverseMonitor]:
+    """Monitors of the context with the most onsets, and of the first one trained on."""
+    temperature = how["temperature"]
+    most = max(evidence, key=lambda each: len(each.sampled[temperature].onsets))
+    monitors = []
+    for each in (most, evidence[0]):
+        monitor = InverseMonitor(model)
+        sample_and_watch(model, sampler, each.context, monitor=monitor, **how)
+        monitors.append(monitor)
+    return monitors[0], monitors[1]
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: what is not finite as a string, numpy's numbers as Python's."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

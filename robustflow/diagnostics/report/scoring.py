@@ -1,0 +1,141 @@
+"""Every score of a report: what it looks at, fitted on the training contexts, and its maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robustflow.diagnostics.gain_score import GainScore
+from robustflow.diagnostics.report.evidence import (
+    Evidence,
+    FeatureFunction,
+    Sampler,
+)
+from robustflow.diagnostics.scores import (
+    KNNScore,
+    MahalanobisScore,
+    RelativeMahalanobisScore,
+    tap,
+)
+from robustflow.diagnostics.scores.features import as_levels
+
+GAIN = "gain"
+FEATURES, HIDDEN, RAW = "conditioning features", "conditioner's hidden input", "raw observation"
+_CORESET = 2000
+
+
+def fit_scores(
+    batches: Callable[[], Sequence[Any]], background: Callable[[], Sequence[Any]]
+) -> dict[str, Any]:
+    """The scores of features, each fitted: those of the training contexts, and of all of them."""
+    return {
+        "Mahalanobis": MahalanobisScore().fit(batches()),
+        "nearest neighbours": KNNScore(coreset_size=_CORESET).fit(batches()),
+        "relative Mahalanobis": RelativeMahalanobisScore().fit(batches(), background()),
+    }
+
+
+def score_contexts(evidence: Sequence[Evidence], looks_at: str, features: FeatureFunction) -> None:
+    """Add the scores of what depends on the contexts alone to the evidence.
+
+    Args:
+        evidence: of all contexts; familiar ones are fitted on.
+        looks_at: :data:`FEATURES` or :data:`RAW`.
+        features: of a context (1, C, \\*S).
+    """
+    made = [detached(features(each.context)) for each in evidence]
+
+    def of(familiar: bool) -> list[Any]:
+        pairs = zip(made, evidence, strict=True)
+        return [part for part, each in pairs if each.familiar or not familiar]
+
+    for name, score in fit_scores(lambda: of(True), lambda: of(False)).items():
+        for part, each in zip(made, evidence, strict=True):
+            _add(each, f"{name}, {looks_at}", score.score(part, per="pixel")[0])
+
+
+def score_hidden(
+    model: nn.Module,
+    sampler: Sampler,
+    evidence: Sequence[Evidence],
+    *,
+    layer: str,
+    number: int,
+    temperature: float,
+    seed: int,
+) -> None:
+    """Add the scores of a conditioner's hidden layer, which reads z1 and the features.
+
+    Args:
+        model, sampler: as for :func:`sample_and_watch`; the samples are drawn again, alike.
+        evidence: of all contexts; familiar ones are fitted on.
+        layer: the module's name. Of a coupling that is sampled first, it reads latents that no
+            explosion has reached, so that the score foretells and does not look back.
+        number, temperature, seed: of the samples.
+    """
+    made = []
+    for each in evidence:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad(), tap(model, layer) as tapped:
+            sampler(each.context, number, temperature, generator)
+            made.append(tapped.take())
+
+    def of(familiar: bool) -> list[Any]:
+        pairs = zip(made, evidence, strict=True)
+        return [part for part, each in pairs if each.familiar or not familiar]
+
+    for name, score in fit_scores(lambda: of(True), lambda: of(False)).items():
+        for part, each in zip(made, evidence, strict=True):
+            _add(each, f"{name}, {HIDDEN}", score.score(part, per="pixel"))
+
+
+def score_gains(model: nn.Module, sampler: Sampler, evidence: Sequence[Evidence]) -> None:
+    """Add the largest inverse derivative while inverting the latents' mean, for each context."""
+
+    def at_the_mean(_: nn.Module, context: Tensor) -> Tensor:
+        return sampler(context, 1, 0.0, torch.Generator())
+
+    score = GainScore(model, run=at_the_mean)
+    for each in evidence:
+        each.scores[GAIN] = float(score(each.context)[0])
+
+
+def hidden_layer_of(model: nn.Module) -> str | None:
+    """The first activation of the conditioner that sampling meets first; None without one."""
+    from robustflow.nn import Coupling, Split
+
+    found = None
+    for name, module in model.named_modules():
+        if isinstance(module, Coupling) and not isinstance(module, Split):
+            found = f"{name}.conditioner.trunk.0"  # the last in the flow is the first in sampling
+    return found if found in dict(model.named_modules()) else None
+
+
+def detached(features: Any) -> Any:
+    """Features as tensors without gradients, by level."""
+    levels = {name: level.detach() for name, level in as_levels(features).items()}
+    return next(iter(levels.values())) if len(levels) == 1 else levels
+
+
+def _add(evidence: Evidence, name: str, pixels: Tensor) -> None:
+    """A map of scores, brought to the grid, and the picture's score, its mean."""
+    values: NDArray[np.float64] = pixels.double().cpu().numpy()
+    evidence.maps[name] = _on_grid(values, evidence.grid)
+    finite = values[np.isfinite(values)]
+    evidence.scores[name] = float(finite.mean()) if finite.size else float("inf")
+
+
+def _on_grid(values: NDArray[np.float64], grid: tuple[int, ...]) -> NDArray[np.float64]:
+    sample_dims = values.ndim - len(grid)
+    if values.shape[sample_dims:] == grid:
+        return values
+    for axis, cells in enumerate(grid, start=sample_dims):
+        size = values.shape[axis]
+        index = ((np.arange(cells) + 0.5) * size / cells).astype(int)
+        values = np.take(values, index, axis=axis)
+    return values

@@ -1,0 +1,97 @@
+"""The robustness report of a trained imaging flow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from robustflow.diagnostics.report.report import RobustnessReport, robustness_report
+from robustflow.experiments.data.builtin import Split, split_of
+from robustflow.experiments.data.reading import UnreadablePicture, picture_files, read_picture
+from robustflow.experiments.imaging.loading import load_own_flow
+from robustflow.experiments.imaging.model import ImagingFlow
+from robustflow.experiments.photographs import crop
+from robustflow.experiments.tasks.base import WHITE
+
+
+class BadPictures(ValueError):
+    """A folder whose pictures cannot be used; the text says why."""
+
+
+def report_on(
+    checkpoint: Path,
+    *,
+    training: Path | None,
+    held_out: Path | None,
+    ood: Path | None,
+    size: int,
+    number: int,
+    temperatures: Sequence[float],
+    seed: int,
+    out: Path,
+) -> RobustnessReport:
+    """:func:`robustness_report` of a checkpoint, on squares of pictures.
+
+    Args:
+        checkpoint: as for :func:`load_own_flow`.
+        training, held_out, ood: folders of pictures; None: those that packages ship.
+        size: of the squares, in pixels of x; made a multiple of the flow's.
+        number, temperatures, seed, out: as for :func:`robustness_report`.
+
+    Raises:
+        CheckpointError: no checkpoint.
+        BadPictures: a folder without a picture that is large enough.
+    """
+    flow, config = load_own_flow(checkpoint)
+    size -= size % flow.size_multiple
+    folders: dict[Split, Path | None] = {"train": training, "held_out": held_out, "ood": ood}
+    contexts = {split: observations(flow, split, folder, size) for split, folder in folders.items()}
+    return robustness_report(
+        flow,
+        contexts["train"],
+        contexts["ood"],
+        held_out=contexts["held_out"],
+        certified=flow.flow,
+        num_samples=number,
+        temperatures=temperatures,
+        seed=seed,
+        out=out,
+        title=f"{config.task.name}, {config.model.coupling}",
+    )
+
+
+def observations(
+    flow: ImagingFlow, split: Split, folder: Path | None, size: int
+) -> dict[str, Tensor]:
+    """By title, the observations (1, C, H, W) of squares of pictures.
+
+    Args:
+        flow: whose task observes.
+        split: of the built-in set, where no folder is named.
+        folder: of pictures, of which the middle is taken.
+        size: of the squares.
+    """
+    made = {}
+    if folder is None:
+        for picture in split_of(split):
+            made[picture.title] = crop(read_picture(picture.file), picture.corner, size)
+    else:
+        for file in picture_files(folder):
+            try:
+                pixels = read_picture(file)
+            except UnreadablePicture:
+                continue
+            height, width = pixels.shape[-2:]
+            if min(height, width) >= size:
+                made[file.stem] = crop(pixels, ((height - size) // 2, (width - size) // 2), size)
+        if not made:
+            raise BadPictures(f"{folder} has no picture of at least {size} x {size} pixels.")
+    generator = torch.Generator().manual_seed(0)
+    device = next(flow.parameters()).device
+    return {
+        title: flow.task.observe(square[None].float() / WHITE, generator).to(device)
+        for title, square in made.items()
+    }
