@@ -12,6 +12,7 @@ _LINES = 15  # of a signal in a block, each half a line after the one before
 _OVERLAP = 4  # blocks that begin within a block's side
 _LOBE = 2  # bins to each side that a peak takes under a Hann window
 _NEAR = 3  # bins beyond those, to each side, that say what power to expect
+_ELEMENTS = 2**22  # of the lines that are transformed at a time
 _FLOOR = (0.5 / 255) ** 2  # a power that rounding to 8 bits may have
 
 
@@ -45,17 +46,19 @@ def grid_scores(sample: Tensor, levels: int) -> Tensor:
         than a block.
     """
     size = sample.shape[1:]
-    dims, block = len(size), block_side(len(size), levels)
+    line, block = _PERIODS * 2**levels, block_side(len(size), levels)
     if min(size) < block:
         return sample.new_zeros(size)
     stride = block // _OVERLAP
-    if dims == 2:
-        blocks = sample.unfold(1, block, stride).unfold(2, block, stride)
-        directions = [blocks, blocks.mT]
+    if len(size) == 2:
+        rows, columns = (
+            _excess(_line_powers(x, line, stride).unfold(0, block, stride), levels)
+            for x in (sample, sample.mT)
+        )
+        score = torch.minimum(rows, columns.T)
     else:
-        line = _PERIODS * 2**levels
-        directions = [sample.unfold(1, block, stride).unfold(2, line, line // 2)]
-    score = torch.stack([_excess(lines, levels) for lines in directions]).amin(dim=0)
+        hop = line // 2
+        score = _excess(_line_powers(sample, line, hop).unfold(0, _LINES, stride // hop), levels)
     for dim, length in enumerate(size):
         centres = torch.arange(score.shape[dim]) * stride + block / 2 - 0.5
         pixels = torch.arange(length, dtype=centres.dtype)
@@ -70,19 +73,37 @@ def grid(sample: Sample) -> Detection:
     return Detection(score, score > sample.thresholds.grid)
 
 
-def _excess(lines: Tensor, levels: int) -> Tensor:
-    """Of lines (C, \\*blocks, lines, length) -> (\\*blocks)."""
-    length = lines.shape[-1]
-    window = torch.hann_window(length, dtype=lines.dtype, device=lines.device)
-    weighted = (lines - lines.mean(dim=-1, keepdim=True)) * (window / window.norm())
-    power = torch.fft.rfft(weighted).abs().square().mean(dim=(0, -2))
-    bels = (power + _FLOOR).log10()
-    peaks = range(_PERIODS, length // 2 + 1, _PERIODS)
+def _line_powers(x: Tensor, line: int, hop: int) -> Tensor:
+    """Spectra of lines along the last dimension, the mean over channels.
+
+    Args:
+        x: (C, rows, length) or (C, length).
+        line: length of a line.
+        hop: from one line's beginning to the next's.
+
+    Returns:
+        (rows, lines, line/2 + 1) or (lines, line/2 + 1).
+    """
+    window = torch.hann_window(line, dtype=x.dtype, device=x.device)
+    lines = x.unfold(-1, line, hop)
+    together = max(1, _ELEMENTS // lines[:, 0].numel())
+    powers = []
+    for part in lines.split(together, dim=1):  # lines overlap: not all copies at a time
+        weighted = (part - part.mean(dim=-1, keepdim=True)) * (window / window.norm())
+        powers.append(torch.fft.rfft(weighted).abs().square().mean(dim=0))
+    return torch.cat(powers)
+
+
+def _excess(powers: Tensor, levels: int) -> Tensor:
+    """Of spectra (\\*blocks, bins, lines) -> (\\*blocks)."""
+    bels = (powers.mean(dim=-1) + _FLOOR).log10()
+    bins = bels.shape[-1]
+    peaks = range(_PERIODS, bins, _PERIODS)
     excess = []
     for peak in peaks:
         near = [
             number
-            for number in range(1, length // 2 + 1)
+            for number in range(1, bins)
             if _LOBE < abs(number - peak) <= _LOBE + _NEAR
             and all(abs(number - other) > _LOBE for other in peaks)
         ]

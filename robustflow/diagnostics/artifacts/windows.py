@@ -21,8 +21,11 @@ def window_mean(x: Tensor, weights: Tensor) -> Tensor:
     """
     padded = symmetric_pad(x.unsqueeze(0), len(weights) // 2).squeeze(0)
     for dim, length in enumerate(x.shape[1:], start=1):
-        parts = (w * padded.narrow(dim, i, length) for i, w in enumerate(weights.tolist()))
-        padded = sum(parts, torch.zeros((), dtype=x.dtype, device=x.device))
+        first, *others = weights.tolist()
+        total = first * padded.narrow(dim, 0, length)
+        for start, weight in enumerate(others, start=1):
+            total.add_(padded.narrow(dim, start, length), alpha=weight)
+        padded = total
     return padded
 
 
