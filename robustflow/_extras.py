@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Mapping
-from types import TracebackType
+from types import ModuleType, TracebackType
 
 
 def explain(what: str, error: ModuleNotFoundError, extra: str) -> str | None:
@@ -13,6 +14,21 @@ def explain(what: str, error: ModuleNotFoundError, extra: str) -> str | None:
     if package == "robustflow":
         return None
     return f"{what} needs the package {package}: pip install 'robustflow[{extra}]'"
+
+
+def require(module: str, what: str, extra: str) -> ModuleType:
+    """A module that an extra installs.
+
+    Raises:
+        ModuleNotFoundError: it is missing; the text is that sentence.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        sentence = explain(what, error, extra)
+        if sentence is None:
+            raise
+        raise ModuleNotFoundError(sentence, name=error.name) from None
 
 
 def explain_when_run(extra: str, others: Mapping[str, str]) -> None:

@@ -9,6 +9,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from robustflow._extras import require
+
 
 def least_area(size: Sequence[int], share: float, least: int = 4) -> int:
     """The number of pixels from which a region counts, in a picture of that size.
@@ -75,12 +77,4 @@ def opened(mask: Tensor, radius: int) -> Tensor:
 
 
 def _ndimage() -> ModuleType:
-    try:
-        from scipy import ndimage
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "Finding connected regions needs the package scipy: "
-            "pip install 'robustflow[diagnostics]'.",
-            name="scipy",
-        ) from None
-    return ndimage
+    return require("scipy.ndimage", "Finding connected regions", "diagnostics")

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustflow._checks import check_choice
+from robustflow._extras import require
 from robustflow._files import write_atomically
 from robustflow.diagnostics.scores.conformal import conformal_threshold
 from robustflow.diagnostics.scores.features import (
@@ -25,6 +26,7 @@ from robustflow.diagnostics.scores.features import (
 
 Pooling = Literal["mean", "max"]
 Per = Literal["picture", "pixel"]
+_FILES = "A file of scores"
 _KEY, _VERSION = "robustflow.score", 1  # of the metadata of files, and of their form
 
 
@@ -170,7 +172,7 @@ class FeatureScore(ABC):
             ModuleNotFoundError: safetensors is not installed.
         """
         self._check_fitted()
-        safetensors = _safetensors()
+        safetensors = require("safetensors.torch", _FILES, "diagnostics")
         tensors = {
             f"level.{number}.{key}": tensor.cpu().contiguous()
             for number, model in enumerate(self._models.values())
@@ -185,7 +187,7 @@ class FeatureScore(ABC):
             "levels": list(self._models),
         }
         metadata = {_KEY: json.dumps(about)}
-        write_atomically(Path(path), safetensors.torch.save(tensors, metadata))
+        write_atomically(Path(path), safetensors.save(tensors, metadata))
 
     @classmethod
     def load(cls: type[ScoreT], path: str | Path) -> ScoreT:
@@ -199,7 +201,7 @@ class FeatureScore(ABC):
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"There is no file {path}: give what save(path) wrote.")
-        safetensors = _safetensors()
+        safetensors = require("safetensors", _FILES, "diagnostics")
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -294,15 +296,3 @@ def _sum_at_finest(scores: list[Tensor]) -> Tensor:
             part = functional.interpolate(part[:, None], size, mode="nearest-exact")[:, 0]
         total += part.view(-1, *[1] * (finest.dim() - 1)) if part.dim() == 1 else part
     return total
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors
-        import safetensors.torch
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "Files of scores need the package safetensors: pip install 'robustflow[diagnostics]'.",
-            name="safetensors",
-        ) from None
-    return safetensors
