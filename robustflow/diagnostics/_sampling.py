@@ -48,7 +48,7 @@ def sample_mean(model: nn.Module, contexts: Any) -> Any:
     """
     tensors = check_contexts("contexts", contexts)
     if isinstance(model, rnn.ConditionalFlow):
-        return model.sample(1, contexts, temperature=0.0)
+        return model.rsample(1, contexts, temperature=0.0)
     if isinstance(model, rnn.ConditionalLayer):
         size = tensors[0].shape[2:]
         z = tensors[0].new_zeros(len(tensors[0]), model.channels, *size)

@@ -140,11 +140,14 @@ class _Climb:
             gains = self._gains()
             if step == steps:
                 break
-            grads = torch.autograd.grad(gains.sum(), self.now, allow_unused=True)
+            grads: tuple[Tensor | None, ...] = (None,)
+            if gains.requires_grad:
+                grads = torch.autograd.grad(gains.sum(), self.now, allow_unused=True)
             if all(grad is None for grad in grads):
                 raise ValueError(
                     "The layers' gains do not depend on the contexts: the model must use them, and "
-                    "run must neither detach them nor work under torch.no_grad()."
+                    "run must neither detach them nor work without gradients, as "
+                    "ConditionalFlow.sample does: call rsample."
                 )
             for each, grad in zip(self.now, grads, strict=True):
                 # One context whose gradient overflows must not stop the others.

@@ -307,7 +307,7 @@ class Wrapped(nn.Module):
         ),
         (
             lambda: certificate().search(
-                torch.randn(2, 3), run=lambda m, c: m.sample(1, c.detach(), temperature=0)
+                torch.randn(2, 3), run=lambda m, c: m.sample(1, c, temperature=0)
             ),
             ValueError,
             "do not depend on the contexts",
@@ -319,7 +319,7 @@ class Wrapped(nn.Module):
         ),
         (
             lambda: certificate().search(
-                torch.randn(2, 3), run=lambda m, c: m.sample(1, c[:1], temperature=0)
+                torch.randn(2, 3), run=lambda m, c: m.rsample(1, c[:1], temperature=0)
             ),
             ValueError,
             "once for each of the 2 contexts",
