@@ -168,6 +168,8 @@ def implementation(transform: str, x: Tensor, params: Tensor, inverse: bool) -> 
         RuntimeError: a backend was forced that cannot serve the device of ``x``, or the
             environment asks for what there is not.
     """
+    if is_recorded():
+        return "reference"
     if _choice == "auto":
         if x.is_cpu:
             return "native" if _native.load() else "reference"
@@ -184,6 +186,31 @@ def implementation(transform: str, x: Tensor, params: Tensor, inverse: bool) -> 
             "move the tensors, or choose use_backend('auto')."
         )
     return backend.implementation
+
+
+def is_recorded() -> bool:
+    """Whether the call is being written into a program that must run without robustflow.
+
+    Inside ``torch.onnx.export`` and ``torch.jit.trace``: then the reference serves, whatever the
+    choice. ``torch.compile`` and ``torch.export`` keep the operators.
+    """
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting() and _in_onnx_export()
+    return bool(torch._C._is_tracing())
+
+
+def is_onnx_export() -> bool:
+    """Of these, whether it becomes an ONNX file, which knows fewer operations."""
+    return is_recorded() and _in_onnx_export()
+
+
+def _in_onnx_export() -> bool:
+    return torch.onnx.is_in_onnx_export()
+
+
+# Dynamo takes torch's function to be False without asking it. This is what
+# torch.compiler.assume_constant_result sets, which would import torch._dynamo now.
+_in_onnx_export._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _on_gpu(transform: str, x: Tensor, params: Tensor, inverse: bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -62,6 +63,15 @@ def describe(value: object) -> str:
     if value is None or isinstance(value, (str, Real)):
         return repr(value)
     return f"{'an' if type(value).__name__[0] in 'AEIOUaeiou' else 'a'} {type(value).__name__}"
+
+
+def static(size: int) -> int:
+    """A size as a plain number: torch.jit.trace makes a tensor of it, to follow what it decides."""
+    if isinstance(size, int):
+        return size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return int(size)
 
 
 def check_number(name: str, value: object) -> None:
@@ -160,7 +170,7 @@ def check_rq_parameters(
         if group.dim() == 0:
             raise ValueError(f"{name} must have the bins as its last dimension, got a 0-d tensor.")
     widths, heights, derivatives = (group.shape for group in groups)
-    num_bins = widths[-1]
+    num_bins = static(widths[-1])
     num_derivatives = count_derivatives(num_bins, tails)
     for name, shape, wanted in (
         (_RQ_PARAMETERS[1], heights, num_bins),

@@ -36,13 +36,6 @@ def runs_own_code() -> bool:
     return getattr(_own_code, "active", False)
 
 
-def is_recorded() -> bool:
-    """Whether the call is being written into a file that must run without robustflow."""
-    if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
-    return bool(torch._C._is_tracing())
-
-
 def tensor_obstacle(x: Tensor, *parameters: Tensor) -> str | None:
     """Why these tensors cannot go to a kernel, or None."""
     if not isinstance(x, Tensor):
@@ -57,8 +50,6 @@ def tensor_obstacle(x: Tensor, *parameters: Tensor) -> str | None:
             return f"a tensor has dtype {tensor.dtype}"
         if tensor.device != device:
             return "the tensors are on different devices"
-    if is_recorded():
-        return "the call is being traced or exported to ONNX"
     return None
 
 

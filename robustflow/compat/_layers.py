@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from robustflow import ops
-from robustflow._checks import once
+from robustflow._checks import once, static
 from robustflow._settings import box_of, rq_config
 from robustflow.compat._calls import (
     bound_obstacle,
@@ -167,7 +167,7 @@ def _elementwise(library: str, original: Function) -> Function:
             and not tensor_obstacle(*groups)
         ):
             packed = torch.cat(groups, -1).unsqueeze(0)
-            found = _serve(library, self, widths[-1], inputs, packed, inverse, 1.0, "sum")
+            found = _serve(library, self, static(widths[-1]), inputs, packed, inverse, 1.0, "sum")
             if found is not None:
                 return found
         return original(self, inputs, inverse)
@@ -286,7 +286,7 @@ def _serve_wide(
         layer.min_bin_width,
         layer.min_bin_height,
         layer.min_derivative,
-        params.shape[-1],
+        static(params.shape[-1]),
         logit_scale,
         reduce,
         inputs.dim(),

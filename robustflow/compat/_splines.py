@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from robustflow import functional as F
+from robustflow._backend import is_recorded
+from robustflow._checks import static
 from robustflow.compat._calls import (
     bound_obstacle,
     broadcasts_to,
@@ -183,7 +185,7 @@ def spline_obstacle(
     reason = tensor_obstacle(inputs, widths, heights, derivatives)
     if reason is not None:
         return reason
-    num_bins = widths.shape[-1] if widths.dim() else 0
+    num_bins = static(widths.shape[-1]) if widths.dim() else 0
     for group, size in ((widths, num_bins), (heights, num_bins), (derivatives, num_bins + extra)):
         if group.shape != (*inputs.shape, size):
             return "the parameters' shapes are not those of the inputs and the number of bins"
@@ -295,7 +297,12 @@ def _box_obstacle(inputs: Tensor, box: Sequence[Any], inverse: bool) -> str | No
 
 
 def is_outside(inputs: Tensor, low: Any, high: Any) -> bool:
-    """Whether any input is outside a closed interval; on a GPU this waits for it."""
+    """Whether any input is outside a closed interval; on a GPU this waits for it.
+
+    A recorded program cannot ask: it gives NaN for such an input.
+    """
+    if is_recorded():
+        return False
     return bool(((inputs < low) | (inputs > high)).any())
 
 

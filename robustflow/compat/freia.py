@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robustflow import functional as F
+from robustflow._checks import static
 from robustflow.compat._calls import tensor_obstacle
 from robustflow.compat._code import Change, CodeChange, Function, original_of
 from robustflow.compat._probe import (
@@ -92,7 +93,7 @@ def _obstacle(
     reason = tensor_obstacle(x, *(parameters[name] for name in _PARAMETERS))
     if reason is not None:
         return reason
-    num_bins = parameters["widths"].shape[-1]
+    num_bins = static(parameters["widths"].shape[-1])
     shape = x.movedim(1, -1).shape
     sizes = (1, 1, num_bins, num_bins, num_bins + 1)
     for name, size in zip(_PARAMETERS, sizes, strict=True):

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from robustflow import functional as F
 from robustflow import ops
+from robustflow._checks import static
 from robustflow._settings import box_of, rq_config
 from robustflow._versions import versions
 from robustflow.compat._calls import in_dtype, number_obstacle, promoted_dtype, tensor_obstacle
@@ -231,7 +232,7 @@ class _Spline:
             packed = _packed_of(widths, heights, derivatives)
             if packed is not None and isinstance(widths, _Piece):
                 # Where a kernel cannot read the tensor, the methods say so.
-                num_bins = (packed.shape[-1] + 1) // 3
+                num_bins = (static(packed.shape[-1]) + 1) // 3
                 reason = self._setting_obstacle(type(self_), packed.dim(), bound, slope)
                 if reason is not None:
                     widths, heights, derivatives = _groups((packed,), num_bins)
@@ -313,7 +314,7 @@ class _Spline:
         """The number of bins, and why the kernels cannot serve these arguments, or None."""
         if reason := tensor_obstacle(widths, heights, derivatives):
             return 0, reason
-        num_bins = widths.shape[-1] if widths.dim() else 0
+        num_bins = static(widths.shape[-1]) if widths.dim() else 0
         if not num_bins or heights.shape[-1:] != (num_bins,):
             return 0, "widths and heights differ in number"
         if derivatives.shape[-1:] != (num_bins - 1,):

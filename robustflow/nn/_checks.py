@@ -97,6 +97,12 @@ def check_batch_fits(name: str, have: int, want: int) -> None:
         )
 
 
+def check_one_batch_size(name: str, tensors: Sequence[Tensor]) -> None:
+    sizes = [tensor.shape[0] for tensor in tensors]  # symbolic ones have no hash, for a set
+    if any(size != sizes[0] for size in sizes):
+        raise ValueError(f"{name} must have one batch size, got {sizes}.")
+
+
 def check_context_fits(projected: Tensor, z: Tensor) -> None:
     """What was made from a context has z's batch and spatial size, or 1 in their place."""
     have, want = projected.shape, z.shape

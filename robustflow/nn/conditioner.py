@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn import functional
 
 from robustflow._checks import describe
 from robustflow.nn._checks import (
@@ -235,12 +235,19 @@ def project_together(conditioners: Sequence[TwoPartConditioner], context: Tensor
     wide = {
         name: torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias")
     }
-    hidden = functional_call(layers[0], wide, (context,))
+    hidden = _apply(layers[0], context, **wide)
     widths = [layer.weight.shape[0] for layer in layers]
     return [
         conditioner.finish_projection(part)
         for conditioner, part in zip(conditioners, hidden.split(widths, dim=1), strict=True)
     ]
+
+
+def _apply(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The layer with other parameters; torch.func.functional_call refuses to be traced."""
+    if isinstance(layer, nn.Linear):
+        return functional.linear(x, weight, bias)
+    return layer._conv_forward(x, weight, bias)
 
 
 def join_key(conditioner: TwoPartConditioner) -> tuple[object, ...]:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from robustflow._backend import is_onnx_export
 from robustflow.nn._checks import check_counts, check_flags, check_shape
 from robustflow.nn._precision import float32_at_least
 
@@ -69,15 +70,20 @@ class InvertibleConv1x1(nn.Module):
         """W or its inverse, (channels, channels), in float32 at least."""
         if not self.lu:
             matrix = float32_at_least(self.matrix)
+            if inverse and is_onnx_export():
+                return _iterated_inverse(matrix)
             # inv_ex and slogdet leave the check of a factorisation, which waits, to the caller.
             return torch.linalg.inv_ex(matrix).inverse if inverse else matrix
         lower, upper = float32_at_least(self.lower), float32_at_least(self.upper)
         permutation = self.permutation.to(lower.dtype)
-        lower = lower.tril(-1) + torch.eye(self.channels, dtype=lower.dtype, device=lower.device)
+        eye = torch.eye(self.channels, dtype=lower.dtype, device=lower.device)
+        lower = lower.tril(-1) + eye
         diagonal = self.sign * float32_at_least(self.log_diagonal).exp()
-        upper = upper.triu(1) + torch.diag(diagonal)
+        upper = torch.where(eye.bool(), diagonal, upper.triu(1))
         if not inverse:
             return permutation @ lower @ upper
+        if is_onnx_export():
+            return _iterated_inverse(permutation @ lower @ upper)
         solved = torch.linalg.solve_triangular(
             lower, permutation.T, upper=False, unitriangular=True
         )
@@ -100,7 +106,27 @@ class InvertibleConv1x1(nn.Module):
     def _logabsdet(self) -> Tensor:
         if self.lu:
             return float32_at_least(self.log_diagonal).sum()
-        return torch.linalg.slogdet(self.weight()).logabsdet
+        weight = self.weight()
+        if is_onnx_export():  # ONNX has the determinant alone: take that of a matrix near 1
+            size = weight.square().mean(0).sum().sqrt()
+            return torch.linalg.det(weight / size).abs().log() + self.channels * size.log()
+        return torch.linalg.slogdet(weight).logabsdet
 
     def extra_repr(self) -> str:
         return f"{self.channels}, lu={self.lu}"
+
+
+def _iterated_inverse(matrix: Tensor) -> Tensor:
+    """The inverse by matrix products alone, since ONNX has no other way to one.
+
+    Newton's iteration, X <- X (2 - A X) from A^T / |A|^2, in float64. 64 steps serve condition
+    numbers to 1e7. A runtime that folds constants does them once, when it loads the program.
+
+    Source: Schulz 1933; Ben-Israel and Cohen 1966.
+    """
+    wide = matrix.double()
+    found = wide.T / wide.square().sum()
+    twice = 2 * torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
+    for _ in range(64):
+        found = found @ (twice - wide @ found)
+    return found.to(matrix.dtype)

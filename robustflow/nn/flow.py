@@ -16,6 +16,7 @@ from robustflow.nn._checks import (
     check_counts,
     check_layers,
     check_module,
+    check_one_batch_size,
     check_shape,
 )
 from robustflow.nn._precision import float32_at_least, no_change, sum_per_sample
@@ -141,11 +142,7 @@ class ConditionalFlow(nn.Module):
                 f"The flow has {len(self.levels)} level(s) and needs one feature tensor for each, "
                 f"got {len(per_level)}."
             )
-        if len(sizes := {feature.shape[0] for feature in per_level}) > 1:
-            raise ValueError(
-                "The features of all levels must have one batch size, that of the context, got "
-                f"{sorted(sizes)}."
-            )
+        check_one_batch_size("The features of all levels", per_level)
         return Condition(
             tuple(
                 level.project(feature)
@@ -419,8 +416,7 @@ class ConditionalFlow(nn.Module):
             )
         for i, latent in enumerate(latents):
             check_tensor(f"latents[{i}]", latent)
-        if len(sizes := {latent.shape[0] for latent in latents}) > 1:
-            raise ValueError(f"latents must have one batch size, got {sorted(sizes)}.")
+        check_one_batch_size("latents", latents)
 
     def _check_takes(self, name: str) -> None:
         if not self._may_take_context():

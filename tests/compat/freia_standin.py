@@ -48,7 +48,11 @@ class BinnedSplineBase(nn.Module):
         return dict(zip(self.parameter_counts, parts, strict=True))
 
     def clamp_domain(self, size: Tensor) -> Tensor:
-        return size if self.domain_clamping is None else self.domain_clamping * torch.tanh(size / self.domain_clamping)
+        return (
+            size
+            if self.domain_clamping is None
+            else self.domain_clamping * torch.tanh(size / self.domain_clamping)
+        )
 
     def constrain_parameters(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
         left, right, bottom, top = self.domain

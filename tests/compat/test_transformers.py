@@ -49,8 +49,11 @@ def test_one_graph() -> None:
         torch.testing.assert_close(graph(x, mask)[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_traced_model_is_the_librarys() -> None:
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_traced_model_runs_without_robustflow() -> None:
     flow = layer().float()
     with compat.patch("transformers"), torch.no_grad():
         traced = torch.jit.trace(flow, (torch.randn(2, 4, 9), torch.ones(2, 1, 9)))
-    assert "robustflow" not in str(traced.inlined_graph)
+    assert "robustflow::" not in str(traced.inlined_graph)
+    x, mask = torch.randn(3, 4, 12), torch.ones(3, 1, 12)
+    torch.testing.assert_close(traced(x, mask), flow(x, mask), rtol=1e-4, atol=1e-5)

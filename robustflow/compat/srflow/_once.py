@@ -133,6 +133,7 @@ def is_eager() -> bool:
     """Whether tensors are what they seem: not traced, batched, nor dual numbers."""
     return (
         not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch.autograd.forward_ad._current_level < 0
         and torch._C._len_torch_dispatch_stack() == 0
