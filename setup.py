@@ -1,11 +1,13 @@
 """Builds the native libraries, of which `robustflow._C` is the first, by CMake and Ninja.
 
-CMakeLists.txt describes the build; this file finds torch, a compiler and the job count for it.
+CMakeLists.txt describes the build; this file finds torch, a compiler and the job count for it, and
+decides what is left out. What it has to say it says last, in sentences of its own.
 
 Environment variables:
     ROBUSTFLOW_NATIVE   0: install pure Python; 1: fail rather than fall back to pure Python
     ROBUSTFLOW_CUDA     0: without CUDA kernels; 1: with them, also for a torch without CUDA; by
-                        default with them where torch has CUDA and a CUDA compiler is found
+                        default with them where torch has CUDA, a CUDA compiler is found and they
+                        compile
     CUDA_HOME, CUDACXX  where that is: the toolkit's directory, or the compiler itself
     TORCH_CUDA_ARCH_LIST  GPUs to compile for, as for torch's own extensions: "9.0", "8.6;9.0+PTX"
     CXX, CXXFLAGS       the C++ compiler and further flags for it
@@ -15,7 +17,9 @@ Environment variables:
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
+import json
 import os
 import re
 import runpy
@@ -23,29 +27,81 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
+import setuptools
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.command.dist_info import dist_info
 
 MINIMUM_TORCH = (2, 10)
 GIB_PER_JOB = 1.0  # GCC 12 takes 0.6 for the largest file
 ROOT = Path(__file__).resolve().parent
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+KERNELS, EAGER, CUDA = f"_C{SUFFIX}", f"_eager{SUFFIX}", "_cuda.so"  # as CMakeLists.txt names them
+
 # The package itself would import torch.
 fingerprint = runpy.run_path(str(ROOT / "robustflow" / "_sources.py"))["fingerprint"]
-# Built beside `_C`, where they can be built, and unknown to setuptools.
-COMPANIONS = ("_cuda.*", "_eager.*")
+
+last_words: list[str] = []
+
+
+def say_last(sentence: str) -> None:
+    """Print a sentence when the build is over, after all that others print."""
+    last_words.append(f"robustflow: {sentence}")
+
+
+def fail(sentence: str) -> NoReturn:
+    """End with a sentence, after all that was printed before and may still be in a buffer."""
+    last_words.clear()
+    sys.stdout.flush()
+    raise SystemExit(f"robustflow: {sentence}")
+
+
+@atexit.register
+def print_last_words() -> None:
+    sys.stdout.flush()
+    for sentence in last_words:
+        print(sentence, file=sys.stderr)
+
+
+def check_setuptools() -> None:
+    """One sentence, where an old setuptools would print its schema of pyproject.toml."""
+    found = re.search(r'"setuptools>=([\d.]+)"', (ROOT / "pyproject.toml").read_text("utf-8"))
+    assert found is not None
+    if numbers(setuptools.__version__) < numbers(found[1]):
+        fail(
+            f"the build needs setuptools {found[1]} or later, and this is "
+            f"{setuptools.__version__}: run `pip install 'setuptools>={found[1]}' cmake ninja`, "
+            "then install again."
+        )
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)[:3]))
+
+
+def switch(name: str) -> bool | None:
+    """An environment variable that is 0, 1 or not set."""
+    text = os.environ.get(name, "")
+    if text not in ("", "0", "1"):
+        fail(f"{name} must be 0, 1 or not set, got {text!r}.")
+    return bool(int(text)) if text else None
 
 
 def obstacle() -> str | None:
     """Why this machine cannot compile the native library, or None where it can."""
-    if os.environ.get("ROBUSTFLOW_NATIVE") == "0":
+    if switch("ROBUSTFLOW_NATIVE") is False:
         return "ROBUSTFLOW_NATIVE=0"
-    named = os.environ.get("CXX") or os.environ.get("CC")
-    candidates = [named.split()[0]] if named else ["c++", "g++", "clang++"]
-    if not any(shutil.which(candidate) for candidate in candidates):
-        return f"no C++ compiler ({', '.join(candidates)}) was found"
+    variable = next((name for name in ("CXX", "CC") if os.environ.get(name)), None)
+    if variable is not None:
+        named = os.environ[variable].split()[0]
+        if shutil.which(named) is None:
+            return f"{variable}={os.environ[variable]} names no compiler that is there"
+    elif not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        return "no C++ compiler (c++, g++, clang++) was found"
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return "Python.h was not found (Debian and Ubuntu: apt install python3-dev)"
     return None
@@ -59,60 +115,67 @@ def torch_directory() -> Path:
     for place in places:
         if (place / "version.py").exists():
             return place
-    raise SystemExit(
-        "robustflow compiles against the torch that you use, and this build sees none: install "
-        "torch first, then run `pip install --no-build-isolation .`."
+    fail(
+        "this build sees no torch to compile against. Where torch is installed, the build is "
+        "isolated from it: `uv pip install setuptools cmake ninja`, then `uv pip install "
+        "--no-build-isolation .` (so with pip too; `python -m build --no-isolation`). Where it is "
+        "not, install torch first."
     )
-
-
-def cuda_compiler(torch: Path) -> str | None:
-    """The nvcc to build the CUDA kernels with, or None for a build without them."""
-    wanted = os.environ.get("ROBUSTFLOW_CUDA")
-    torch_cuda = runpy.run_path(str(torch / "version.py")).get("cuda")
-    if wanted == "0" or (wanted is None and not torch_cuda):
-        return None
-    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
-    places = [str(Path(home, "bin")) for home in (*homes, "/usr/local/cuda") if home]
-    found = os.environ.get("CUDACXX") or shutil.which(
-        "nvcc", path=os.pathsep.join([*places, os.environ.get("PATH", "")])
-    )
-    if found:
-        return found
-    if wanted == "1":
-        raise SystemExit(
-            "robustflow: ROBUSTFLOW_CUDA=1, but no nvcc was found: install the CUDA toolkit, and "
-            "set CUDA_HOME to its directory or put nvcc on PATH."
-        )
-    print(
-        "robustflow: building without the CUDA kernels, because no nvcc was found (set CUDA_HOME); "
-        "CUDA tensors are served by Triton."
-    )
-    return None
 
 
 def torch_version(directory: Path) -> str:
     version = str(runpy.run_path(str(directory / "version.py"))["__version__"])
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < MINIMUM_TORCH:
-        raise SystemExit(
-            f"robustflow needs torch {'.'.join(map(str, MINIMUM_TORCH))} or later and found "
+    if numbers(version)[:2] < MINIMUM_TORCH:
+        fail(
+            f"the build needs torch {'.'.join(map(str, MINIMUM_TORCH))} or later and found "
             f"{version} in {directory}: upgrade torch, then install robustflow again."
         )
     return version
 
 
+def cuda_compiler(torch: Path) -> str | None:
+    """The nvcc to build the CUDA kernels with, or None for a build without them."""
+    wanted = switch("ROBUSTFLOW_CUDA")
+    torch_cuda = runpy.run_path(str(torch / "version.py")).get("cuda")
+    if wanted is False or (wanted is None and not torch_cuda):
+        return None
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    places = [*(f"{home}/bin" for home in homes), os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    found = os.environ.get("CUDACXX") or shutil.which("nvcc", path=os.pathsep.join(places))
+    if found:
+        return found
+    if wanted:
+        fail(
+            "ROBUSTFLOW_CUDA=1, but no nvcc was found: install the CUDA toolkit, and set CUDA_HOME "
+            "to its directory or put nvcc on PATH."
+        )
+    say_last(
+        "built without the CUDA kernels, because no nvcc was found (set CUDA_HOME); CUDA tensors "
+        "are served by Triton."
+    )
+    return None
+
+
 def tool(name: str) -> str:
-    """The path of `cmake` or `ninja`, looked for beside this interpreter, then on PATH."""
+    """The path of `cmake` or `ninja`, looked for on PATH, then beside this interpreter."""
     beside = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     path = shutil.which(name) or shutil.which(name, path=beside)
     if path is None:
-        raise SystemExit(f"robustflow builds with {name}: `pip install cmake ninja` first.")
+        fail(f"the build needs {name}: `pip install cmake ninja` first.")
     return path
+
+
+def wanted_jobs() -> int | None:
+    text = os.environ.get("MAX_JOBS", "")
+    if text and not (text.isdecimal() and int(text)):
+        fail(f"MAX_JOBS must be a whole number of at least 1, got {text!r}.")
+    return int(text) if text else None
 
 
 def job_count() -> int:
     """Compile jobs that neither idle a core nor run out of memory."""
-    if "MAX_JOBS" in os.environ:
-        return max(1, int(os.environ["MAX_JOBS"]))
+    if wanted := wanted_jobs():
+        return wanted
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     free = free_memory_gib()
@@ -140,82 +203,209 @@ def free_memory_gib() -> float | None:
     return free
 
 
-def companions(directory: Path) -> list[Path]:
-    return [library for pattern in COMPANIONS for library in directory.glob(pattern)]
+def run(command: Sequence[str]) -> tuple[bool, str]:
+    """Whether a command succeeds, and its output, which is printed as it comes."""
+    print("robustflow:", *command, flush=True)
+    lines = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line.rstrip())
+    return process.returncode == 0, "\n".join(lines)
 
 
-def remove_companions(directory: Path) -> None:
-    for library in companions(directory):
-        library.unlink()
+def cause(output: str) -> str:
+    """The first error in the output of CMake or of a compiler, in one line."""
+    if found := re.search(
+        r"^CMake Error(?: at .*:\n+((?:[ \t]+\S.*\n?)+)|: (.*))", output, re.MULTILINE
+    ):
+        text = found[1] or found[2]
+    else:
+        error = r"^.*\b(?:error|nvcc fatal)\b(?: [A-Z]?\d+)?\s*:.*$"
+        lines = re.search(error, output, re.MULTILINE)
+        text = lines[0] if lines else output.rpartition("\n")[2]
+    text = " ".join(text.split())
+    return text if len(text) <= 300 else f"{text[:300]} ..."
+
+
+class Workspace:
+    """Folders to build in: a new one, and one in the source tree for what compilers make.
+
+    The latter is kept between builds, so that the next one compiles only what has changed. Where
+    the tree cannot be written, or another build is using it, the new one serves for this too.
+    """
+
+    def __init__(self) -> None:
+        self.new = Path(tempfile.mkdtemp(prefix="robustflow-build-"))
+        atexit.register(shutil.rmtree, self.new, ignore_errors=True)
+
+    def native(self, settings: dict[str, str | None]) -> Path:
+        """The folder for CMake, emptied where it was made with other settings."""
+        import fcntl  # not on Windows, where only the pure package is built
+
+        folder = (
+            ROOT / "build" / f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        )
+        record, text = folder / "settings.json", json.dumps(settings)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lock = folder.with_suffix(".lock").open("w")  # until this process ends
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not record.exists() or record.read_text() != text:
+                empty(folder)
+                record.write_text(text)
+        except OSError as error:
+            print(f"robustflow: building in {self.new}, as {folder} is not free: {error}")
+            folder = self.new / folder.name
+            folder.mkdir()
+        return folder
+
+
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+
+
+def build_libraries(workspace: Workspace) -> list[Path]:
+    """Build what can be built; the files, `_C` first."""
+    torch = torch_directory()
+    version = torch_version(torch)
+    cmake, ninja = tool("cmake"), tool("ninja")
+    nvcc = cuda_compiler(torch)
+    variables = ("CXX", "CC", "CXXFLAGS", "LDFLAGS", "CUDAFLAGS", "CUDAHOSTCXX")
+    settings = {name: os.environ.get(name) for name in variables}  # CMake reads these once
+    settings |= {"root": str(ROOT), "torch": f"{torch} {version}", "nvcc": nvcc}
+    settings["python"] = sys.executable
+    folder = workspace.native(settings)
+    libraries = folder / "lib"
+    empty(libraries)
+
+    def configure(nvcc: str | None) -> tuple[bool, str]:
+        options = {
+            "CMAKE_BUILD_TYPE": os.environ.get("CMAKE_BUILD_TYPE") or "Release",
+            "CMAKE_LIBRARY_OUTPUT_DIRECTORY": libraries,
+            "CMAKE_MAKE_PROGRAM": ninja,
+            "Python_EXECUTABLE": sys.executable,
+            "TORCH_DIR": torch,
+            "TORCH_VERSION": version,
+            "ROBUSTFLOW_SOURCES": fingerprint(ROOT),
+            "ROBUSTFLOW_CUDA": "ON" if nvcc else "OFF",
+        }
+        if nvcc:
+            options["CMAKE_CUDA_COMPILER"] = nvcc
+        defined = [f"-D{name}={value}" for name, value in options.items()]
+        return run([cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *defined])
+
+    done, output = configure(nvcc)
+    if nvcc and not done:
+        leave_out_cuda(nvcc, output)
+        nvcc = None
+        empty(folder)
+        done, output = configure(None)
+    if not done:
+        fail_to_compile(output)
+    build = [cmake, "--build", str(folder), "--parallel", str(job_count()), "--target"]
+    made = [KERNELS, EAGER]
+    done, output = run([*build, "_C", "_eager", "--", "-k", "0"])
+    if not done:
+        # `_eager` needs more of torch than its stable ABI, and nothing needs `_eager`.
+        if not run([*build, "_C"])[0]:
+            fail_to_compile(output)
+        made.remove(EAGER)
+        say_last(
+            "built without the short way of eager calls, which does not compile against this torch "
+            f"({cause(output)}); a call takes some microseconds more."
+        )
+    if nvcc:
+        done, output = run([*build, "_cuda"])
+        if done:
+            made.append(CUDA)
+        else:
+            leave_out_cuda(nvcc, output)
+    return [libraries / name for name in made]
+
+
+def fail_to_compile(output: str) -> NoReturn:
+    why = cause(output)
+    advice = " Memory ran out: set MAX_JOBS=1." if "Killed" in why else ""
+    fail(
+        f"the native build failed: {why}{'' if why.endswith('.') else '.'}{advice} "
+        "ROBUSTFLOW_NATIVE=0 installs without it."
+    )
+
+
+def leave_out_cuda(nvcc: str, output: str) -> None:
+    """Go on without what nobody asked for; end where ROBUSTFLOW_CUDA=1 did."""
+    why = f"{nvcc} failed: {cause(output)}"
+    if switch("ROBUSTFLOW_CUDA"):
+        fail(f"ROBUSTFLOW_CUDA=1, but {why}")
+    say_last(
+        f"built without the CUDA kernels, because {why}{'' if why.endswith('.') else '.'} CUDA "
+        "tensors are served by Triton. ROBUSTFLOW_CUDA=0 does not try, ROBUSTFLOW_CUDA=1 insists."
+    )
 
 
 class NativeBuild(build_ext):
-    """`build_ext` by CMake; leaves the extension out where there is nothing to compile it with."""
-
-    def run(self) -> None:
-        if reason := obstacle():
-            if os.environ.get("ROBUSTFLOW_NATIVE") == "1":
-                raise SystemExit(f"robustflow: ROBUSTFLOW_NATIVE=1, but {reason}.")
-            print(
-                f"robustflow: installing without the native kernels, because {reason}; "
-                "the slower PyTorch reference takes their place."
-            )
-            self.extensions: list[Extension] = []
-            return
-        super().run()
-        if self.inplace or self.editable_mode:
-            # setuptools copies extensions into the sources, and the companions are none.
-            remove_companions(ROOT / "robustflow")
-            for library in companions(self.built):
-                self.copy_file(str(library), str(ROOT / "robustflow" / library.name))
+    """`build_ext` by CMake; the libraries that setuptools does not know go with the one it does."""
 
     def build_extension(self, ext: Extension) -> None:
-        self.built = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        remove_companions(self.built)  # of a build that had more of them
-        torch = torch_directory()
-        cmake, ninja = tool("cmake"), tool("ninja")
-        # Kept between builds, where setuptools' own build_temp is not for an editable install.
-        build = ROOT / "build" / f"native-{self.plat_name}-{sys.implementation.cache_tag}"
-        configure = [
-            *(cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
-            f"-DCMAKE_MAKE_PROGRAM={ninja}",
-            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={self.built}",
-            f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DTORCH_DIR={torch}",
-            f"-DTORCH_VERSION={torch_version(torch)}",
-            f"-DROBUSTFLOW_SOURCES={fingerprint(ROOT)}",
-        ]
-        nvcc = cuda_compiler(torch)
-        configure.append(f"-DROBUSTFLOW_CUDA={'ON' if nvcc else 'OFF'}")
-        if nvcc:
-            configure.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
-        compile_all = [cmake, "--build", str(build), "--parallel", str(job_count())]
+        folder = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        folder.mkdir(parents=True, exist_ok=True)
+        self.made = [Path(shutil.copy2(file, folder)) for file in build_libraries(workspace)]
+
+    def copy_extensions_to_source(self) -> None:
+        """Each in one piece: a running process may be loading it."""
+        folder = ROOT / "robustflow"
         try:
-            subprocess.check_call(configure)
-            if subprocess.call(compile_all) == 0:
-                return
-            # `_eager` alone needs more of torch than its stable ABI, and nothing needs `_eager`.
-            kernels = ["_C", "_cuda"] if nvcc else ["_C"]
-            subprocess.check_call([*compile_all, "--target", *kernels])
-            print(
-                "robustflow: building without the short way of eager calls, which does not compile "
-                "against this torch; a call takes some microseconds more."
+            for library in self.made:
+                partial = folder / f".{library.name}.{os.getpid()}.part"
+                shutil.copy2(library, partial)
+                os.replace(partial, folder / library.name)
+            for name in {EAGER, CUDA} - {library.name for library in self.made}:
+                (folder / name).unlink(missing_ok=True)  # of an earlier build that had more
+        except OSError as error:
+            fail(
+                f"an editable installation has its libraries in {folder}, which cannot be written "
+                f"({error.strerror}): install without -e."
             )
-        except subprocess.CalledProcessError:
-            raise SystemExit(
-                "robustflow: the native build failed, the compiler says why above; "
-                "ROBUSTFLOW_NATIVE=0 installs without it."
-            ) from None
 
 
-class EarlyDistInfo(dist_info):
-    """Asks for torch before pip resolves, and so downloads, the dependencies."""
+def check_what_is_needed() -> None:
+    """Before pip resolves, and so downloads, the dependencies, and before any work."""
+    torch_version(torch_directory())
+    tool("cmake")
+    tool("ninja")
+    wanted_jobs()
+    switch("ROBUSTFLOW_CUDA")
 
-    def run(self) -> None:
-        if obstacle() is None:
-            torch_version(torch_directory())
-        super().run()
 
+check_setuptools()
+reason = obstacle()
+asked = set(sys.argv)
+if reason is None:
+    if asked & {"dist_info", "bdist_wheel", "editable_wheel", "build", "build_ext", "install"}:
+        check_what_is_needed()
+elif switch("ROBUSTFLOW_NATIVE"):
+    fail(f"ROBUSTFLOW_NATIVE=1, but {reason}.")
+elif asked & {"bdist_wheel", "editable_wheel", "build", "build_ext", "install"}:
+    say_last(
+        f"built without the native kernels, because {reason}; the slower PyTorch reference takes "
+        "their place. ROBUSTFLOW_NATIVE=1 makes this an error."
+    )
+
+workspace = Workspace()
+# Commands whose product goes elsewhere leave nothing but the compilers' work in the source tree,
+# which may be read-only, or be used by another build.
+elsewhere = {"bdist_wheel", "editable_wheel", "install", "dist_info", "egg_info", "--inplace", "-i"}
+options = {}
+if elsewhere & asked:
+    options = {
+        "build": {"build_base": str(workspace.new)},
+        "egg_info": {"egg_base": str(workspace.new)},
+    }
 
 # A checkout's `benchmarks` is installed under a name that no other project takes. `benchmarks.aot`
 # stays behind: it compiles the sources.
@@ -224,6 +414,8 @@ BENCHMARKS = {"robustflow_benchmarks": "benchmarks", "robustflow_benchmarks.gpu"
 setup(
     packages=[*find_packages(str(ROOT), include=["robustflow", "robustflow.*"]), *BENCHMARKS],
     package_dir=BENCHMARKS,
-    ext_modules=[Extension("robustflow._C", sources=[])],
-    cmdclass={"build_ext": NativeBuild, "dist_info": EarlyDistInfo},
+    # Without it the wheel is, and is named, one for any platform.
+    ext_modules=[] if reason else [Extension("robustflow._C", sources=[])],
+    cmdclass={"build_ext": NativeBuild},
+    options=options,
 )
