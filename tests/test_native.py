@@ -140,9 +140,11 @@ def shadowed(copy: Path) -> tuple[Path, Path]:
 def stamp(library: Path, tree: Path) -> None:
     """Say in a library that it was built from the sources of this tree."""
     content, sources = library.read_bytes(), fingerprint(tree)
-    built_from = json.dumps(robustflow.build_info()["sources"]).encode()
+    built_from = robustflow.build_info().get("sources", "unknown")
+    if built_from == "unknown":
+        pytest.skip("the library was not built by setup.py, or by an earlier one: build it again")
     library.write_bytes(
-        content.replace(b'"sources": ' + built_from, f'"sources": "{sources}"'.encode())
+        content.replace(f'"sources": "{built_from}"'.encode(), f'"sources": "{sources}"'.encode())
     )
 
 

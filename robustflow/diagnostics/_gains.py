@@ -59,9 +59,7 @@ class GainWatcher(Watcher):
 
     def params(self, layer: Layer, params: Tensor) -> Tensor:
         if layer.affine is not None:
-            # A copy: FrEIA's AllInOneBlock writes to its parameters.
-            logits = layer.affine.logits(params).clone()
-            self.note(logits, last=layer.kind == "autoregressive")
+            self.note(layer.affine.logits(params), last=layer.kind == "autoregressive")
         return params
 
     def note(self, log_derivatives: Tensor, *, last: bool = False) -> None:
