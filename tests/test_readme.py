@@ -51,6 +51,9 @@ def test_examples_run_and_give_what_they_say() -> None:
     assert [sample.shape for sample in names["samples"]] == [(2, 12, 40, 40)] * 10
     run("convert_affine")
     assert len(names["report"].replaced) == 2 and not names["report"].kept
+    run("InverseMonitor")
+    assert not names["certificate"].passed
+    assert names["points"].shape == (4, 100, 6)
     assert not blocks
 
 
