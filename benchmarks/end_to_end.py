@@ -139,10 +139,10 @@ class EagerModifiedRQ(rnn.ModifiedRQSpline):
     """The spline in plain PyTorch: the textbook formula, not the reference's."""
 
     def __call__(
-        self, x: Tensor, params: Tensor, *, inverse: bool = False
+        self, x: Tensor, params: Tensor, *, inverse: bool = False, reduce: eager.Reduce = "sum"
     ) -> tuple[Tensor, Tensor]:
         options: dict[str, Any] = asdict(self)
-        return eager.modified_rq_spline(x, params, inverse=inverse, **options)
+        return eager.modified_rq_spline(x, params, inverse=inverse, reduce=reduce, **options)
 
 
 def super_resolution_flows(settings: sr.Settings) -> dict[str, rnn.ConditionalFlow]:

@@ -22,8 +22,9 @@ from robustflow import nn as rnn
 from robustflow.cli import main
 from robustflow.experiments import demonstration, photographs, report, throughput
 from robustflow.experiments.comparison import PICTURES, ModelResult, train_and_sample
+from robustflow.experiments.data.builtin import Picture
 from robustflow.experiments.faults import Faults, count_faults
-from robustflow.experiments.photographs import Picture, crop, load
+from robustflow.experiments.photographs import crop, load
 from robustflow.experiments.super_resolution import (
     QUICK_SETTINGS,
     CropSampler,
