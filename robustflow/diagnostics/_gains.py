@@ -59,7 +59,9 @@ class GainWatcher(Watcher):
 
     def params(self, layer: Layer, params: Tensor) -> Tensor:
         if layer.affine is not None:
-            self.note(layer.affine.logits(params), last=layer.kind == "autoregressive")
+            # A copy: FrEIA's AllInOneBlock writes to its parameters.
+            logits = layer.affine.logits(params).clone()
+            self.note(logits, last=layer.kind == "autoregressive")
         return params
 
     def note(self, log_derivatives: Tensor, *, last: bool = False) -> None:

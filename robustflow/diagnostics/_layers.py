@@ -215,6 +215,11 @@ class Watcher(ABC):
         """The parameters of an affine layer pass by, in a call of it; these or others go on."""
         return params
 
+    def transformed(  # noqa: B027
+        self, layer: Layer, transform: object, x: Tensor, params: Tensor
+    ) -> None:
+        """A transform of robustflow's is called, in a call of this layer, with raw parameters."""
+
     def note(self, log_derivatives: Tensor, *, last: bool = False) -> None:  # noqa: B027
         """Take note of elementwise log-derivatives in the call that is under way.
 

@@ -7,12 +7,16 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from robustflow._checks import check_number
-from robustflow.diagnostics._sampling import Contexts, Run
+from robustflow._modes import evaluating
+from robustflow.diagnostics._find import find_layers
+from robustflow.diagnostics._sampling import Contexts, Run, check_contexts, sample_mean
+from robustflow.diagnostics._shifts import ShiftWatcher
 from robustflow.diagnostics.bounds import INFINITY, ROBUST, Bounds, Range, bounds_of
-from robustflow.diagnostics.describe import CONVERTED, Part, Tree, describe, parts_of
+from robustflow.diagnostics.describe import CONVERTED, Part, Tree, describe, joined, parts_of
 from robustflow.diagnostics.growth import Contribution, Growth, compose
 from robustflow.diagnostics.kinds import Kind
 from robustflow.diagnostics.search import SearchResult, search
@@ -123,12 +127,8 @@ class Certificate:
             >>> bool(result.worst.start <= result.worst.found <= 1e4), result.beaten
             (True, ())
         """
-        if self._model is None:
-            raise ValueError(
-                "A transform alone has no condition to search: certify a layer or a model."
-            )
         return search(
-            self._model,
+            self._watchable(),
             self._bound_of,
             contexts,
             steps,
@@ -136,6 +136,61 @@ class Certificate:
             within=within,
             run=run,
         )
+
+    def shifts(self, contexts: Contexts, *, run: Run | None = None) -> dict[str, float]:
+        """The largest shift that each conditioner makes while the model samples.
+
+        ``certificate.growth.given(certificate.shifts(contexts))`` is then the bound, with a number
+        at its end, for calls whose shifts stay within these: the ones observed, and no others.
+
+        Args:
+            contexts: N of them, as for :meth:`search`.
+            run: how to sample, ``run(model, contexts)``. By default, once for each context with
+                the latents at their mean, as for :meth:`search`.
+
+        Returns:
+            By the names of ``growth.shifts``. A layer whose shift cannot be told is left out, and
+            its term stays; where only the displacement tells, an upper bound.
+
+        Raises:
+            ValueError, TypeError: contexts that are none, or a model that is not known how to
+                sample from.
+
+        Example:
+            >>> import torch
+            >>> from robustflow import nn as rnn
+            >>> flow = rnn.ConditionalFlow([rnn.flow_step(2, 3, rnn.Affine(), spatial_dims=0)])
+            >>> certificate = certify(flow)
+            >>> certificate.growth.given(certificate.shifts(torch.randn(4, 3))).shifts
+            {}
+        """
+        model = self._watchable()
+        check_contexts("contexts", contexts)
+        watcher = ShiftWatcher(lambda name: self._bounds.get(self._shift_name(name)))
+        with evaluating(model), torch.no_grad():
+            watcher.start(find_layers(model))
+            try:
+                (run or sample_mean)(model, contexts)
+            finally:
+                watcher.stop()
+        named = {self._shift_name(name): size for name, size in watcher.shifts.items()}
+        return {name: size for name, size in named.items() if name in self.growth.shifts}
+
+    @property
+    def _bounds(self) -> dict[str, Bounds]:
+        return {part.name: part.bounds for part in self._parts if part.bounds is not None}
+
+    def _shift_name(self, layer: str) -> str:
+        """The part of a layer that has its shift."""
+        converted = joined(layer, CONVERTED[-1])
+        return converted if converted in self.growth.shifts else layer
+
+    def _watchable(self) -> nn.Module:
+        if self._model is None:
+            raise ValueError(
+                "A transform alone has no condition to sample for: certify a layer or a model."
+            )
+        return self._model
 
     def _bound_of(self, layer: str) -> float:
         """The largest inverse derivative of a layer by its name, whatever its parts are called.

@@ -166,6 +166,18 @@ def test_the_gain_score_is_one_over_the_scale() -> None:
     torch.testing.assert_close(GainScore(injector)(contexts), expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("name", ["FrEIA all in one", "FrEIA one-sided"])
+def test_the_gain_score_is_the_block_s_own_log_determinant(name: str) -> None:
+    """One of two channels is transformed; one of the blocks writes to its parameters as it goes."""
+    model = disturbed(KINDS[name].make(1, 2), 0.5).double()
+    contexts = 3 * torch.randn(16, 2).double()
+    _, logabsdet = model(torch.zeros(16, 2).double(), c=[contexts], rev=True)
+    if name == "FrEIA all in one":
+        block = model.module_list[0]
+        logabsdet = logabsdet + block.global_scale_activation(block.global_scale).log().sum()
+    torch.testing.assert_close(GainScore(model)(contexts), logabsdet.exp())
+
+
 def test_the_gain_score_of_some_layers_alone() -> None:
     flow = flow_of(rnn.Affine())
     contexts = 3 * torch.randn(8, 3)
@@ -324,7 +336,7 @@ class Wrapped(nn.Module):
             ValueError,
             "once for each of the 2 contexts",
         ),
-        (lambda: certify(rnn.Affine()).search(torch.randn(2, 3)), ValueError, "transform alone"),
+        (lambda: certify(rnn.Affine()).search(torch.randn(2, 3)), ValueError, "A transform alone"),
         (lambda: certify(Wrapped()).search(torch.randn(2, 3)), ValueError, "a Wrapped samples is"),
         (lambda: GainScore(nn.Linear(2, 2)), ValueError, "No flow layer was found"),
         (lambda: GainScore(FLOW, layers=["none"]), ValueError, "'none'"),

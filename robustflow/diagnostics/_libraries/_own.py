@@ -46,8 +46,10 @@ def watch_transform(watcher: Watcher, transform: Any) -> None:
         **options: Any,
     ) -> Any:
         layer = watcher.current()
-        if layer is not None and layer.affine is not None:
-            params = watcher.params(layer, params)
+        if layer is not None:
+            if layer.affine is not None:
+                params = watcher.params(layer, params)
+            watcher.transformed(layer, transform, x, params)
         if layer is None or layer.affine is not None or not (watcher.derivatives and reduces):
             return proceed(x, params, inverse=inverse, **options)
         y, each = proceed(x, params, inverse=inverse, **{**options, "reduce": "none"})

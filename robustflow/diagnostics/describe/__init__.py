@@ -21,7 +21,17 @@ from robustflow.diagnostics.describe._tree import (
     unknown,
 )
 
-__all__ = ["CONVERTED", "Branch", "Chain", "Halves", "Part", "Tree", "describe", "parts_of"]
+__all__ = [
+    "CONVERTED",
+    "Branch",
+    "Chain",
+    "Halves",
+    "Part",
+    "Tree",
+    "describe",
+    "joined",
+    "parts_of",
+]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
