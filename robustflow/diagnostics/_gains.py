@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from robustflow.diagnostics._calls import Call, CallWatcher
 from robustflow.diagnostics._find import find_layers
-from robustflow.diagnostics._layers import Layer, Probe, Replay, Run, Watcher
+from robustflow.diagnostics._layers import Layer
 
 
-class GainWatcher(Watcher):
+class GainWatcher(CallWatcher):
     """Collects, layer by layer, the largest log inverse derivative of each sample.
 
     Attributes:
@@ -28,57 +29,13 @@ class GainWatcher(Watcher):
         super().__init__()
         self.log_gains: dict[str, Tensor] = {}
         self.kinds: dict[str, str] = {}
-        self._noted: list[list[Tensor]] = []
-        self._asking = False
 
-    def call(
-        self,
-        layer: Layer,
-        density: bool,
-        inputs: Sequence[Tensor],
-        run: Run,
-        *,
-        probe: Probe | None = None,
-        replay: Replay | None = None,
-    ) -> Any:
-        if density or not layer.conditional or self._asking:
-            return run()
-        self._noted.append([])
-        try:
-            with self.calling(layer):
-                result = run()
-        finally:
-            noted = self._noted.pop()
-        if noted:
-            number = len(inputs[0])
-            # Asked here, where no call is under way: a scale is what the layer's own code makes.
-            each = [_of_samples(self._log_gains(layer, values), number) for values in noted]
-            self.log_gains[layer.name] = torch.stack(each).amax(dim=0)
+    def seen(self, layer: Layer, call: Call, y: Tensor, x: Tensor) -> None:
+        logs = [*call.noted, *(self.log_gain(layer, logits) for logits in call.logits)]
+        if logs:
+            each = torch.stack([_of_samples(values, len(y)) for values in logs])
+            self.log_gains[layer.name] = each.amax(dim=0)
             self.kinds[layer.name] = layer.kind
-        return result
-
-    def params(self, layer: Layer, params: Tensor) -> Tensor:
-        if layer.affine is not None:
-            # A copy: FrEIA's AllInOneBlock writes to its parameters.
-            logits = layer.affine.logits(params).clone()
-            self.note(logits, last=layer.kind == "autoregressive")
-        return params
-
-    def note(self, log_derivatives: Tensor, *, last: bool = False) -> None:
-        if self._noted and not self._asking:
-            if last:
-                self._noted[-1].clear()
-            self._noted[-1].append(log_derivatives)
-
-    def _log_gains(self, layer: Layer, noted: Tensor) -> Tensor:
-        """Log inverse derivatives, of what was noted: those themselves, or raw scales."""
-        if layer.affine is None:
-            return noted
-        self._asking = True  # it may call the layer's own methods
-        try:
-            return layer.affine.log_gain(noted.reshape(-1)).reshape(noted.shape)
-        finally:
-            self._asking = False
 
 
 def _of_samples(logs: Tensor, number: int) -> Tensor:

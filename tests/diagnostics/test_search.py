@@ -166,6 +166,19 @@ def test_the_gain_score_is_one_over_the_scale() -> None:
     torch.testing.assert_close(GainScore(injector)(contexts), expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("transform", [rnn.Affine(), rnn.ModifiedRQSpline()], ids=str)
+def test_the_gain_score_of_an_autoregressive_layer_sees_every_feature(transform: Any) -> None:
+    """Whose inverse computes feature by feature, without gradients."""
+    layer = disturbed(rnn.Autoregressive(5, 3, transform), 0.5)
+    contexts = 2 * torch.randn(16, 3)
+    with torch.no_grad():
+        x, _ = layer(torch.zeros(16, 5), contexts, inverse=True)
+        params = layer.params_of(x, layer.project(contexts))
+        log_derivatives = transform(x, params, reduce="none")[1]
+    expected = (-log_derivatives).amax(dim=1).exp()
+    torch.testing.assert_close(GainScore(layer)(contexts), expected, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["FrEIA all in one", "FrEIA one-sided"])
 def test_the_gain_score_is_the_block_s_own_log_determinant(name: str) -> None:
     """One of two channels is transformed; one of the blocks writes to its parameters as it goes."""
