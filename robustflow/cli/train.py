@@ -121,8 +121,7 @@ def configuration(args: argparse.Namespace) -> Config:
         preset,
     )
 
-    folder = out_folder(args)
-    kept = folder / "config.toml"
+    kept = out_folder(args) / "config.toml"
     if args.resume and args.config is None and args.preset is None and kept.exists():
         config = load(kept)
     else:
@@ -148,6 +147,11 @@ def configuration(args: argparse.Namespace) -> Config:
         if not equals:
             raise ConfigError(f"--set wants TABLE.OPTION=VALUE, got {setting!r}.")
         config = override(config, key.strip(), value.strip())
+    if config.task.name != args.task:
+        raise ConfigError(
+            f"TASK is {args.task!r}, and the configuration's [task] name is {config.task.name!r}: "
+            "name the same one."
+        )
     return config
 
 

@@ -120,11 +120,12 @@ def test_a_task_of_ones_own_is_named_by_where_it_is() -> None:
         ("sr", {"scal": 2}, "no option 'scal'. Did you mean 'scale'"),
         ("sr", {"scale": 1}, "scale must be a whole number of at least 2"),
         ("denoise", {"sigma": -1.0}, "sigma must be at least 0"),
+        ("denoise", {"sigma": "much"}, "sigma must be a number, got 'much'"),
         ("no.such.module:Class", {}, "cannot be imported"),
         ("torch:Tensor", {}, "is no subclass"),
     ],
 )
-def test_mistakes_are_named(name: str, options: dict[str, float], sentence: str) -> None:
+def test_mistakes_are_named(name: str, options: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make_task(name, options)
 

@@ -96,6 +96,13 @@ def test_the_paper_presets_are_the_published_sizes() -> None:
         ("task.scal", 2, "[task] The task 'sr' has no option 'scal'"),
         ("encoder.name", "none.pth", "There is no file none.pth"),
         ("training.activations", "none", "[training] activations must be one of"),
+        ("model.coupling_options", "{interval = [1, 0]}", "[model] coupling_options: "),
+        ("model.head_kernel_size", 2, "[model] head_kernel_size must be odd, got 2"),
+        ("training.learning_rate", "inf", "[training] learning_rate must be above 0 and finite"),
+        ("training.milestones", "[90000]", "[training] milestones are parts of the iterations"),
+        ("training.seed", -1, "[training] seed must be at least 0"),
+        ("encoder.cache_gib", -1, "[encoder] cache_gib must be at least 0"),
+        ("task.scale", "four", "[task] scale must be a whole number, got 'four'"),
     ],
 )
 def test_a_bad_option_is_named(key: str, value: object, sentence: str) -> None:
@@ -303,6 +310,12 @@ def test_commands_say_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "Did you mean 'tiny'?" in capsys.readouterr().err
     assert main(["train", "sr", "--data", str(tmp_path / "no"), "--out", str(tmp_path)]) == 2
     assert "[data] train: There is no folder" in capsys.readouterr().err
+    kept = tmp_path / "other.toml"
+    kept.write_text(to_toml(preset("denoise", "tiny")))
+    assert main(["train", "sr", "--config", str(kept), "--out", str(tmp_path)]) == 2
+    assert "TASK is 'sr', and the configuration's [task] name is 'denoise'" in (
+        capsys.readouterr().err
+    )
     assert main(["train", "sr", "--resume", "--out", str(tmp_path / "new")]) == 1
     assert "no checkpoint" in capsys.readouterr().err
     assert main(["sample", str(tmp_path), "x.png"]) == 2

@@ -7,13 +7,12 @@ unknown key is refused, with the nearest known one.
 from __future__ import annotations
 
 import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, get_args
 
 import tomlkit
 import tomlkit.exceptions
@@ -21,6 +20,7 @@ import tomlkit.exceptions
 from robustflow._checks import check_choice, suggestion
 from robustflow.experiments.imaging.couplings import COUPLINGS
 from robustflow.experiments.tasks import Task, make_task
+from robustflow.experiments.values import converted
 from robustflow.nn.level import Activations
 
 NEW_ENCODERS = ("tiny", "rrdb")  # those that start with new weights
@@ -157,25 +157,34 @@ class Config:
         """Whether checkpoints leave the encoder's weights out."""
         return self.encoder_comes_from_a_file and self.encoder_is_frozen
 
-    @property
-    def size_multiple(self) -> int:
-        """What the sides of x must be multiples of."""
-        return math.lcm(2**self.model.levels, self.make_task().size_multiple)
+    def size_multiple(self, task: Task | None = None) -> int:
+        """What the sides of x must be multiples of, for a task in place of the configuration's."""
+        return math.lcm(2**self.model.levels, (task or self.make_task()).size_multiple)
 
-    def check(self) -> Config:
+    def check(self, task: Task | None = None) -> Config:
         """The configuration itself.
+
+        Args:
+            task: in place of the configuration's.
 
         Raises:
             ConfigError: an option is out of range; the text names it.
         """
-        task = self.make_task()
+        task = task or self.make_task()
         model, training = self.model, self.training
         try:
             check_choice("[training] activations", training.activations, get_args(Activations))
             check_choice("[model] coupling", model.coupling, tuple(COUPLINGS))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        try:
             COUPLINGS[model.coupling](**model.coupling_options)
         except (TypeError, ValueError) as error:
-            raise ConfigError(str(error)) from None
+            raise ConfigError(f"[model] coupling_options: {error}") from None
+        if model.head_kernel_size % 2 == 0:
+            raise ConfigError(
+                f"[model] head_kernel_size must be odd, got {model.head_kernel_size!r}."
+            )
         positive = {
             "model": ("levels", "hidden_channels", "head_kernel_size"),
             "encoder": ("channels", "blocks"),
@@ -186,12 +195,13 @@ class Config:
         for table, names in positive.items():
             for name in names:
                 value = getattr(getattr(self, table), name)
-                if not value > 0:
-                    raise ConfigError(f"[{table}] {name} must be above 0, got {value!r}.")
+                if not (value > 0 and math.isfinite(value)):
+                    raise ConfigError(f"[{table}] {name} must be above 0 and finite, got {value!r}.")
         not_negative = {
             "model": ("steps", "transition_steps", "noise"),
+            "encoder": ("cache_gib",),
             "data": ("workers",),
-            "training": ("clip_norm", "threads"),
+            "training": ("clip_norm", "seed", "threads"),
             "output": ("samples_every",),
         }
         for table, names in not_negative.items():
@@ -203,13 +213,18 @@ class Config:
             raise ConfigError(f"[training] ema must lie in [0, 1), got {training.ema!r}.")
         if len(training.betas) != 2 or not all(0 <= beta < 1 for beta in training.betas):
             raise ConfigError(f"[training] betas must be two of [0, 1), got {training.betas!r}.")
+        if not all(0 <= part <= 1 for part in training.milestones):
+            raise ConfigError(
+                "[training] milestones are parts of the iterations, in [0, 1], got "
+                f"{list(training.milestones)!r}."
+            )
         for level in model.split_levels:
             if not 1 <= level < model.levels:
                 raise ConfigError(
                     f"[model] split_levels must lie in 1 to {model.levels - 1}, since a level "
                     f"must follow, got {level}."
                 )
-        multiple = self.size_multiple
+        multiple = self.size_multiple(task)
         if self.data.crop % multiple:
             raise ConfigError(
                 f"[data] crop must be a multiple of {multiple} ({model.levels} levels, the task "
@@ -350,31 +365,10 @@ def _parsed(value: Any) -> Any:
 
 
 def _converted(value: Any, wanted: Any, where: str) -> Any:
-    """The value as one of a field's type; lists become tuples and whole numbers floats."""
+    """The value as one of a field's type; a text is read as TOML where another type is wanted."""
     if isinstance(value, str) and wanted is not str:
         value = _parsed(value)
-    union = get_origin(wanted) in (typing.Union, types.UnionType)
-    kinds = [kind for kind in (get_args(wanted) if union else (wanted,)) if kind is not type(None)]
-    for kind in kinds:
-        base = get_origin(kind) or kind
-        if base is tuple and isinstance(value, list | tuple):
-            item = get_args(kind)[0]
-            return tuple(_converted(each, item, where) for each in value)
-        if isinstance(value, bool) and base is not bool:
-            continue
-        if base is float and isinstance(value, int):
-            return float(value)
-        if isinstance(value, base):
-            return value
-    names = " or ".join(_TYPE_NAMES.get(get_origin(kind) or kind, str(kind)) for kind in kinds)
-    raise ConfigError(f"{where} must be {names}, got {value!r}.")
-
-
-_TYPE_NAMES: dict[Any, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    tuple: "a list of numbers",
-    dict: "a table",
-}
+    try:
+        return converted(value, wanted)
+    except ValueError as error:
+        raise ConfigError(f"{where} {error}") from None

@@ -68,7 +68,7 @@ class ImagingFlow(nn.Module):
         self, config: Config, task: Task | None = None, encoder: nn.Module | None = None
     ) -> None:
         super().__init__()
-        model = config.check().model
+        model = config.check(task).model
         self.task = task or config.make_task()
         self.encoder = encoder or build_encoder(config, self.task)
         self.encoder_is_frozen = config.encoder_is_frozen
@@ -80,7 +80,7 @@ class ImagingFlow(nn.Module):
             activations=cast("Activations", config.training.activations),
         )
         self._latents = latent_channels(model, self.task.channels)
-        self.size_multiple = config.size_multiple
+        self.size_multiple = config.size_multiple(self.task)
         probe = torch.zeros(1, self.task.observation_channels, 8, 8)
         self.mean_head: nn.Conv2d | None = None
         if self.task.prior_mean(probe) is not None:

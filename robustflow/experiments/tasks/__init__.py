@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from robustflow._checks import suggestion
 from robustflow.experiments.tasks.base import Task, to_8_bits
 from robustflow.experiments.tasks.linear import Deblurring, Denoising, Inpainting
 from robustflow.experiments.tasks.low_light import LowLight
 from robustflow.experiments.tasks.super_resolution import SuperResolution
+from robustflow.experiments.values import converted
 
 TASKS: dict[str, type[Task]] = {
     kind.name: kind for kind in (SuperResolution, LowLight, Denoising, Deblurring, Inpainting)
@@ -29,21 +30,26 @@ def make_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
         options: the task's fields.
 
     Raises:
-        ValueError: no such task, no such option, or an option out of range.
+        ValueError: no such task, no such option, or an option of another type or out of range.
 
     Example:
         >>> make_task("sr", {"scale": 8}).scale
         8
     """
     kind = _task_class(name)
-    options = dict(options or {})
     known: list[str] = [field.name for field in fields(kind)] if is_dataclass(kind) else []
-    for option in options:
+    types = get_type_hints(kind) if options else {}
+    values = {}
+    for option, value in (options or {}).items():
         if option not in known:
             raise ValueError(
                 f"The task {name!r} has no option {option!r}. {suggestion(option, known)}"
             )
-    return kind(**options)
+        try:
+            values[option] = converted(value, types[option])
+        except ValueError as error:
+            raise ValueError(f"{option} {error}") from None
+    return kind(**values)
 
 
 def _task_class(name: str) -> type[Task]:
