@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from robustflow.experiments.data import crops
 from robustflow.experiments.data.builtin import manifest, split_of
 from robustflow.experiments.data.crops import (
     CropDataset,
@@ -21,6 +23,8 @@ from robustflow.experiments.data.crops import (
 )
 from robustflow.experiments.data.features import FeatureCache
 from robustflow.experiments.data.reading import UnreadablePicture, picture_files, read_picture
+from robustflow.experiments.imaging.config import Config, ConfigError, DataTable
+from robustflow.experiments.imaging.sources import sources_of
 from robustflow.experiments.tasks import make_task
 from robustflow.experiments.tasks.base import to_8_bits
 
@@ -155,8 +159,8 @@ def test_a_file_that_breaks_later_gives_way(
 ) -> None:
     dataset = CropDataset(sources, make_task("denoise"), 32)
     sources[0].path.write_bytes(b"")
-    crops = [int(dataset[0, index]["crop"][0]) for index in range(10)]
-    assert set(crops) == {1}
+    chosen = [int(dataset[0, index]["crop"][0]) for index in range(10)]
+    assert set(chosen) == {1}
     assert "the file is empty" in caplog.text
     sources[1].path.write_bytes(b"")
     with pytest.raises(UnreadablePicture, match="10 files"):
@@ -189,3 +193,75 @@ def test_cached_features_are_crops_of_whole_features(tmp_path: Path, sources: li
     small = FeatureCache(tmp_path / "none", sources, task, encode, "key", limit_gib=0)
     assert torch.equal(small.crops(places, 32), features)
     assert not list((tmp_path / "none").iterdir())
+
+
+def test_a_picture_with_too_many_pixels_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(gradient(20, 20)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UnreadablePicture, match="it has more than twice"):
+        read_picture(tmp_path / "large.png")
+
+
+def test_decoded_pictures_are_kept_while_there_is_room(
+    sources: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+
+    def read(path: Path) -> torch.Tensor:
+        reads.append(path.name)
+        return read_picture(path)
+
+    monkeypatch.setattr(crops, "read_picture", read)
+    for room, wanted in ((3 * 64 * 96 + 3 * 80 * 70, 2), (3 * 64 * 96, 3)):
+        reads.clear()
+        monkeypatch.setattr(crops, "CACHE_BYTES", room)
+        dataset = CropDataset(sources, make_task("denoise"), 32)
+        for index in (0, 1, 1, 0):
+            dataset._decode(sources[index].path)
+        assert len(reads) == wanted
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
+def test_cached_features_hold_no_file_open(tmp_path: Path, sources: list[Source]) -> None:
+    """A training set has thousands of pictures and orientations, a process 1024 files."""
+    cache = FeatureCache(tmp_path / "c", sources, make_task("sr"), lambda y: y, "k", limit_gib=1)
+    places = torch.tensor([[0, orientation, 0, 0] for orientation in range(8)])
+    first = cache.crops(places, 32)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert torch.equal(cache.crops(places, 32), first)  # from the files
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_folders_of_pictures_and_what_is_left_for_validation(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        Image.fromarray(gradient(40, 40)).save(tmp_path / f"{name}.png")
+    said: list[str] = []
+
+    def found(**data: str) -> tuple[list[str], list[str]]:
+        config = replace(Config(), data=DataTable(crop=32, **data))
+        made = sources_of(config, make_task("sr"), said.append)
+        return ([s.path.name for s in made.training], [s.path.name for s in made.validation])
+
+    assert found(train=str(tmp_path)) == (["a.png", "b.png"], ["c.png"])
+    assert not said
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    Image.fromarray(gradient(40, 40)).save(alone / "one.png")
+    assert found(train=str(alone)) == (["one.png"], ["one.png"])
+    assert "the training pictures serve for that, too" in said.pop()
+    assert found(train=str(alone), validation=str(alone)) == (["one.png"], ["one.png"])
+    assert not said
+
+
+def test_observations_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
+    low = tmp_path / "low"
+    (low / "more").mkdir(parents=True)
+    for folder, side in ((tmp_path, 64), (low, 16), (low / "more", 16)):
+        Image.fromarray(gradient(side, side)).save(folder / "a.png")
+    data = DataTable(train=str(tmp_path), observations=str(low), crop=32)
+    with pytest.raises(ConfigError, match="have the same name"):
+        sources_of(replace(Config(), data=data), make_task("sr"), print)
+    with pytest.raises(ConfigError, match="'inpaint' observes 4 channels"):
+        sources_of(replace(Config(), data=data), make_task("inpaint"), print)

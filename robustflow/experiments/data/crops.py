@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,19 +58,6 @@ class Crop:
     left: int
 
 
-class Batch(TypedDict):
-    """What a loader yields.
-
-    x (N, C, H, W) and y (N, C', H', W') in [0, 1]; the noise that was added to x, like x, or
-    (N, 0); and the crops (N, 4): picture, orientation, top, left.
-    """
-
-    x: Tensor
-    y: Tensor
-    noise: Tensor
-    crop: Tensor
-
-
 def generator_of(*key: int) -> torch.Generator:
     """A generator that depends on all of these whole numbers, and on nothing else."""
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
@@ -115,6 +102,9 @@ def choose_crop(
 class CropDataset(Dataset[dict[str, Tensor]]):
     """Crops by key ``(step, index)``: item ``index`` of the global batch of a step.
 
+    An item has x (C, H, W) and y (C', H', W') in [0, 1], both in their noise; the noise that was
+    added to x, like x, or (0,) without; and the crop (4,): picture, orientation, top, left.
+
     Args:
         sources: the pictures.
         task: makes an observation where a source has none.
@@ -123,8 +113,8 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         augment: mirror and turn.
         dequantise: add uniform noise of one 8-bit step to x, so that its density bounds the
             probability of the 8-bit picture.
-        noise: add Gaussian noise to x, and to y what A makes of it; its deviation is drawn for
-            each crop, uniformly up to this.
+        noise: add Gaussian noise to x, and to y what A makes of it where A is linear; its
+            deviation is drawn for each crop, uniformly up to this.
 
     Raises:
         ValueError: no source, or a side that does not suit the task or a picture.
@@ -160,6 +150,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         self.dequantise = dequantise
         self.noise = noise
         self._decoded: OrderedDict[Path, Tensor] = OrderedDict()
+        self._decoded_bytes = 0
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
         """One crop: x, y and its place.
@@ -231,10 +222,9 @@ class CropDataset(Dataset[dict[str, Tensor]]):
             return self._decoded[path]
         picture = read_picture(path)
         self._decoded[path] = picture
-        while sum(each.numel() for each in self._decoded.values()) > CACHE_BYTES:
-            if len(self._decoded) == 1:
-                break
-            self._decoded.popitem(last=False)
+        self._decoded_bytes += picture.nbytes
+        while self._decoded_bytes > CACHE_BYTES and len(self._decoded) > 1:
+            self._decoded_bytes -= self._decoded.popitem(last=False)[1].nbytes
         return picture
 
 

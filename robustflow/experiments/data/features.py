@@ -55,7 +55,6 @@ class FeatureCache:
         self._key = key
         self._limit = limit_gib * 2**30
         self._used = sum(file.stat().st_size for file in folder.glob("*.npy"))
-        self._maps: dict[Path, np.ndarray] = {}
 
     @property
     def gib(self) -> float:
@@ -81,16 +80,16 @@ class FeatureCache:
         identity = (source.path.resolve(), observed, state.st_size, state.st_mtime_ns)
         text = repr((*map(str, identity), orientation, self._task, self._key))
         path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npy"
-        if path not in self._maps:
-            if not path.exists():
-                features = self._compute(source, orientation)
-                if self._used + features.nbytes > self._limit:
-                    return features
+        if not path.exists():
+            features = self._compute(source, orientation)
+            if self._used + features.nbytes <= self._limit:
                 with replacing(path) as file:
                     np.save(file, features)
                 self._used += features.nbytes
-            self._maps[path] = np.load(path, mmap_mode="r")
-        return self._maps[path]
+            return features
+        # Opened anew each time: an open map holds a file descriptor, and there may be thousands.
+        mapped: np.ndarray = np.load(path, mmap_mode="r")
+        return mapped
 
     @torch.no_grad()
     def _compute(self, source: Source, orientation: int) -> np.ndarray:

@@ -13,7 +13,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-MOST_PIXELS = 2**28  # of one picture: a decompression bomb has more
 
 
 class UnreadablePicture(Exception):
@@ -57,19 +56,20 @@ def read_picture(path: Path) -> Tensor:
             raise UnreadablePicture("the file is empty")
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")  # of odd metadata; what matters raises
-            width, height = image.size
-            if width * height > MOST_PIXELS:
-                raise UnreadablePicture(f"{width} x {height} pixels are too many")
             image.load()
             return _to_tensor(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise UnreadablePicture("there is no such file") from None
     except UnidentifiedImageError:
         raise UnreadablePicture("it is not a picture that Pillow knows") from None
+    except Image.DecompressionBombError:
+        raise UnreadablePicture(
+            "it has more than twice PIL.Image.MAX_IMAGE_PIXELS, which Pillow does not open"
+        ) from None
     # What Pillow's decoders raise for damaged files. A broken file must not end a training.
     except (
         *(OSError, SyntaxError, ValueError, TypeError, OverflowError, EOFError, MemoryError),
-        *(IndexError, KeyError, AttributeError, ZeroDivisionError, Image.DecompressionBombError),
+        *(IndexError, KeyError, AttributeError, ZeroDivisionError),
     ) as error:
         raise UnreadablePicture(f"it is damaged ({type(error).__name__}: {error})") from None
 

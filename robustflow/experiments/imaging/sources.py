@@ -35,19 +35,28 @@ def sources_of(config: Config, task: Task, report: Callable[[str], Any]) -> Sour
     if data.train == "builtin":
         if data.observations:
             raise ConfigError("[data] observations goes with a folder of pictures, not builtin.")
-        training = [picture.file for picture in split_of("train")]
-        validation = [picture.file for picture in split_of("held_out")]
+        try:
+            training = [picture.file for picture in split_of("train")]
+            validation = [picture.file for picture in split_of("held_out")]
+        except FileNotFoundError as error:
+            raise ConfigError(f"[data] train: {error}") from None
     else:
         training = _files(data.train, "train")
-        number = math.ceil(_VALIDATION_SHARE * len(training)) if len(training) > 1 else 0
-        training, validation = training[: len(training) - number], training[-number or None :]
+        validation = []
+        if not data.validation:
+            number = math.ceil(_VALIDATION_SHARE * len(training)) if len(training) > 1 else 0
+            kept = len(training) - number
+            training, validation = training[:kept], training[kept:]
     if data.validation:
         validation = _files(data.validation, "validation")
-        if data.train != "builtin":
-            training = _files(data.train, "train")
     observations = None
     if data.observations:
-        observations = {path.stem: path for path in _files(data.observations, "observations")}
+        if task.observation_channels != 3:
+            raise ConfigError(
+                f"[data] observations: the task {task.name!r} observes "
+                f"{task.observation_channels} channels, which picture files have not."
+            )
+        observations = _by_stem(_files(data.observations, "observations"))
     found = Sources(
         find_sources(training, observations, task, data.crop, report),
         find_sources(validation, observations, task, data.crop, report),
@@ -59,6 +68,18 @@ def sources_of(config: Config, task: Task, report: Callable[[str], Any]) -> Sour
     if not found.validation:
         report("No picture is left for validation: the training pictures serve for that, too.")
         found = Sources(found.training, found.training)
+    return found
+
+
+def _by_stem(files: list[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in files:
+        if path.stem in found:
+            raise ConfigError(
+                f"[data] observations: {found[path.stem]} and {path} have the same name, so it is "
+                "not clear which belongs to the picture of that name."
+            )
+        found[path.stem] = path
     return found
 
 
