@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
     from robustflow.experiments.imaging.config import ConfigError, to_toml
     from robustflow.experiments.imaging.training import TrainingStopped
 
-    console = Console(stderr=True)
+    first = int(os.environ.get("RANK", 0)) == 0  # of torchrun's processes one speaks
+    console = Console(stderr=True, quiet=not first)
     try:
         config = configuration(args).check()
         if args.print_config:
@@ -104,6 +106,13 @@ def run(args: argparse.Namespace) -> int:
         return 2
     except (TrainingStopped, CheckpointError) as error:
         print(f"robustflow train: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk, a folder that went away
+        print(
+            f"robustflow train: {error}. Training stops; its checkpoints in {out_folder(args)} are "
+            "whole: see to the cause, and go on with --resume.",
+            file=sys.stderr,
+        )
         return 1
 
 
@@ -169,17 +178,17 @@ def _train(config: Config, args: argparse.Namespace, console: Any) -> int:
         SamplePictures,
         TensorBoard,
     )
-    from robustflow.experiments.imaging.training import Listener, Trainer
+    from robustflow.experiments.imaging.training import Trainer
 
     folder = out_folder(args)
     bar = Bar(console, config)
-    listeners: list[Listener] = [bar, SamplePictures(folder)]
+    listeners = Listeners([bar, SamplePictures(folder)])
+    trainer = Trainer(config, folder, resume=args.resume, listener=listeners)
     if config.output.tensorboard:
         if TensorBoard.available():
-            listeners.append(TensorBoard(folder))
+            listeners.add(TensorBoard(folder, trainer.state.step + 1))
         else:
-            bar.note("TensorBoard is not installed, so there are no logs for it.")
-    trainer = Trainer(config, folder, resume=args.resume, listener=Listeners(listeners))
+            listeners.note("TensorBoard is not installed, so there are no logs for it.")
     weights = sum(weight.numel() for weight in trainer.flow.parameters())
     console.print(
         f"{config.task.name}, {config.model.coupling}: {weights:,} weights, "

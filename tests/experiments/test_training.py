@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from robustflow import nn as rnn
 from robustflow.cli import main
 from robustflow.experiments.data.reading import read_picture
 from robustflow.experiments.imaging import checkpoints
@@ -33,6 +34,8 @@ from robustflow.experiments.imaging.config import (
 from robustflow.experiments.imaging.couplings import COUPLINGS
 from robustflow.experiments.imaging.loading import load_flow
 from robustflow.experiments.imaging.model import ImagingFlow
+from robustflow.experiments.imaging.preview import Preview, preview
+from robustflow.experiments.imaging.progress import TensorBoard
 from robustflow.experiments.imaging.tiles import receptive_field, sample_in_tiles
 from robustflow.experiments.imaging.training import Listener, Trainer, TrainingStopped, Update
 
@@ -213,6 +216,110 @@ def test_sigterm_saves_and_the_next_run_goes_on(tmp_path: Path) -> None:
     )
     assert Trainer(config, tmp_path, resume=True).run().step == 12
     assert [line["step"] for line in losses(tmp_path)] == list(range(1, 13))
+
+
+def test_a_training_goes_on_with_its_own_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = SMALL | {"training.iterations": 4, "output.tensorboard": "false"}
+    arguments = ["train", "sr", *(w for k, v in settings.items() for w in ("--set", f"{k}={v}"))]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    config = (tmp_path / "config.toml").read_bytes()
+    resume = ["train", "sr", "--out", str(tmp_path), "--resume"]
+    for changes, sentences in {
+        ("model.steps=2", "encoder.channels=4"): (
+            "[model] steps was 1 and is 2",
+            "[encoder] channels was 8 and is 4",
+        ),
+        ("training.ema=0",): ("[training] ema (0 or not) was True and is False",),
+        ("training.iterations=3",): ("[training] iterations is 3", "after 4 already"),
+    }.items():
+        assert main([*resume, *(word for each in changes for word in ("--set", each))]) == 2
+        said = capsys.readouterr().err
+        assert all(sentence in said for sentence in sentences)
+        assert (tmp_path / "config.toml").read_bytes() == config
+    assert main([*resume, "--iterations", "5", "--set", "training.ema=0.9"]) == 0
+    assert [line["step"] for line in losses(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_lines_of_the_log_that_are_not_whole_go(tmp_path: Path) -> None:
+    Trainer(small({"training.iterations": 4}), tmp_path).run()
+    log = tmp_path / "log.jsonl"
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join([*lines[:3], lines[3][:9], '{"step": 5, "bits": 1.0}', '{"st']))
+    Trainer(small({"training.iterations": 6}), tmp_path, resume=True).run()
+    assert [line["step"] for line in losses(tmp_path)] == [1, 2, 3, 5, 6]
+    assert log.read_text().splitlines()[:3] == lines[:3]
+
+
+def test_a_kill_beside_a_best_checkpoint_leaves_no_older_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training comes to the step again: then best must not be behind the state that it has."""
+
+    def write(step: int, *, best: bool) -> None:
+        state = State(step=step, best_bits=1 / step)
+        tensors = {"a": torch.zeros(1)}
+        checkpoints.write(tmp_path, state, "", tensors, tensors, keep=1, best=best)
+
+    write(4, best=True)
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if target.name.startswith("step-"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(8, best=True)
+    assert [path.name for path in checkpoints.complete(tmp_path)] == ["step-00000004"]
+    assert checkpoints.read_state(tmp_path / "best").step == 8
+
+
+def test_one_of_several_processes_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    recorder = Recorder()
+    assert Trainer(small(), tmp_path, listener=recorder).listener is not recorder
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="batch_size must be a multiple of the 2 processes"):
+        Trainer(small({"training.batch_size": 3}), tmp_path)
+
+
+def test_samples_in_training_and_what_the_monitor_saw(tmp_path: Path) -> None:
+    flow = ImagingFlow(small()).eval()
+    y, x = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
+    healthy = preview(flow, y, x)
+    assert healthy.grid.shape == (3, 64, 5 * 32)
+    assert torch.equal(healthy.grid[:, :32, 32:64], x[0])
+    assert torch.equal(healthy.grid[:, 32::4, :32:4], y[1])
+    assert healthy.onsets == 0
+    assert 1 < healthy.magnitude < 50
+    norm = next(layer for layer in flow.modules() if isinstance(layer, rnn.ActNorm))
+    with torch.no_grad():
+        norm.bias.fill_(-5000)
+    broken = preview(flow, y, x)
+    assert broken.onsets > 0
+    assert broken.magnitude == pytest.approx(5000, rel=0.01)
+
+
+def test_tensorboard_shows_each_update_once(tmp_path: Path) -> None:
+    """A run that was killed after update 6, and one that goes on from a checkpoint of update 3."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, last in ((1, 6), (4, 5)):
+        logs = TensorBoard(tmp_path, first)
+        for step in range(first, last + 1):
+            logs.updated(Update(step, 1.0, 1.0, skipped=False), State())
+        logs.sampled(last, Preview(torch.zeros(3, 8, 8), 12.0, 3.0, 1))
+        logs.saved(tmp_path)
+        time.sleep(1.1)  # files of one second have one name
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [e.step for e in found.Scalars("training/bits per dimension")] == [1, 2, 3, 4, 5]
+    assert [e.value for e in found.Scalars("sampling/largest magnitude")] == [12.0]
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoints(

@@ -100,11 +100,13 @@ def write(
         for file in partial.iterdir():
             _flush(file)
         _flush(partial)
+        # The best one first: a training that is killed in between comes to this step again, with
+        # the same validation, and makes both. The other way round, best would stay the older one.
+        if best:
+            _make_best(folder, partial)
         target = folder / name
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-        if best:
-            _make_best(folder, target)
         _flush(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -156,12 +158,19 @@ def read_training(checkpoint: Path) -> tuple[State, dict[str, Tensor]]:
     Raises:
         CheckpointError: a file is missing or damaged.
     """
+    return read_state(checkpoint), _read(checkpoint / TRAINING)[0]
+
+
+def read_state(checkpoint: Path) -> State:
+    """The numbers of a checkpoint.
+
+    Raises:
+        CheckpointError: they are missing or damaged.
+    """
     try:
-        state = State(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
-        tensors = _read(checkpoint / TRAINING)[0]
+        return State(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"The checkpoint {checkpoint} cannot be read: {error}.") from error
-    return state, tensors
 
 
 def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -182,6 +191,19 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{file} cannot be read: {error}.") from error
     weights = loaded if isinstance(loaded, Mapping) else {}
     return {name: each for name, each in weights.items() if isinstance(each, Tensor)}, {}
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What :func:`write` noted in a file of weights: format, configuration, step, encoder.
+
+    Raises:
+        CheckpointError: there is no such file, or it is damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return dict(opened.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}.") from error
 
 
 def model_file(path: Path) -> Path:
@@ -205,10 +227,10 @@ def model_file(path: Path) -> Path:
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    metadata = read_metadata(file)
     try:
         with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            return tensors, dict(opened.metadata() or {})
+            return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}.") from error
 

@@ -196,7 +196,9 @@ class Config:
             for name in names:
                 value = getattr(getattr(self, table), name)
                 if not (value > 0 and math.isfinite(value)):
-                    raise ConfigError(f"[{table}] {name} must be above 0 and finite, got {value!r}.")
+                    raise ConfigError(
+                        f"[{table}] {name} must be above 0 and finite, got {value!r}."
+                    )
         not_negative = {
             "model": ("steps", "transition_steps", "noise"),
             "encoder": ("cache_gib",),
@@ -326,6 +328,40 @@ def override(config: Config, key: str, value: Any, origin: str = "--set") -> Con
     wanted = typing.get_type_hints(type(table))[name]
     value = _converted(value, wanted, f"{origin}: [{table_name}] {name}")
     return replace(config, **{table_name: replace(table, **{name: value})})
+
+
+def refuse_another_model(config: Config, trained: Config) -> None:
+    """See that a training can go on with a changed configuration.
+
+    The task, the flow, the encoder and whether weights are averaged must stay.
+
+    Args:
+        config: to go on with.
+        trained: of the checkpoint.
+
+    Raises:
+        ConfigError: they have changed; the text names every option.
+    """
+    fixed = {
+        f"[{table}] {each.name}": (
+            getattr(getattr(trained, table), each.name),
+            getattr(getattr(config, table), each.name),
+        )
+        for table in ("task", "model", "encoder")
+        for each in fields(getattr(config, table))
+        if each.name != "cache_gib"
+    }
+    fixed["[training] ema (0 or not)"] = (trained.training.ema > 0, config.training.ema > 0)
+    changed = [
+        f"{name} was {before!r} and is {after!r}"
+        for name, (before, after) in fixed.items()
+        if before != after
+    ]
+    if changed:
+        raise ConfigError(
+            f"A training goes on with the model that it began with: {'; '.join(changed)}. Leave "
+            "that as it was, or begin anew in another folder (--out)."
+        )
 
 
 def to_toml(config: Config, *, explain: bool = True) -> str:

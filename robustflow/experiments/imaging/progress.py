@@ -15,15 +15,14 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
+from robustflow._files import replacing
 from robustflow.experiments.imaging.checkpoints import State
 from robustflow.experiments.imaging.config import Config
-from robustflow.experiments.imaging.model import ImagingFlow
+from robustflow.experiments.imaging.preview import Preview
 from robustflow.experiments.imaging.training import Listener, Update
 
 _RECENT = 50  # updates that the shown numbers are means of
-_TEMPERATURES = (0.0, 0.8, 1.0)  # of a grid's columns, after the observation
 
 
 class Bar(Listener):
@@ -85,16 +84,23 @@ def peak_memory_gib() -> float:
 
 
 class TensorBoard(Listener):
-    """Losses, gradient norms, validation and grids of samples for TensorBoard."""
+    """Losses, gradient norms, validation, samples and the monitor's numbers for TensorBoard.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: of the training; the logs go to ``tensorboard/`` in it.
+        first_step: the first update that is logged. What an earlier run, stopped later than the
+            checkpoint that training goes on from, has logged from there on is hidden.
+    """
+
+    def __init__(self, folder: Path, first_step: int = 1) -> None:
         self._folder = folder / "tensorboard"
+        self._first_step = first_step
 
     @cached_property
     def _writer(self) -> Any:  # made when there is something to write, in a folder that was checked
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self._folder))
+        return SummaryWriter(str(self._folder), purge_step=self._first_step)
 
     @staticmethod
     def available() -> bool:
@@ -108,9 +114,11 @@ class TensorBoard(Listener):
     def validated(self, step: int, bits: float, best: bool) -> None:
         self._writer.add_scalar("validation/bits per dimension", bits, step)
 
-    def sampled(self, step: int, flow: ImagingFlow, y: Tensor, x: Tensor) -> None:
-        grid = sample_grid(flow, y, x)
-        self._writer.add_image("samples", grid, step)
+    def sampled(self, step: int, preview: Preview) -> None:
+        self._writer.add_image("samples", preview.grid, step)
+        self._writer.add_scalar("sampling/largest magnitude", preview.magnitude, step)
+        self._writer.add_scalar("sampling/largest inverse derivative", preview.derivative, step)
+        self._writer.add_scalar("sampling/onsets of explosions", preview.onsets, step)
 
     def saved(self, path: Path) -> None:
         self._writer.flush()
@@ -122,10 +130,10 @@ class SamplePictures(Listener):
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "samples"
 
-    def sampled(self, step: int, flow: ImagingFlow, y: Tensor, x: Tensor) -> None:
-        self._folder.mkdir(exist_ok=True)
-        pixels = (sample_grid(flow, y, x) * 255).round().byte().permute(1, 2, 0).numpy()
-        Image.fromarray(pixels).save(self._folder / f"step-{step:08d}.png")
+    def sampled(self, step: int, preview: Preview) -> None:
+        pixels = (preview.grid * 255).round().byte().permute(1, 2, 0).numpy()
+        with replacing(self._folder / f"step-{step:08d}.png") as file:
+            Image.fromarray(pixels).save(file, "PNG")
 
 
 class Listeners(Listener):
@@ -133,6 +141,10 @@ class Listeners(Listener):
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         self._listeners = list(listeners)
+
+    def add(self, listener: Listener) -> None:
+        """One more, which hears of what follows."""
+        self._listeners.append(listener)
 
     def note(self, sentence: str) -> None:
         for each in self._listeners:
@@ -146,26 +158,10 @@ class Listeners(Listener):
         for each in self._listeners:
             each.validated(step, bits, best)
 
-    def sampled(self, step: int, flow: ImagingFlow, y: Tensor, x: Tensor) -> None:
+    def sampled(self, step: int, preview: Preview) -> None:
         for each in self._listeners:
-            each.sampled(step, flow, y, x)
+            each.sampled(step, preview)
 
     def saved(self, path: Path) -> None:
         for each in self._listeners:
             each.saved(path)
-
-
-def sample_grid(flow: ImagingFlow, y: Tensor, x: Tensor, seed: int = 0) -> Tensor:
-    """A row a picture: observation, truth, then a sample at each temperature; (3, H, W) in [0, 1].
-
-    Values that are not finite are black.
-    """
-    size = flow.task.picture_size(y)
-    seen = torch.nn.functional.interpolate(y[:, :3].cpu(), size, mode="nearest")
-    columns = [seen, x[:, :3]]
-    for temperature in _TEMPERATURES:
-        generator = torch.Generator().manual_seed(seed)
-        samples = flow.sample(y, temperature=temperature, generator=generator)
-        columns.append(samples[:, 0, :3].cpu())
-    rows = torch.cat(columns, dim=-1)
-    return torch.cat(list(rows), dim=-2).nan_to_num(nan=0.0).clamp(0, 1)

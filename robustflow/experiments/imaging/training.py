@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -25,14 +26,22 @@ from robustflow.experiments.data.crops import CropDataset, StepSampler
 from robustflow.experiments.data.features import FeatureCache
 from robustflow.experiments.encoders.weights import sha256_of, weights_file
 from robustflow.experiments.imaging import checkpoints
-from robustflow.experiments.imaging.checkpoints import State
-from robustflow.experiments.imaging.config import Config, to_toml
+from robustflow.experiments.imaging.checkpoints import CheckpointError, State
+from robustflow.experiments.imaging.config import (
+    Config,
+    ConfigError,
+    from_toml,
+    refuse_another_model,
+    to_toml,
+)
 from robustflow.experiments.imaging.loading import load_weights, of_encoder
 from robustflow.experiments.imaging.model import ImagingFlow
+from robustflow.experiments.imaging.preview import Preview, preview
 from robustflow.experiments.imaging.sources import Sources, sources_of
 from robustflow.experiments.tasks import Task
 
 LOG = "log.jsonl"
+BAD = "bad-batches"
 _VALIDATION_SEED = 2**20  # beside the training's: other crops, the same for every training
 _RAW = "model."
 _AVERAGE = "average."
@@ -71,8 +80,8 @@ class Listener:
     def validated(self, step: int, bits: float, best: bool) -> None:
         """After each validation."""
 
-    def sampled(self, step: int, flow: ImagingFlow, y: Tensor, x: Tensor) -> None:
-        """When samples are due: a flow to sample from, observations, and the truth."""
+    def sampled(self, step: int, preview: Preview) -> None:
+        """When samples were due."""
 
     def saved(self, path: Path) -> None:
         """After each checkpoint."""
@@ -87,14 +96,16 @@ class Trainer:
     Args:
         config: checked here.
         folder: made where it is missing.
-        resume: go on from the last checkpoint in it.
+        resume: go on from the last checkpoint in it. Options of the training may be others than
+            before, those of the task, the model and the encoder may not.
         task: in place of the configuration's.
-        listener: hears of everything.
+        listener: hears of everything; of several processes, that of the first.
         device: of the model; by default a GPU where there is one.
 
     Raises:
-        ConfigError: the configuration cannot be used.
+        ConfigError: the configuration cannot be used, or not with the checkpoint.
         TrainingStopped: the folder cannot be used.
+        CheckpointError: the checkpoint cannot be read, or is of other weights of the encoder.
     """
 
     def __init__(
@@ -107,11 +118,16 @@ class Trainer:
         listener: Listener | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        self.config = config.check()
+        self.config = config.check(task)
         self.folder = folder
-        self.listener = listener or Listener()
         self.ranks = distributed.get_world_size() if distributed.is_initialized() else 1
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
+        if config.training.batch_size % self.ranks:
+            raise ConfigError(
+                f"[training] batch_size must be a multiple of the {self.ranks} processes, got "
+                f"{config.training.batch_size}."
+            )
+        self.listener = listener if listener and self.rank == 0 else Listener()
         self.state = State()
         existing = checkpoints.complete(self.checkpoint_folder)
         if existing and not resume:
@@ -121,6 +137,8 @@ class Trainer:
             )
         if resume and not existing:
             raise TrainingStopped(f"There is no checkpoint in {folder} to go on from.")
+        if resume:
+            self._check_goes_on(existing[-1])
         if self.rank == 0:
             self._prepare_folder()
         if config.training.threads:
@@ -285,12 +303,13 @@ class Trainer:
             self.sources.training,
             self.task,
             lambda y: self.flow.features(y.to(self.device)),
-            self.encoder_key(),
+            self.encoder_key,
             limit_gib=self.config.encoder.cache_gib,
         )
 
+    @cached_property
     def encoder_key(self) -> str:
-        """What identifies the weights of the encoder."""
+        """What identifies the weights of the encoder that training began with."""
         if self.config.encoder_comes_from_a_file:
             return sha256_of(weights_file(self.config.encoder.name))
         return f"{self.config.encoder} {self.config.training.seed}"
@@ -319,7 +338,8 @@ class Trainer:
         dataset = self._dataset(self.sources.validation, _VALIDATION_SEED, augment=False)
         items = [dataset[0, index] for index in range(4)]
         y, x = (torch.stack([item[name] for item in items]) for name in ("y", "x"))
-        self.listener.sampled(self.state.step, self.sampler_flow.eval(), y.to(self.device), x)
+        drawn = preview(self.sampler_flow.eval(), y.to(self.device), x)
+        self.listener.sampled(self.state.step, drawn)
 
     def _save(self, best: bool) -> None:
         if self.rank:
@@ -336,20 +356,40 @@ class Trainer:
             to_toml(self.config, explain=False),
             self._without_file(self.sampler_flow.state_dict()),
             training,
-            encoder=self.encoder_key() if self.config.encoder_comes_from_a_file else "",
+            encoder=self.encoder_key if self.config.encoder_comes_from_a_file else "",
             keep=self.config.output.keep,
             best=best,
         )
         self.listener.saved(path)
 
+    def _check_goes_on(self, checkpoint: Path) -> None:
+        """See that a checkpoint is of this configuration's model, before anything is written."""
+        metadata = checkpoints.read_metadata(checkpoint / checkpoints.MODEL)
+        trained = from_toml(metadata.get("config", ""), f"the configuration in {checkpoint}")
+        refuse_another_model(self.config, trained)
+        done = checkpoints.read_state(checkpoint).step
+        if done > self.config.training.iterations:
+            raise ConfigError(
+                f"[training] iterations is {self.config.training.iterations}, and {checkpoint} is "
+                f"after {done} already."
+            )
+        if self.config.encoder_comes_from_a_file and metadata.get("encoder") != self.encoder_key:
+            raise CheckpointError(
+                f"{checkpoint} was trained with other weights of the encoder than "
+                f"{weights_file(self.config.encoder.name)} has now."
+            )
+
     def _load(self, checkpoint: Path) -> None:
         self.state, tensors = checkpoints.read_training(checkpoint)
         in_file = self.config.encoder_stays_in_its_file
-        load_weights(self.flow, _part(tensors, _RAW), without_encoder=in_file)
-        checkpoints.load_optimiser(self.optimiser, tensors)
-        if self.average is not None:
-            average = _part(tensors, _AVERAGE)
-            load_weights(self.average, average, without_encoder=in_file)
+        try:
+            load_weights(self.flow, _part(tensors, _RAW), without_encoder=in_file)
+            checkpoints.load_optimiser(self.optimiser, tensors)
+            if self.average is not None:
+                average = _part(tensors, _AVERAGE)
+                load_weights(self.average, average, without_encoder=in_file)
+        except RuntimeError as error:
+            raise CheckpointError(f"{checkpoint} does not fit this version: {error}") from error
 
     def _without_file(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights but for those of a frozen encoder that stay in their own file."""
@@ -373,8 +413,9 @@ class Trainer:
         """Write a line an update; lines after the checkpoint that training goes on from go."""
         path = self.folder / LOG
         if self.rank == 0 and path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()[: self.state.step]
-            write_atomically(path, "".join(f"{line}\n" for line in lines))
+            text = path.read_text(encoding="utf-8", errors="replace")
+            kept = [line for line in text.splitlines() if _is_logged(line, self.state.step)]
+            write_atomically(path, "".join(f"{line}\n" for line in kept))
         with open(path if self.rank == 0 else os.devnull, "a", encoding="utf-8") as file:
 
             def log(update: Update) -> None:
@@ -390,13 +431,11 @@ class Trainer:
             yield log
 
     def _keep_batch(self, batch: dict[str, Tensor]) -> None:
-        folder = self.folder / "bad-batches"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"step-{self.state.step:08d}-{self.rank}.safetensors"
-        save_file({name: tensor.contiguous() for name, tensor in batch.items()}, path)
+        path = self.folder / BAD / f"step-{self.state.step:08d}-{self.rank}.safetensors"
+        write_atomically(path, save({name: each.contiguous() for name, each in batch.items()}))
         self.listener.note(
             f"Update {self.state.step} is skipped: its loss or a gradient is not finite. The batch "
-            f"is in {path}."
+            f"is in {path.parent}."
         )
 
     def _give_up(self) -> None:
@@ -404,10 +443,23 @@ class Trainer:
         number = self.state.skipped_in_a_row
         raise TrainingStopped(
             f"{number} losses or gradients in a row were not finite, so training stops at update "
-            f"{self.state.step}. The batches are in {self.folder / 'bad-batches'}. A lower "
+            f"{self.state.step}. The batches are in {self.folder / BAD}. A lower "
             "learning rate, a smaller clip_norm, or a coupling whose inverse is bounded "
             "(modified_rq) helps most often."
         )
+
+
+def _is_logged(line: str, last: int) -> bool:
+    """Whether a line of the log is whole, and of one of the first updates.
+
+    A machine that went down can leave a line half written, or less of the log on its disk than of
+    the checkpoint.
+    """
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return False
+    return isinstance(step, int) and step <= last
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
