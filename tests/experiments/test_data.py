@@ -228,8 +228,8 @@ def test_cached_features_hold_no_file_open(tmp_path: Path, sources: list[Source]
     """A training set has thousands of pictures and orientations, a process 1024 files."""
     cache = FeatureCache(tmp_path / "c", sources, make_task("sr"), lambda y: y, "k", limit_gib=1)
     places = torch.tensor([[0, orientation, 0, 0] for orientation in range(8)])
-    first = cache.crops(places, 32)
     before = len(list(Path("/proc/self/fd").iterdir()))
+    first = cache.crops(places, 32)
     assert torch.equal(cache.crops(places, 32), first)  # from the files
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
@@ -239,19 +239,20 @@ def test_folders_of_pictures_and_what_is_left_for_validation(tmp_path: Path) -> 
         Image.fromarray(gradient(40, 40)).save(tmp_path / f"{name}.png")
     said: list[str] = []
 
-    def found(**data: str) -> tuple[list[str], list[str]]:
-        config = replace(Config(), data=DataTable(crop=32, **data))
+    def found(folder: Path, validation: str = "") -> tuple[list[str], list[str]]:
+        data = DataTable(train=str(folder), validation=validation, crop=32)
+        config = replace(Config(), data=data)
         made = sources_of(config, make_task("sr"), said.append)
         return ([s.path.name for s in made.training], [s.path.name for s in made.validation])
 
-    assert found(train=str(tmp_path)) == (["a.png", "b.png"], ["c.png"])
+    assert found(tmp_path) == (["a.png", "b.png"], ["c.png"])
     assert not said
     alone = tmp_path / "alone"
     alone.mkdir()
     Image.fromarray(gradient(40, 40)).save(alone / "one.png")
-    assert found(train=str(alone)) == (["one.png"], ["one.png"])
+    assert found(alone) == (["one.png"], ["one.png"])
     assert "the training pictures serve for that, too" in said.pop()
-    assert found(train=str(alone), validation=str(alone)) == (["one.png"], ["one.png"])
+    assert found(alone, str(alone)) == (["one.png"], ["one.png"])
     assert not said
 
 
