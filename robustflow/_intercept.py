@@ -30,10 +30,17 @@ class Interception:
     """One function around one object's method: what :func:`intercept` returns."""
 
     def __init__(
-        self, site: _Site, target: object, around: Around, inner: bool, weak: bool
+        self,
+        site: _Site,
+        target: object,
+        around: Around,
+        inner: bool,
+        outer: bool,
+        weak: bool,
     ) -> None:
         self.around = around
         self.inner = inner
+        self.outer = outer
         self.active = True
         self._site = site
         self._key = id(target)
@@ -102,9 +109,16 @@ class _Site:
 
     def add(self, interception: Interception, key: int) -> None:
         found = self.entries.get(key, ())
-        # What changes results stands inside, what looks at them outside.
-        inside = (interception, *found)
-        self.entries[key] = inside if interception.inner else (*found, interception)
+        # What changes results stands inside, what changes arguments outside, what looks at both
+        # between them.
+        outer = tuple(each for each in found if each.outer)
+        rest = tuple(each for each in found if not each.outer)
+        if interception.inner:
+            self.entries[key] = (interception, *found)
+        elif interception.outer:
+            self.entries[key] = (*found, interception)
+        else:
+            self.entries[key] = (*rest, interception, *outer)
 
     def remove(self, interception: Interception, key: int) -> None:
         rest = tuple(each for each in self.entries[key] if each is not interception)
@@ -123,7 +137,13 @@ class _Site:
 
 
 def intercept(
-    target: object, name: str, around: Around, *, inner: bool = False, weak: bool = False
+    target: object,
+    name: str,
+    around: Around,
+    *,
+    inner: bool = False,
+    outer: bool = False,
+    weak: bool = False,
 ) -> Interception:
     """Let ``around(proceed, *args, **kwargs)`` stand for a method of this one object.
 
@@ -136,6 +156,7 @@ def intercept(
         name: of the method.
         around: what is called in its place, with the method's arguments.
         inner: stand inside all others: for what changes results that others look at.
+        outer: stand outside all others: for what changes arguments that others look at.
         weak: end with the object, too, and do not keep it alive.
     """
     owner = target if isinstance(target, ModuleType) else type(target)
@@ -143,6 +164,6 @@ def intercept(
         site = _sites.get((owner, name))
         if site is None or not site.in_place:
             site = _sites[owner, name] = _Site(owner, name)
-        interception = Interception(site, target, around, inner, weak)
+        interception = Interception(site, target, around, inner, outer, weak)
         site.add(interception, id(target))
         return interception

@@ -13,6 +13,16 @@ from robustflow.diagnostics.bounds import Bounds, Line, Range, bounds_of
 from robustflow.diagnostics.certify import Certificate, Row, certify
 from robustflow.diagnostics.gain_score import GainScore
 from robustflow.diagnostics.growth import Contribution, Growth
+from robustflow.diagnostics.guards import (
+    Guard,
+    GuardRow,
+    clamp_inverse,
+    cool_latents,
+    hold_scale,
+    measure_guards,
+    project_onto_observation,
+    resample_onsets,
+)
 from robustflow.diagnostics.monitor import (
     ExplodingInverseError,
     ExplosionWarning,
@@ -43,6 +53,8 @@ __all__ = [
     "Found",
     "GainScore",
     "Growth",
+    "Guard",
+    "GuardRow",
     "InverseMonitor",
     "Judgement",
     "KNNScore",
@@ -60,9 +72,15 @@ __all__ = [
     "WatchedRun",
     "bounds_of",
     "certify",
+    "clamp_inverse",
     "conformal_threshold",
+    "cool_latents",
     "find_artifacts",
+    "hold_scale",
     "judge_detectors",
+    "measure_guards",
+    "project_onto_observation",
+    "resample_onsets",
     "robustness_report",
     "tap",
 ]

@@ -134,11 +134,13 @@ class Watcher(ABC):
         derivatives: whether :meth:`note` is to be called for splines.
         gradients: whether what it is told is to have its gradients, where they are on.
         inner: it stands inside the watchers that do not, for what they see is to be its results.
+        outer: it stands outside of them, for the parameters that they see are to be its own.
     """
 
     derivatives: ClassVar[bool] = False
     gradients: ClassVar[bool] = False
     inner: ClassVar[bool] = False
+    outer: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._local = threading.local()
@@ -183,7 +185,10 @@ class Watcher(ABC):
                 self._once.add((id(target), name))
             if weak:
                 self._interceptions = [each for each in self._interceptions if each.active]
-            self._interceptions.append(intercept(target, name, around, inner=self.inner, weak=weak))
+            interception = intercept(
+                target, name, around, inner=self.inner, outer=self.outer, weak=weak
+            )
+            self._interceptions.append(interception)
 
     @abstractmethod
     def call(
