@@ -218,15 +218,14 @@ def run(command: Sequence[str]) -> tuple[bool, str]:
 
 
 def cause(output: str) -> str:
-    """The first error in the output of CMake or of a compiler, in one line."""
-    if found := re.search(
-        r"^CMake Error(?: at .*:\n+((?:[ \t]+\S.*\n?)+)|: (.*))", output, re.MULTILINE
-    ):
-        text = found[1] or found[2]
-    else:
-        error = r"^.*\b(?:error|nvcc fatal)\b(?: [A-Z]?\d+)?\s*:.*$"
-        lines = re.search(error, output, re.MULTILINE)
-        text = lines[0] if lines else output.rpartition("\n")[2]
+    """The first error in the output of a compiler, or else of CMake, in one line."""
+    of_compiler = r"^.*\b(?:error|nvcc fatal)\b(?: [A-Z]?\d+)?\s*:.*$"
+    of_cmake = r"^CMake Error(?: at .*)?:(?P<text>.*\n?(?:(?:[ \t].*)?\n)*)"  # and what is indented
+    text = output.rpartition("\n")[2]
+    if found := re.search(of_compiler, output, re.MULTILINE):
+        text = found[0]
+    elif found := re.search(of_cmake, output, re.MULTILINE):
+        text = found["text"]
     text = " ".join(text.split())
     return text if len(text) <= 300 else f"{text[:300]} ..."
 

@@ -29,8 +29,11 @@ if "-S" in arguments:
     with (folder / "configured").open("a") as record:
         record.write(" ".join(arguments) + "\\n")
     if "configure" in fails or ("nvcc" in fails and "-DROBUSTFLOW_CUDA=ON" in arguments):
-        print("CMake Error at CMakeLists.txt:1 (message):\\n  The compiler is\\n  broken.")
-        sys.exit("\\n  Bye.")
+        print("CMake Error at CMakeLists.txt:1 (message):\\n  It is\\n\\n  broken.\\nCall Stack:")
+        sys.exit(1)
+    if "check" in fails:
+        print("CMake Error at x:1 (message):\\n  The compiler\\n\\n    c++: error: no option -f")
+        sys.exit(1)
 else:
     folder = Path(arguments[1])
     line = (folder / "configured").read_text().splitlines()[-1]
@@ -128,7 +131,7 @@ def test_all_that_can_be_built_is_in_the_wheel_and_nothing_else_in_the_tree(tree
 
 @pytest.mark.parametrize(
     ("fails", "why"),
-    [("nvcc", "The compiler is broken."), ("_cuda", "csrc/_cuda.cu(3): error: no such thing.")],
+    [("nvcc", "It is broken."), ("_cuda", "csrc/_cuda.cu(3): error: no such thing.")],
 )
 def test_cuda_that_nobody_asked_for_does_not_cost_the_cpu_its_kernels(
     tree: Path, fails: str, why: str
@@ -158,7 +161,11 @@ def test_the_short_way_of_eager_calls_can_be_left_out(tree: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fails", "why"),
-    [("configure", "The compiler is broken."), ("_C", "csrc/_C.cu(3): error: no such thing.")],
+    [
+        ("configure", "It is broken."),
+        ("check", "c++: error: no option -f."),
+        ("_C", "csrc/_C.cu(3): error: no such thing."),
+    ],
 )
 def test_kernels_that_do_not_compile_end_the_build_with_the_reason(
     tree: Path, fails: str, why: str

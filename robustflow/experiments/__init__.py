@@ -31,4 +31,7 @@ sbi's neural-spline posterior estimator with the patch off and on:
 
 from robustflow._extras import explain_when_run
 
-explain_when_run("experiments", {"sbi": "sbi", "nflows": "sbi", "zuko": "sbi"})
+explain_when_run(
+    "experiments",
+    {**dict.fromkeys(("sbi", "nflows", "zuko"), "sbi"), "safetensors": "train"},
+)
