@@ -103,10 +103,13 @@ def test_doctor_quotes_a_native_library_that_failed(monkeypatch: pytest.MonkeyPa
     assert diagnosis["problems"] == ["It fell over."] and not diagnosis["healthy"]
     assert doctor.render(diagnosis).count("It fell over.") == 1
     left_out = {**failed, "broken": False}
+    monkeypatch.setattr(_native, "is_outdated", lambda: False)
     monkeypatch.setattr(robustflow, "build_info", lambda: left_out)
     diagnosis = doctor.diagnose()
     assert diagnosis["notes"] == ["It fell over."] and diagnosis["healthy"]
     assert "note: It fell over.\nhealthy" in doctor.render(diagnosis)
+    monkeypatch.setattr(_native, "is_outdated", lambda: True)
+    assert "built from other sources" in doctor.diagnose()["notes"][1]
 
 
 def test_doctor_tells_of_the_gpu_side(capsys: pytest.CaptureFixture[str]) -> None:
