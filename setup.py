@@ -37,6 +37,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 MINIMUM_TORCH = (2, 10)
+MINIMUM_CUDA = 12  # of nvcc: the first that knows C++20
 GIB_PER_JOB = 1.0  # GCC 12 takes 0.6 for the largest file
 ROOT = Path(__file__).resolve().parent
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
@@ -143,7 +144,11 @@ def cuda_compiler(torch: Path) -> str | None:
     places = [*(f"{home}/bin" for home in homes), os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
     found = os.environ.get("CUDACXX") or shutil.which("nvcc", path=os.pathsep.join(places))
     if found:
-        return found
+        why = fault_of_cuda_compiler(found)
+        if why is None:
+            return found
+        leave_out_cuda(found, why)
+        return None
     if wanted:
         fail(
             "ROBUSTFLOW_CUDA=1, but no nvcc was found: install the CUDA toolkit, and set CUDA_HOME "
@@ -153,6 +158,20 @@ def cuda_compiler(torch: Path) -> str | None:
         "built without the CUDA kernels, because no nvcc was found (set CUDA_HOME); CUDA tensors "
         "are served by Triton."
     )
+    return None
+
+
+def fault_of_cuda_compiler(nvcc: str) -> str | None:
+    """What CMake would not say, or say of a compiler that does not know C++20 after minutes."""
+    try:
+        done, output = run([nvcc, "--version"])
+    except OSError as error:
+        return f"cannot be run: {error.strerror}."
+    if not done:
+        return f"--version failed: {cause(output)}"
+    release = re.search(r"release (\d+)\.\d+", output)
+    if release and int(release[1]) < MINIMUM_CUDA:
+        return f"is of CUDA {release[0].split()[1]}, and C++20 needs CUDA {MINIMUM_CUDA} or later."
     return None
 
 
@@ -300,7 +319,7 @@ def build_libraries(workspace: Workspace) -> list[Path]:
 
     done, output = configure(nvcc)
     if nvcc and not done:
-        leave_out_cuda(nvcc, output)
+        leave_out_cuda(nvcc, f"failed: {cause(output)}")
         nvcc = None
         empty(folder)
         done, output = configure(None)
@@ -323,7 +342,7 @@ def build_libraries(workspace: Workspace) -> list[Path]:
         if done:
             made.append(CUDA)
         else:
-            leave_out_cuda(nvcc, output)
+            leave_out_cuda(nvcc, f"failed: {cause(output)}")
     return [libraries / name for name in made]
 
 
@@ -336,9 +355,9 @@ def fail_to_compile(output: str) -> NoReturn:
     )
 
 
-def leave_out_cuda(nvcc: str, output: str) -> None:
+def leave_out_cuda(nvcc: str, why: str) -> None:
     """Go on without what nobody asked for; end where ROBUSTFLOW_CUDA=1 did."""
-    why = f"{nvcc} failed: {cause(output)}"
+    why = f"{nvcc} {why}"
     if switch("ROBUSTFLOW_CUDA"):
         fail(f"ROBUSTFLOW_CUDA=1, but {why}")
     say_last(

@@ -153,6 +153,33 @@ def test_cuda_that_nobody_asked_for_does_not_cost_the_cpu_its_kernels(
     assert libraries(tree) == {C, EAGER}
 
 
+@pytest.mark.parametrize(
+    ("nvcc", "why"),
+    [
+        (
+            "echo 'nvcc fatal : No such device' >&2; exit 1",
+            "--version failed: nvcc fatal : No such",
+        ),
+        (
+            "echo 'Cuda compilation tools, release 11.8, V11.8.89'",
+            "is of CUDA 11.8, and C++20 needs",
+        ),
+    ],
+)
+def test_a_cuda_compiler_of_no_use_is_found_out_before_the_build(
+    tree: Path, nvcc: str, why: str
+) -> None:
+    """CMake calls a broken one a fault of its own, and finds an old one after minutes."""
+    file = tree.parent / "tools" / "nvcc"
+    file.write_text(f"#!/bin/sh\n{nvcc}\n")
+    status, said = build(tree)
+    assert status == 0 and libraries(tree) == {C, EAGER}
+    last = said.rpartition("\n")[2]
+    assert last.startswith(f"robustflow: built without the CUDA kernels, because {file} {why}")
+    (record,) = tree.glob("build/native-*/configured")
+    assert "ROBUSTFLOW_CUDA=ON" not in record.read_text()
+
+
 def test_the_short_way_of_eager_calls_can_be_left_out(tree: Path) -> None:
     status, said = build(tree, FAKE_FAILS="_eager", ROBUSTFLOW_CUDA="0")
     assert status == 0 and libraries(tree) == {C}
