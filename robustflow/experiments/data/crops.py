@@ -204,6 +204,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
             for place, limit in zip((crop.top, crop.left), limits, strict=True)
         ]
         window = picture[:, begins[0] : ends[0], begins[1] : ends[1]].float()[None] / WHITE
+        window = self.task.from_rgb(window)
         top, left = crop.top - begins[0], crop.left - begins[1]
         x = window[0, :, top : top + side, left : left + side]
         if source.observation is not None:

@@ -99,5 +99,6 @@ class FeatureCache:
             picture = orient(read_picture(source.path), orientation)
             multiple = self._task.size_multiple
             height, width = (side - side % multiple for side in picture.shape[-2:])
-            y = self._task.observe(picture[None, :, :height, :width].float() / WHITE)
+            x = self._task.from_rgb(picture[None, :, :height, :width].float() / WHITE)
+            y = self._task.observe(x)
         return self._encode(y)[0].float().cpu().numpy()

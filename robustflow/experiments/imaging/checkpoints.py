@@ -67,6 +67,7 @@ def write(
     model: Mapping[str, Tensor],
     training: Mapping[str, Tensor],
     *,
+    task: str = "",
     encoder: str = "",
     keep: int,
     best: bool,
@@ -79,6 +80,7 @@ def write(
         config: the configuration as TOML, which goes into the file of the weights.
         model: weights to sample from.
         training: what training goes on from.
+        task: its name.
         encoder: the hash of the file that a frozen encoder's weights stay in.
         keep: how many are kept, at least 1; the best one beside them.
         best: whether this is the best so far.
@@ -88,6 +90,7 @@ def write(
     """
     name = f"step-{state.step:08d}"
     metadata = {"format": FORMAT, "config": config, "step": str(state.step)}
+    metadata["task"] = task
     if encoder:
         metadata["encoder"] = encoder
     partial = folder / f"{_PARTIAL}{name}"

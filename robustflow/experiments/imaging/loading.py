@@ -13,6 +13,7 @@ from robustflow.experiments.imaging.checkpoints import CheckpointError
 from robustflow.experiments.imaging.config import Config, ConfigError, from_toml
 from robustflow.experiments.imaging.model import ImagingFlow
 from robustflow.experiments.imaging.published import NotPublished, PublishedFlow
+from robustflow.experiments.tasks import Task
 
 _ENCODER = "encoder."
 
@@ -34,15 +35,16 @@ class Loaded:
     file: Path
 
 
-def load_flow(path: Path) -> Loaded:
+def load_flow(path: Path, task: Task | None = None) -> Loaded:
     """A flow of `robustflow train`, or a published super-resolution network.
 
     Args:
         path: a training's folder (its best checkpoint is taken, else its last), a checkpoint's
             folder or file; or a file of published weights, ``.pth``, ``.pt`` or ``.safetensors``.
+        task: that training was given in place of its configuration's.
 
     Raises:
-        CheckpointError: there is none, or it is damaged, or of another program.
+        CheckpointError: there is none, or it is damaged, or of another program or task.
     """
     file = checkpoints.model_file(path)
     tensors, metadata = checkpoints.read_model(file)
@@ -55,7 +57,12 @@ def load_flow(path: Path) -> Loaded:
             ) from None
     try:
         config = from_toml(metadata["config"], f"the configuration in {file}")
-        flow = ImagingFlow(config)
+        flow = ImagingFlow(config, task)
+        if (trained := metadata.get("task", "")) not in ("", flow.task.name):
+            raise CheckpointError(
+                f"{file} was trained for the task {trained!r}, and this one is "
+                f"{flow.task.name!r}: load_flow(path, task=...) takes the object."
+            )
         if config.encoder_comes_from_a_file:
             used = weights_file(config.encoder.name)
             if sha256_of(used) != metadata["encoder"]:
@@ -63,7 +70,9 @@ def load_flow(path: Path) -> Loaded:
                     f"{file} was trained with other weights of the encoder than {used} has now."
                 )
         load_weights(flow, tensors, without_encoder=config.encoder_stays_in_its_file)
-    except (ConfigError, KeyError, RuntimeError) as error:
+    except ConfigError as error:
+        raise CheckpointError(f"{file} cannot be loaded: {error}") from error
+    except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{file} does not fit this version: {error}") from error
     return Loaded(flow.eval(), config, int(metadata["step"]), file)
 

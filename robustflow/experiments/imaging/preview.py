@@ -42,12 +42,12 @@ def preview(flow: ImagingFlow, y: Tensor, x: Tensor, seed: int = 0) -> Preview:
         seed: of the latents.
     """
     size = flow.task.picture_size(y)
-    columns = [functional.interpolate(_rgb(y.cpu()), size, mode="nearest"), _rgb(x.cpu())]
+    columns = [functional.interpolate(rgb(y.cpu()), size, mode="nearest"), rgb(x.cpu())]
     with InverseMonitor(flow.flow) as monitor:
         for temperature in TEMPERATURES:
             generator = torch.Generator().manual_seed(seed)
             samples = flow.sample(y, temperature=temperature, generator=generator)
-            columns.append(_rgb(samples[:, 0].cpu()))
+            columns.append(rgb(samples[:, 0].cpu()))
     rows = torch.cat(columns, dim=-1)
     layers = monitor.report().layers
     return Preview(
@@ -58,7 +58,7 @@ def preview(flow: ImagingFlow, y: Tensor, x: Tensor, seed: int = 0) -> Preview:
     )
 
 
-def _rgb(pictures: Tensor) -> Tensor:
+def rgb(pictures: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, 3, H, W): of two channels (a complex picture) the magnitude."""
     if pictures.shape[1] == 2:
         pictures = pictures.norm(dim=1, keepdim=True)

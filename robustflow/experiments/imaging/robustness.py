@@ -92,6 +92,8 @@ def observations(
     generator = torch.Generator().manual_seed(0)
     device = next(flow.parameters()).device
     return {
-        title: flow.task.observe(square[None].float() / WHITE, generator).to(device)
+        title: flow.task.observe(flow.task.from_rgb(square[None].float() / WHITE), generator).to(
+            device
+        )
         for title, square in made.items()
     }

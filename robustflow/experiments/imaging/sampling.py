@@ -24,6 +24,7 @@ from robustflow.experiments.data.reading import (
 from robustflow.experiments.faults import count_faults
 from robustflow.experiments.imaging.loading import load_flow
 from robustflow.experiments.imaging.model import ImagingFlow
+from robustflow.experiments.imaging.preview import rgb
 from robustflow.experiments.imaging.published import PublishedFlow
 from robustflow.experiments.imaging.tiles import DEFAULT_HALO, sample_in_tiles
 from robustflow.experiments.tasks.base import WHITE
@@ -146,7 +147,7 @@ def observation(flow: ImagingFlow | PublishedFlow, picture: Tensor, degrade: boo
         raise UnreadablePicture(f"it is smaller than {step} x {step} pixels")
     y = y[..., :height, :width]
     if degrade:
-        y = flow.task.observe(y, torch.Generator().manual_seed(0))
+        y = flow.task.observe(flow.task.from_rgb(y), torch.Generator().manual_seed(0))
     if y.shape[1] != flow.task.observation_channels:
         raise UnreadablePicture(
             f"the task {flow.task.name!r} observes {flow.task.observation_channels} channels, "
@@ -156,8 +157,8 @@ def observation(flow: ImagingFlow | PublishedFlow, picture: Tensor, degrade: boo
 
 
 def write_picture(sample: Tensor, path: Path) -> None:
-    """A sample (3, H, W), clamped to [0, 1] (what is not finite becomes black), as a PNG."""
-    pixels = (sample.nan_to_num(nan=0.0).clamp(0, 1) * WHITE).round().byte()
+    """A sample (C, H, W), clamped to [0, 1] (what is not finite becomes black), as a PNG."""
+    pixels = (rgb(sample[None])[0].nan_to_num(nan=0.0).clamp(0, 1) * WHITE).round().byte()
     with replacing(path) as file:
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "PNG")
 

@@ -51,7 +51,7 @@ def sources_of(config: Config, task: Task, report: Callable[[str], Any]) -> Sour
         validation = _files(data.validation, "validation")
     observations = None
     if data.observations:
-        if task.observation_channels != 3:
+        if task.observation_channels != 3:  # of a picture file
             raise ConfigError(
                 f"[data] observations: the task {task.name!r} observes "
                 f"{task.observation_channels} channels, which picture files have not."

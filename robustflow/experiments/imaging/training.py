@@ -356,6 +356,7 @@ class Trainer:
             to_toml(self.config, explain=False),
             self._without_file(self.sampler_flow.state_dict()),
             training,
+            task=self.task.name,
             encoder=self.encoder_key if self.config.encoder_comes_from_a_file else "",
             keep=self.config.output.keep,
             best=best,

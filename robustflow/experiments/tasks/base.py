@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 WHITE = 255  # of an 8-bit picture; one step of it is 1 / 255 here
+_LUMA = (0.299, 0.587, 0.114)  # of red, green, blue: ITU-R BT.601
 
 
 class Task(ABC):
@@ -45,13 +46,13 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    linear: ClassVar[bool] = False
-    random: ClassVar[bool] = False
+    linear: bool = False
+    random: bool = False
     scale: int = 1
     size_multiple: int = 1
     margin: int = 0
-    channels: ClassVar[int] = 3
-    observation_channels: ClassVar[int] = 3
+    channels: int = 3
+    observation_channels: int = 3
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -84,6 +85,22 @@ class Task(ABC):
     def pseudo_inverse(self, y: Tensor) -> Tensor | None:
         """A^+ y: the smallest x with A(x) closest to y; None where the task has none."""
         return None
+
+    def from_rgb(self, pictures: Tensor) -> Tensor:
+        """x of pictures from files, (N, 3, H, W): themselves, or their luma for one channel.
+
+        Raises:
+            ValueError: x has another number of channels, so it cannot come from picture files.
+        """
+        if self.channels == 3:
+            return pictures
+        if self.channels == 1:
+            weights = pictures.new_tensor(_LUMA).view(1, 3, 1, 1)
+            return (weights * pictures).sum(dim=1, keepdim=True)
+        raise ValueError(
+            f"x of the task {self.name!r} has {self.channels} channels, and picture files have 3: "
+            "train on your own data by ImagingFlow.log_prob."
+        )
 
     def first_guess(self, y: Tensor) -> Tensor:
         """The picture whose residual the flow models, (N, channels, H, W).

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -101,7 +100,7 @@ class Inpainting(Task):
 
     name = "inpaint"
     linear = True
-    observation_channels: ClassVar[int] = 4
+    observation_channels = 4
 
     seen: float = 0.5
     seed: int = 0
