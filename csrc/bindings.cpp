@@ -4,15 +4,49 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdint>
 #include <string>
+#include <tuple>
 
 #include "build_facts.h"
 #include "cpu/isa.h"
+#include "cpu/magnitudes.h"
 
 namespace py = pybind11;
 
+namespace {
+
+using robustflow::cpu::Magnitudes;
+using robustflow::cpu::Shape;
+
+// Addresses come from Python as numbers; robustflow._native checks what lies there.
+template <class T>
+T* at(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+std::tuple<double, double, double, std::int64_t> summarise(std::uintptr_t x, std::int64_t samples,
+                                                           std::int64_t channels,
+                                                           std::int64_t positions,
+                                                           std::uintptr_t peaks) {
+  const py::gil_scoped_release released;
+  const Magnitudes sums = robustflow::cpu::active_magnitudes().summarise(
+      at<const float>(x), {samples, channels, positions}, at<float>(peaks));
+  return {sums.peak, sums.total, sums.squares, sums.nonfinite};
+}
+
+void crossings(std::uintptr_t before, std::uintptr_t after, std::int64_t samples,
+               std::int64_t channels, std::int64_t positions, float growth, std::uintptr_t marks) {
+  const py::gil_scoped_release released;
+  robustflow::cpu::active_magnitudes().crossings(at<const float>(before), at<const float>(after),
+                                                 {samples, channels, positions}, growth,
+                                                 at<std::uint8_t>(marks));
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Build facts and the choice of an instruction set; robustflow._native is its face.";
+  m.doc() = "What is no operator: build facts, instruction sets, loops; see robustflow._native.";
   m.def("build_facts", [] {
     const std::string facts(kBuildFacts);
     return py::module_::import("json").attr("loads")(facts.substr(facts.find('{')));
@@ -21,4 +55,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", robustflow::cpu::set_isa, py::arg("name"));
   m.def("isa_built", robustflow::cpu::isa_built);
   m.def("isa_supported", robustflow::cpu::isa_supported);
+  m.def("summarise", summarise);
+  m.def("crossings", crossings);
 }

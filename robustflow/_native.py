@@ -94,6 +94,15 @@ def eager() -> Any:
     return _eager
 
 
+def loops() -> Any:
+    """The library, for its functions ``summarise`` and ``crossings`` on addresses of memory.
+
+    None where it is not loaded, or was built before it had them. Their arguments are addresses of
+    contiguous memory and its shape, (N, C, S): csrc/cpu/magnitudes.h says of what.
+    """
+    return _library if hasattr(_library, "crossings") else None
+
+
 def build_info() -> dict[str, Any]:
     """How the native libraries were built, and what of them is in use.
 

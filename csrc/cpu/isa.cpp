@@ -9,11 +9,15 @@
 
 namespace robustflow::cpu {
 
-// Defined by csrc/cpu/kernels.cpp, once per instruction set.
+// Defined by csrc/cpu/kernels.cpp and csrc/cpu/magnitudes.cpp, once per instruction set.
 const KernelTable& kernel_table_avx512();
 const KernelTable& kernel_table_avx2();
 const KernelTable& kernel_table_neon();
 const KernelTable& kernel_table_baseline();
+const MagnitudeTable& magnitude_table_avx512();
+const MagnitudeTable& magnitude_table_avx2();
+const MagnitudeTable& magnitude_table_neon();
+const MagnitudeTable& magnitude_table_baseline();
 
 namespace {
 
@@ -21,6 +25,7 @@ struct Isa {
   const char* name;
   bool (*supported)();
   const KernelTable& (*kernels)();
+  const MagnitudeTable& (*magnitudes)();
 };
 
 #ifdef ROBUSTFLOW_HAS_AVX2
@@ -50,16 +55,16 @@ bool has_avx512() {
 
 constexpr Isa kIsas[] = {
 #ifdef ROBUSTFLOW_HAS_AVX512
-    {"avx512", has_avx512, kernel_table_avx512},
+    {"avx512", has_avx512, kernel_table_avx512, magnitude_table_avx512},
 #endif
 #ifdef ROBUSTFLOW_HAS_AVX2
-    {"avx2", has_avx2, kernel_table_avx2},
+    {"avx2", has_avx2, kernel_table_avx2, magnitude_table_avx2},
 #endif
 #ifdef ROBUSTFLOW_HAS_NEON
-    {"neon", always, kernel_table_neon},
+    {"neon", always, kernel_table_neon, magnitude_table_neon},
 #endif
 #ifdef ROBUSTFLOW_HAS_BASELINE
-    {"baseline", always, kernel_table_baseline},
+    {"baseline", always, kernel_table_baseline, magnitude_table_baseline},
 #endif
 };
 
@@ -83,6 +88,10 @@ std::string joined(const std::vector<std::string>& names) {
 }  // namespace
 
 const KernelTable& active_kernels() { return active().load(std::memory_order_relaxed)->kernels(); }
+
+const MagnitudeTable& active_magnitudes() {
+  return active().load(std::memory_order_relaxed)->magnitudes();
+}
 
 const char* isa_name() { return active().load(std::memory_order_relaxed)->name; }
 

@@ -6,10 +6,12 @@
 
 namespace robustflow::cpu {
 
-struct KernelTable;  // csrc/cpu/kernels.h
+struct KernelTable;     // csrc/cpu/kernels.h
+struct MagnitudeTable;  // csrc/cpu/magnitudes.h
 
 // The kernels of the set in use. Safe to call from any thread.
 const KernelTable& active_kernels();
+const MagnitudeTable& active_magnitudes();
 
 // Its name: "avx512", "avx2", "neon" or "baseline".
 const char* isa_name();

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustflow import _native
+
 _LARGE = 1e15  # squares of larger values leave float32
+_FEW = 16  # positions, for which the native loops do not pay
+_LOOPS = _native.loops()
 
 
 @dataclass(frozen=True)
@@ -30,21 +34,60 @@ class Summary:
     squares: float
 
 
-@torch.no_grad()
 def summarise(z: Tensor) -> Summary:
-    """Three passes over z's memory where all is finite."""
+    """Of z (N, C, \\*S): one pass over its memory by the native loop, where that serves it."""
     z = z.detach()
+    if not _served(z):
+        return _summarise(z)
+    batch, channels, *space = z.shape
+    peaks = z.new_empty(batch, *space)
+    peak, *sums, nonfinite = _LOOPS.summarise(
+        z.data_ptr(), batch, channels, math.prod(space), peaks.data_ptr()
+    )
+    return Summary(peaks, peak, z.numel(), nonfinite, *sums)
+
+
+def grown(before: Tensor, after: Tensor, growth: float) -> Tensor:
+    """Positions of (N, C, \\*S) where some |after| is ``growth`` times max(1, |before|) or more.
+
+    Or where a value is not finite. bool, (N, \\*S).
+    """
+    before, after = before.detach(), after.detach()
+    if not (_served(after) and _served(before)):
+        least = growth * before.abs().clamp(min=1)
+        return ~(after.abs() < least).view(torch.uint8).amin(dim=1).view(torch.bool)
+    batch, channels, *space = after.shape
+    marks = torch.empty(batch, *space, dtype=torch.bool)
+    addresses = before.data_ptr(), after.data_ptr()
+    _LOOPS.crossings(*addresses, batch, channels, math.prod(space), growth, marks.data_ptr())
+    return marks
+
+
+def _served(z: Tensor) -> bool:
+    """Whether the native loops can read z, and are the faster."""
+    return (
+        z.dtype == torch.float32
+        and z.dim() > 2
+        and z.is_cpu
+        and z.is_contiguous()
+        and z.numel() >= _FEW * z.shape[0] * z.shape[1]
+        and _LOOPS is not None
+    )
+
+
+def _summarise(z: Tensor) -> Summary:
+    """In PyTorch: three passes where all is finite."""
     if z.dtype not in (torch.float32, torch.float64):
         z = z.float()
     peaks = z.abs().amax(dim=1)
-    count, nonfinite = z.numel(), 0
+    count = z.numel()
     if count == 0:
         return Summary(peaks, 0.0, 0, 0, 0.0, 0.0)
     flat = z.reshape(-1)
     peak, total, squares = _numbers(peaks.amax(), flat.sum(), torch.dot(flat, flat))
     if peak < _LARGE:
-        return Summary(peaks, peak, count, nonfinite, total, squares)
-    largest = peak
+        return Summary(peaks, peak, count, 0, total, squares)
+    largest, nonfinite = peak, 0
     if not math.isfinite(peak):
         finite = flat.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         nonfinite = int(torch.count_nonzero(flat != finite))

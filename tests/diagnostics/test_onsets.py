@@ -9,8 +9,11 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
+import robustflow
+from robustflow import _native
 from robustflow import nn as rnn
 from robustflow.compat.srflow import CondAffineSeparatedAndCond
+from robustflow.diagnostics import _moments as moments
 from robustflow.diagnostics.onsets import (
     Crossings,
     any_channel,
@@ -158,3 +161,44 @@ def test_a_measurement_leaves_the_net_as_it_is() -> None:
     assert reach_of(net, net, torch.zeros(1, 2, 20, 20)) == ((2, 2), (3, 3))
     assert all(torch.equal(each, before[name]) for name, each in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+SHAPES = [(3, 7, 41, 13), (2, 48, 40, 40), (1, 1, 16), (2, 5, 2100), (2, 3, 5)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_native_loops_compute_what_pytorch_does(shape: tuple[int, ...]) -> None:
+    """Where they are built; elsewhere both are PyTorch's."""
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    at_end = tuple(side - 1 for side in shape)
+    for value in (None, 3e38, math.inf, math.nan):
+        if value is not None:
+            z[(0,) * len(shape)], z[at_end] = value, -value
+        found, expected = moments.summarise(z), moments._summarise(z)
+        torch.testing.assert_close(found.peaks, expected.peaks, rtol=0, atol=0, equal_nan=True)
+        assert found.peak == pytest.approx(expected.peak, rel=0, abs=0, nan_ok=True)
+        assert (found.count, found.nonfinite) == (expected.count, expected.nonfinite)
+        wide = z.double()[z.isfinite()]
+        rounding = 1e-6 * float(wide.abs().sum())
+        assert found.total == pytest.approx(float(wide.sum()), abs=rounding)
+        assert found.squares == pytest.approx(float(wide.square().sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 41, 13), (1, 1, 16), (2, 3, 5)])
+@pytest.mark.parametrize("isa", ["in use", "baseline"])
+def test_the_native_crossings_are_the_definition(shape: tuple[int, ...], isa: str) -> None:
+    before = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 2
+    after = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 8
+    after.view(-1)[::7] = math.nan
+    before.view(-1)[3], after.view(-1)[3] = 2.0, 20.0  # at the threshold
+    growth = after.abs() / before.abs().clamp(min=1)
+    expected = (~(growth < 10)).any(dim=1)
+    in_use = robustflow.build_info().get("isa")
+    if isa == "baseline" and in_use is not None:
+        _native.set_isa("baseline")
+    try:
+        assert torch.equal(moments.grown(before, after, 10.0), expected)
+        assert moments.summarise(before).peak == float(before.abs().max())
+    finally:
+        if in_use is not None:
+            _native.set_isa(in_use)

@@ -1,0 +1,158 @@
+// The loops of magnitudes.h for one instruction set, -DROBUSTFLOW_ISA=<name>.
+//
+// Arrays of kLanes values become registers: the compiler may not add floats in another order by
+// itself. Includes nothing but what holds no function, so that none is shared with the rest of the
+// program.
+#include "magnitudes.h"
+
+#include <cfloat>
+#include <cstdint>
+
+namespace robustflow {
+inline namespace ROBUSTFLOW_ISA {
+namespace {
+
+using cpu::Magnitudes;
+using cpu::Shape;
+using Index = std::int64_t;
+
+constexpr int kLanes = 32;
+// Values that are added in float32 before they go on in double: enough for all lanes to be busy.
+constexpr Index kRun = 2048;
+// Channels that go through a loop side by side.
+constexpr int kTogether = 4;
+
+inline float absolute(float x) {
+#if defined(__GNUC__)
+  return __builtin_fabsf(x);
+#else
+  return x < 0 ? -x : x;
+#endif
+}
+
+// A run with values that are large or not finite, whose squares leave float32.
+void add_carefully(const float* x, Index size, float* peaks, Magnitudes& sums) {
+  double total[kLanes] = {}, squares[kLanes] = {};
+  float finite[kLanes] = {};  // whole numbers, far below where float32 skips some
+  const auto add = [&](Index i, int k) {
+    const float value = x[i], counts = absolute(value) <= FLT_MAX ? 1.0f : 0.0f;
+    const double kept = counts != 0 ? value : 0.0f;
+    total[k] += kept;
+    squares[k] += kept * kept;
+    finite[k] += counts;
+    peaks[i] = value == value ? peaks[i] : value;  // NaN stays: nothing is larger
+  };
+  Index i = 0;
+  for (; i + kLanes <= size; i += kLanes)
+    for (int k = 0; k < kLanes; ++k) add(i + k, k);
+  for (; i < size; ++i) add(i, 0);
+  sums.nonfinite += size;
+  for (int k = 0; k < kLanes; ++k) {
+    sums.total += total[k];
+    sums.squares += squares[k];
+    sums.nonfinite -= static_cast<Index>(finite[k]);
+  }
+}
+
+// Sums and peaks of kRows channels, `stride` apart: their peaks are read and written once.
+template <int kRows>
+void add(const float* x, Index stride, Index size, float* peaks, Magnitudes& sums) {
+  float total[kLanes] = {}, squares[kLanes] = {};
+  Index i = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+    for (int k = 0; k < kLanes; ++k) {
+      float peak = peaks[i + k];
+      for (int row = 0; row < kRows; ++row) {
+        const float value = x[row * stride + i + k], magnitude = absolute(value);
+        total[k] += value;
+        squares[k] += value * value;
+        peak = magnitude > peak ? magnitude : peak;
+      }
+      peaks[i + k] = peak;
+    }
+  }
+  double all = 0, all_squares = 0;
+  for (int k = 0; k < kLanes; ++k) {
+    all += total[k];
+    all_squares += squares[k];
+  }
+  for (int row = 0; row < kRows; ++row) {
+    for (Index j = i; j < size; ++j) {
+      const float value = x[row * stride + j], magnitude = absolute(value);
+      all += value;
+      all_squares += double(value) * value;
+      peaks[j] = magnitude > peaks[j] ? magnitude : peaks[j];
+    }
+  }
+  if (all_squares <= FLT_MAX) {  // not where it is NaN, as it is where x has one
+    sums.total += all;
+    sums.squares += all_squares;
+    return;
+  }
+  for (int row = 0; row < kRows; ++row) add_carefully(x + row * stride, size, peaks, sums);
+}
+
+// The largest of some peaks, without NaN.
+float largest(const float* peaks, Index size) {
+  float found[kLanes] = {};
+  Index i = 0;
+  for (; i + kLanes <= size; i += kLanes)
+    for (int k = 0; k < kLanes; ++k) found[k] = peaks[i + k] > found[k] ? peaks[i + k] : found[k];
+  for (; i < size; ++i) found[0] = peaks[i] > found[0] ? peaks[i] : found[0];
+  for (int k = 1; k < kLanes; ++k) found[0] = found[k] > found[0] ? found[k] : found[0];
+  return found[0];
+}
+
+Magnitudes summarise(const float* x, Shape shape, float* peaks) {
+  Magnitudes sums{};
+  const Index stride = shape.positions;
+  for (Index n = 0; n < shape.samples; ++n, x += shape.channels * stride, peaks += stride) {
+    for (Index s = 0; s < stride; ++s) peaks[s] = 0;
+    for (Index first = 0; first < stride; first += kRun) {
+      const Index size = stride - first < kRun ? stride - first : kRun;
+      const float* rows = x + first;
+      Index c = 0;
+      for (; c + kTogether <= shape.channels; c += kTogether)
+        add<kTogether>(rows + c * stride, stride, size, peaks + first, sums);
+      for (; c < shape.channels; ++c) add<1>(rows + c * stride, stride, size, peaks + first, sums);
+    }
+  }
+  peaks -= shape.samples * stride;
+  const Index count = shape.samples * stride;
+  sums.peak = largest(peaks, count);
+  if (sums.nonfinite > 0)
+    for (Index i = 0; i < count; ++i)
+      if (peaks[i] != peaks[i]) sums.peak = peaks[i];
+  return sums;
+}
+
+void crossings(const float* before, const float* after, Shape shape, float growth,
+               std::uint8_t* marks) {
+  for (Index n = 0; n < shape.samples; ++n, marks += shape.positions) {
+    for (Index s = 0; s < shape.positions; ++s) marks[s] = 0;
+    for (Index c = 0; c < shape.channels; ++c) {
+      for (Index s = 0; s < shape.positions; ++s) {
+        const float in = absolute(before[s]), out = absolute(after[s]);
+        const float least = growth * (in > 1 ? in : 1);
+        marks[s] |= static_cast<std::uint8_t>((out >= least) | !(out <= FLT_MAX));
+      }
+      before += shape.positions;
+      after += shape.positions;
+    }
+  }
+}
+
+constexpr cpu::MagnitudeTable kTable{summarise, crossings};
+
+}  // namespace
+}  // namespace ROBUSTFLOW_ISA
+
+namespace cpu {
+
+#define ROBUSTFLOW_JOIN(a, b) a##b
+#define ROBUSTFLOW_TABLE(isa) ROBUSTFLOW_JOIN(magnitude_table_, isa)
+
+const MagnitudeTable& ROBUSTFLOW_TABLE(ROBUSTFLOW_ISA)() { return ROBUSTFLOW_ISA::kTable; }
+
+}  // namespace cpu
+}  // namespace robustflow

@@ -1,0 +1,31 @@
+// What is kept of values that pass a layer: few sums, and the largest at each position.
+//
+// Of (N, C, S), contiguous, in float32; one pass over memory. For tools that look at every layer of
+// a flow while it samples, so that looking costs little beside sampling.
+#pragma once
+
+#include <cstdint>
+
+namespace robustflow::cpu {
+
+struct Shape {
+  std::int64_t samples, channels, positions;
+};
+
+struct Magnitudes {
+  double peak;            // the largest |x|; NaN where there is one
+  double total, squares;  // of the finite values, and of their squares
+  std::int64_t nonfinite;
+};
+
+// One for each instruction set.
+struct MagnitudeTable {
+  // peaks (N, S): the largest |x| of each position's channels; NaN where there is one.
+  Magnitudes (*summarise)(const float* x, Shape shape, float* peaks);
+  // marks (N, S): 1 where, of a channel, |after| is `growth` times max(1, |before|) or more, or is
+  // not finite.
+  void (*crossings)(const float* before, const float* after, Shape shape, float growth,
+                    std::uint8_t* marks);
+};
+
+}  // namespace robustflow::cpu
