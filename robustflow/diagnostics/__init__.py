@@ -27,9 +27,9 @@ from robustflow.diagnostics.monitor import (
     ExplodingInverseError,
     ExplosionWarning,
     InverseMonitor,
-    WatchedRun,
 )
 from robustflow.diagnostics.onsets import Onset
+from robustflow.diagnostics.runs import WatchedRun
 from robustflow.diagnostics.scores import (
     KNNScore,
     MahalanobisScore,

@@ -56,9 +56,11 @@ class Watched(ABC):
         module: the module.
         name: as in ``model.named_modules()``.
         flipped: it runs against the direction of the flow around it.
+        channels_last: z is (\\*, C), not (N, C, \\*S).
     """
 
     library: str = ""
+    channels_last: bool = False
 
     def __init__(self, module: nn.Module) -> None:
         self.module: Any = module
@@ -87,7 +89,6 @@ class Layer(Watched):
             convolution) it is the same for every input.
         spread: see :data:`Spread`.
         kept, changed: of a coupling, channels of z.
-        channels_last: z is (\\*, C), not (N, C, \\*S).
         affine: where its scales are; None where it has none, or they are not known.
         conditioner: of a coupling, the module that reads the kept channels.
         reach: how many positions it lets a value travel, as far as that was asked for; None:
@@ -101,7 +102,6 @@ class Layer(Watched):
     spread: Spread = "sample"
     kept: Channels = slice(0, 0)
     changed: Channels = slice(None)
-    channels_last: bool = False
     affine: AffineParams | None = None
     conditioner: nn.Module | None = None
     reach: int | None = 0
@@ -125,6 +125,24 @@ class Block(Watched):
     parts: list[Layer]
 
 
+class Call:
+    """A layer's call under way, and the extremes of what was noted in it."""
+
+    __slots__ = ("layer", "log", "raw")
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+        self.raw: tuple[float, float] | None = None  # of an affine layer's raw scales
+        self.log: tuple[float, float] | None = None  # of log-derivatives
+
+
+class State(threading.local):
+    """Of a watcher, in one thread."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+
 class Watcher(ABC):
     """Who looks at the calls of layers, or changes what they return.
 
@@ -143,7 +161,7 @@ class Watcher(ABC):
     outer: ClassVar[bool] = False
 
     def __init__(self) -> None:
-        self._local = threading.local()
+        self._state: Any = State()
         self._watching = False
         self._interceptions: list[Interception] = []
         self._once: set[tuple[int, str]] = set()
@@ -235,18 +253,18 @@ class Watcher(ABC):
 
     def current(self) -> Layer | None:
         """The layer whose call is under way in this thread, for this watcher."""
-        calls = getattr(self._local, "calls", None)
-        return calls[-1] if calls else None
+        calls = self._state.calls
+        return calls[-1].layer if calls else None
 
     @contextmanager
-    def calling(self, layer: Layer) -> Iterator[None]:
+    def calling(self, layer: Layer) -> Iterator[Call]:
         """Within it, the layer is the current one."""
-        calls = self._local.__dict__.setdefault("calls", [])
-        calls.append(layer)
+        call = Call(layer)
+        self._state.calls.append(call)
         try:
-            yield
+            yield call
         finally:
-            calls.pop()
+            self._state.calls.pop()
 
 
 def set_name(watched: Watched, name: str) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import threading
 import warnings
-import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -18,10 +15,13 @@ from torch import Tensor, nn
 from robustflow.diagnostics._find import find_layers
 from robustflow.diagnostics._layers import (
     Block,
+    Call,
+    Channels,
     Layer,
     Probe,
     Replay,
     Run,
+    State,
     Watched,
     Watcher,
     is_watchable,
@@ -34,11 +34,11 @@ from robustflow.diagnostics.onsets import (
     Limits,
     Mask,
     Onset,
-    any_channel,
     find_crossings,
     grouped,
     spread,
 )
+from robustflow.diagnostics.runs import Value, WatchedRun
 from robustflow.diagnostics.table import LayerRecord, MonitorReport
 
 if TYPE_CHECKING:
@@ -59,70 +59,6 @@ class ExplodingInverseError(RuntimeError):
     def __init__(self, onset: Onset) -> None:
         super().__init__(f"The inverse explodes: {onset}.")
         self.onset = onset
-
-
-@dataclass(frozen=True)
-class _Value:
-    """A tensor that came out of a layer, and what is known of it; its shape as (N, C, \\*S)."""
-
-    reference: weakref.ref[Tensor]
-    version: int | None
-    shape: torch.Size
-    device: torch.device
-    mask: Mask
-    summary: Summary | None
-
-
-@dataclass(eq=False)
-class WatchedRun:
-    """One pass through the watched layers, from latents to data.
-
-    Attributes:
-        number: from 0.
-        first_sample: the number of its first sample, among those of all runs.
-        samples: how many it has.
-        density: it went from data to latents.
-        onsets: of this run.
-    """
-
-    number: int
-    first_sample: int
-    samples: int
-    density: bool
-    onsets: list[Onset] = field(default_factory=list)
-    _called: set[Watched] = field(default_factory=set, repr=False)
-    _steps: int = field(default=0, repr=False)
-    _values: deque[_Value] = field(default_factory=lambda: deque(maxlen=8), repr=False)
-    _maps: list[LayerMap] = field(default_factory=list, repr=False)
-    _map_rows: list[int] | None = field(default=None, repr=False)
-
-    @property
-    def contaminated(self) -> Tensor:
-        """Where an onset reached the output of its last layer: bool, (N, C, \\*S)."""
-        last = self._values[-1]
-        if last.mask is None:
-            return torch.zeros(last.shape, dtype=torch.bool, device=last.device)
-        return last.mask.contiguous()
-
-    def _value_of(self, tensor: Tensor) -> _Value | None:
-        """What is known of this very tensor."""
-        for value in reversed(self._values):
-            if value.reference() is tensor:
-                return value
-        return None
-
-    def _remember(self, tensor: Tensor, z: Tensor, mask: Mask, summary: Summary | None) -> None:
-        version = None if tensor.is_inference() else tensor._version
-        self._values.append(_Value(weakref.ref(tensor), version, z.shape, z.device, mask, summary))
-
-    def _keep_maps(self) -> int:
-        """Keep the maps of the samples with onsets alone; how many bytes are freed."""
-        if self._map_rows is not None:
-            return 0
-        before = sum(each.magnitudes.nbytes for each in self._maps)
-        self._map_rows = sorted({onset.sample - self.first_sample for onset in self.onsets})
-        self._maps = [each.of(self._map_rows) for each in self._maps] if self.onsets else []
-        return before - sum(each.magnitudes.nbytes for each in self._maps)
 
 
 @dataclass(eq=False)
@@ -151,14 +87,6 @@ class _Row:
 
 
 @dataclass
-class _Call:
-    """A layer's call under way."""
-
-    raw: tuple[float, float] | None = None
-    log: tuple[float, float] | None = None
-
-
-@dataclass
 class _Frame:
     """A block's call under way: its z, and the mask of it."""
 
@@ -166,12 +94,12 @@ class _Frame:
     mask: Mask
 
 
-class _State(threading.local):
+class _State(State):
     """One thread's."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.run: WatchedRun | None = None
-        self.calls: list[_Call] = []
         self.frames: list[_Frame] = []
         self.paused = False
 
@@ -259,6 +187,7 @@ class InverseMonitor(Watcher):
         density: bool = False,
     ) -> None:
         super().__init__()
+        self._state: _State = _State()
         for name, value in (("growth", growth), ("magnitude", magnitude)):
             if not value > 1:
                 raise ValueError(f"{name} must be more than 1, got {value!r}.")
@@ -272,7 +201,6 @@ class InverseMonitor(Watcher):
         self.density = density
         self._found = find_layers(model, layers)
         self._model_name = type(model).__name__
-        self._state = _State()
         self.clear()
 
     def clear(self) -> None:
@@ -383,14 +311,14 @@ class InverseMonitor(Watcher):
             raise ValueError("onset must be one of this monitor's own, from monitor.onsets.")
         with self._lock:
             self._close(run)
-        if not run._maps:
+        if not run.maps:
             raise ValueError(
                 f"The maps of run {onset.run} were not kept, to bound memory: watch fewer samples "
                 "at once, or call clear() before."
             )
-        assert run._map_rows is not None
-        row = run._map_rows.index(onset.sample - run.first_sample)
-        maps = [each.of([row]) for each in run._maps]
+        assert run.map_rows is not None
+        row = run.map_rows.index(onset.sample - run.first_sample)
+        maps = [each.of([row]) for each in run.maps]
         return onset_panel(onset, maps, radius, self.limits.growth)
 
     # What layers hand over.
@@ -405,34 +333,34 @@ class InverseMonitor(Watcher):
         probe: Probe | None = None,
         replay: Replay | None = None,
     ) -> Any:
-        if not self._sees(density) or self.current() is layer:
+        state = self._state
+        if not self._sees(state, density) or self.current() is layer:
             return run()
-        call = _Call()
-        self._state.calls.append(call)
-        try:
-            with self.calling(layer):
-                result = run()
-        finally:
-            self._state.calls.pop()
-        outputs = layer.outputs(result)
-        if inputs and outputs:
-            self._record(layer, density, call, inputs, outputs, probe, replay)
-        return result
-
-    def inside(self, block: Block, density: bool, inputs: Sequence[Tensor], run: Run) -> Any:
-        if not self._sees(density):
-            return run()
-        watched = self._run_of(block, density, inputs)
-        (z,), (mask,) = self._arranged(block, inputs), self._masks_of(watched, block, inputs)
-        frames = self._state.frames
-        frames.append(_Frame(z, mask))
+        call = Call(layer)
+        state.calls.append(call)  # not by calling(), which costs more than the rest of this
         try:
             result = run()
         finally:
-            frame = frames.pop()
+            state.calls.pop()
+        outputs = layer.outputs(result)
+        if inputs and outputs:
+            self._record(state, density, call, inputs, outputs, probe, replay)
+        return result
+
+    def inside(self, block: Block, density: bool, inputs: Sequence[Tensor], run: Run) -> Any:
+        state = self._state
+        if not self._sees(state, density):
+            return run()
+        (z,) = inputs
+        watched, known = self._run_of(state, block, density, inputs)
+        (mask,) = watched.masks_of(known, inputs)
+        state.frames.append(_Frame(z, mask))
+        try:
+            result = run()
+        finally:
+            frame = state.frames.pop()
         (output,) = block.outputs(result)
-        (z,) = self._arranged(block, (output,))
-        watched._remember(output, z, frame.mask, None)
+        watched.remember(output, output, frame.mask, None)
         return result
 
     def params(self, layer: Layer, params: Tensor) -> Tensor:
@@ -441,8 +369,7 @@ class InverseMonitor(Watcher):
             logits = layer.affine.logits(params.detach())
             if layer.affine.counted is not None:
                 logits = logits[:, layer.affine.counted]
-            ends = torch.aminmax(logits)
-            raw = (float(ends.min), float(ends.max))
+            raw = _extremes(logits)
             # Parameters of all features replace those of a pass that did not know all of them.
             several = layer.kind == "autoregressive" and logits.shape[1] > 1
             calls[-1].raw = raw if several else _wider(calls[-1].raw, raw)
@@ -451,139 +378,145 @@ class InverseMonitor(Watcher):
     def note(self, log_derivatives: Tensor, *, last: bool = False) -> None:
         calls = self._state.calls
         if calls and log_derivatives.numel():
-            ends = torch.aminmax(log_derivatives.detach())
-            log = (float(ends.min), float(ends.max))
+            log = _extremes(log_derivatives.detach())
             calls[-1].log = log if last else _wider(calls[-1].log, log)
 
-    def _sees(self, density: bool) -> bool:
-        return not self._state.paused and (self.density or not density) and is_watchable()
+    def _sees(self, state: _State, density: bool) -> bool:
+        return not state.paused and (self.density or not density) and is_watchable()
 
     def _record(
         self,
-        layer: Layer,
+        state: _State,
         density: bool,
-        call: _Call,
+        call: Call,
         inputs: Sequence[Tensor],
         outputs: Sequence[Tensor],
         probe: Probe | None,
         replay: Replay | None,
     ) -> None:
-        frame = self._state.frames[-1] if self._state.frames else None
+        layer = call.layer
+        before, after = _arranged(layer, inputs), _arranged(layer, outputs)
+        frame = state.frames[-1] if state.frames else None
         if frame is None:
-            run = self._run_of(layer, density, inputs)
-            masks, sources = self._masks_of(run, layer, inputs), self._arranged(layer, inputs)
+            run, known = self._run_of(state, layer, density, inputs)
+            masks = run.masks_of(known, before)
+            sources, shapes = before, [each.shape for each in after]
         else:
-            assert self._state.run is not None
-            run, masks, sources = self._state.run, [frame.mask], [frame.z]
-        results = self._arranged(layer, outputs)
-        shapes = [frame.z.shape] if frame is not None else [each.shape for each in results]
+            assert state.run is not None
+            run, known = state.run, [None]
+            masks, sources, shapes = [frame.mask], [frame.z], [frame.z.shape]
         masks = spread(layer, masks, sources, shapes, probe, replay)
-        if layer.kind == "reshape":
-            for tensor, z, mask in zip(outputs, results, masks, strict=True):
-                run._remember(tensor, z, mask, None)
-            return
-        before, after = self._arranged(layer, inputs)[0], results[0]
-        known = run._value_of(inputs[0])
-        first = _still_true(known, inputs[0]) or summarise(before)
-        last = summarise(after)
-        changed = masks[0]
-        if frame is not None and changed is not None:
-            changed = changed[:, layer.changed]
-        found = None
-        least = self.limits.growth if layer.conditional else self.limits.magnitude
-        if not last.peak < min(least, self.limits.magnitude):
-            peaks = (first.peaks, last.peaks)
-            found = find_crossings(layer, before, after, peaks, changed, self.limits)
+        first = last = None
         onsets: list[Onset] = []
-        if found is not None:
-            channels = torch.arange(shapes[0][1], device=after.device)
-            if frame is not None:
-                found = found.of_channels(channels[layer.changed])
-            masks = [found.joined(masks[0], shapes[0]), *masks[1:]]
-            onsets = self._onsets(layer, run, found, shapes[0])
-        with self._lock:
-            row = self._rows.setdefault((layer, density), _Row(layer, density))
-            row.calls += 1
-            row.inputs.add(first)
-            row.outputs.add(last)
-            row.raw = _wider(row.raw, call.raw)
-            row.log = _wider(row.log, call.log)
-            row.onsets += len(onsets)
-            run.onsets += onsets
-            self.onsets += onsets[: _MOST_ONSETS - len(self.onsets)]
-            self._map(run, layer, before, first, after, last)
-        run._steps += 1
+        if layer.kind != "reshape":
+            value = known[0]
+            first = value.summary_of(inputs[0]) if value is not None else None
+            first, last = first or summarise(before[0]), summarise(after[0])
+            within = None if frame is None else layer.changed
+            found = self._crossings(layer, before[0], after[0], (first, last), masks[0], within)
+            if found is not None:
+                if within is not None:
+                    every = torch.arange(shapes[0][1], device=after[0].device)
+                    found = found.of_channels(every[within])
+                masks[0] = found.joined(masks[0], shapes[0])
+                onsets = self._onsets(layer, run, found, shapes[0])
+            self._add(run, density, call, before[0], after[0], (first, last), onsets)
         if frame is None:
-            for tensor, z, mask in zip(outputs, results, masks, strict=True):
-                run._remember(tensor, z, mask, last if z is after else None)
+            for tensor, z, mask in zip(outputs, after, masks, strict=True):
+                run.remember(tensor, z, mask, last)
+                last = None  # of the first alone
         else:
             frame.mask = masks[0]
         if onsets:
-            self._tell(run, onsets)
+            self._tell(state, run, onsets)
 
-    def _run_of(self, watched: Watched, density: bool, inputs: Sequence[Tensor]) -> WatchedRun:
-        """The run that a call belongs to: a new one, if that layer was called in it before.
+    def _run_of(
+        self, state: _State, watched: Watched, density: bool, inputs: Sequence[Tensor]
+    ) -> tuple[WatchedRun, list[Value | None]]:
+        """The run that a call belongs to, and what it knows of the inputs.
 
-        Unless its input came out of a layer of the run: then one module serves several steps.
+        A new run, if that layer was called in this one before, and its input did not come out of
+        a layer of this run: then one module serves several steps.
         """
-        state = self._state
         run = state.run
-        if (
-            run is None
-            or run.density != density
-            or (watched in run._called and all(run._value_of(each) is None for each in inputs))
-        ):
-            samples = len(self._arranged(watched, inputs)[0])
-            with self._lock:
-                if run is not None:
-                    self._close(run)
-                run = WatchedRun(len(self.runs), self._samples, samples, density)
-                self.runs.append(run)
-                self._samples += 0 if density else samples
-            state.run = run
-        run._called.add(watched)
-        return run
+        if run is not None and run.density == density:
+            known = [run.value_of(each) for each in inputs]
+            if watched not in run.called or any(each is not None for each in known):
+                run.called.add(watched)
+                return run, known
+        samples = len(_arranged(watched, inputs)[0])
+        with self._lock:
+            if run is not None:
+                self._close(run)
+            run = WatchedRun(len(self.runs), self._samples, samples, density)
+            self.runs.append(run)
+            self._samples += 0 if density else samples
+        run.called.add(watched)
+        state.run = run
+        return run, [None] * len(inputs)
 
-    def _masks_of(self, run: WatchedRun, watched: Watched, inputs: Sequence[Tensor]) -> list[Mask]:
-        """What earlier crossings reached of these tensors."""
-        known = [run._value_of(each) for each in inputs]
-        if any(known) or not run._values:
-            return [None if each is None else each.mask for each in known]
-        mask = run._values[-1].mask
-        if mask is None:
-            return [None] * len(inputs)
-        # Something in between made it of the last layer's output: split it, joined it to others.
-        found: list[Mask] = []
-        for z in self._arranged(watched, inputs):
-            if z.shape == mask.shape:
-                found.append(mask)
-            elif len(z) != len(mask):
-                found.append(None)
-            elif z.shape[2:] == mask.shape[2:]:
-                found.append(any_channel(mask).expand(z.shape))
-            else:
-                samples = mask.flatten(1).any(dim=1)
-                found.append(samples.view(-1, *[1] * (z.dim() - 1)).expand(z.shape))
-        return found
+    def _crossings(
+        self,
+        layer: Layer,
+        before: Tensor,
+        after: Tensor,
+        summaries: tuple[Summary, Summary],
+        mask: Mask,
+        within: Channels | None,
+    ) -> Crossings | None:
+        limits = self.limits
+        least = min(limits.growth, limits.magnitude) if layer.conditional else limits.magnitude
+        if summaries[1].peak < least:  # growth is no more than |out|
+            return None
+        if mask is not None and within is not None:
+            mask = mask[:, within]
+        peaks = (summaries[0].peaks, summaries[1].peaks)
+        whole = within is None
+        return find_crossings(
+            layer, before.detach(), after.detach(), peaks, mask, limits, whole=whole
+        )
 
-    def _arranged(self, watched: Watched, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """As (N, C, \\*S)."""
-        last = isinstance(watched, Layer) and watched.channels_last
-        return [
-            each.reshape(-1, each.shape[-1])
-            if last
-            else each
-            if each.dim() > 1
-            else each.reshape(-1, 1)
-            for each in tensors
-        ]
+    def _add(
+        self,
+        run: WatchedRun,
+        density: bool,
+        call: Call,
+        before: Tensor,
+        after: Tensor,
+        summaries: tuple[Summary, Summary],
+        onsets: list[Onset],
+    ) -> None:
+        """To the rows, the onsets and the maps."""
+        key = (call.layer, density)
+        with self._lock:
+            row = self._rows.get(key)
+            if row is None:
+                row = self._rows[key] = _Row(*key)
+            row.calls += 1
+            row.inputs.add(summaries[0])
+            row.outputs.add(summaries[1])
+            row.raw, row.log = _wider(row.raw, call.raw), _wider(row.log, call.log)
+            if onsets:
+                row.onsets += len(onsets)
+                run.onsets += onsets
+                self.onsets += onsets[: _MOST_ONSETS - len(self.onsets)]
+            if run.map_rows is None:  # not closed
+                if not run.maps:
+                    self._map(run, None, before, summaries[0])
+                self._map(run, call.layer, after, summaries[1])
+            run.steps += 1
 
     def _onsets(
         self, layer: Layer, run: WatchedRun, found: Crossings, shape: torch.Size
     ) -> list[Onset]:
+        groups = grouped(found, shape[2:])
+        chosen = torch.tensor([number for number, _ in groups], device=found.index.device)
+        sizes = found.magnitude.nan_to_num(nan=math.inf)
+        columns = (found.index, found.growth, sizes, found.reasons)
+        rows = zip(*(column[chosen].tolist() for column in columns), strict=True)
         onsets = []
-        for number, elements in grouped(found, shape[2:]):
-            sample, *position = found.index[number].tolist()
+        for (place, growth, magnitude, reason), (_, elements) in zip(rows, groups, strict=True):
+            sample, *position = place
             onsets.append(
                 Onset(
                     layer=layer.name,
@@ -591,45 +524,33 @@ class InverseMonitor(Watcher):
                     sample=run.first_sample + sample,
                     position=tuple(position),
                     shape=tuple(shape[1:]),
-                    growth=float(found.growth[number]),
-                    magnitude=float(found.magnitude[number].nan_to_num(nan=math.inf)),
-                    reason=REASONS[int(found.reasons[number])],
+                    growth=growth,
+                    magnitude=magnitude,
+                    reason=REASONS[reason],
                     elements=elements,
-                    step=run._steps,
+                    step=run.steps,
                     run=run.number,
                 )
             )
         return onsets
 
-    def _map(
-        self,
-        run: WatchedRun,
-        layer: Layer,
-        before: Tensor,
-        first: Summary,
-        after: Tensor,
-        last: Summary,
-    ) -> None:
-        """Keep what :meth:`panel` draws, within bounds."""
-        if run._map_rows is not None:
-            return  # closed
-        pairs = [(layer.name, layer.kind, after, last)]
-        if not run._maps:
-            pairs.insert(0, ("latents", "other", before, first))
-        for name, kind, z, summary in pairs:
-            magnitudes = summary.peaks
-            if z.dim() == 2 and z.numel() <= _MOST_FEATURES:
-                magnitudes = z.detach().abs()
-            if self._map_bytes + magnitudes.nbytes > _MOST_MAP_BYTES:
-                return
-            self._map_bytes += magnitudes.nbytes
-            step = run._steps if z is after else run._steps - 1
-            run._maps.append(LayerMap(name, kind, step, magnitudes, layer.reach))
+    def _map(self, run: WatchedRun, layer: Layer | None, z: Tensor, summary: Summary) -> None:
+        """Keep what :meth:`panel` draws, within bounds; no layer for the latents."""
+        magnitudes = summary.peaks
+        if z.dim() == 2 and z.numel() <= _MOST_FEATURES:
+            magnitudes = z.detach().abs()
+        if self._map_bytes + magnitudes.nbytes > _MOST_MAP_BYTES:
+            return
+        self._map_bytes += magnitudes.nbytes
+        if layer is None:
+            run.maps.append(LayerMap("latents", "other", run.steps - 1, magnitudes, 0))
+        else:
+            run.maps.append(LayerMap(layer.name, layer.kind, run.steps, magnitudes, layer.reach))
 
     def _close(self, run: WatchedRun) -> None:
-        self._map_bytes -= run._keep_maps()
+        self._map_bytes -= run.close()
 
-    def _tell(self, run: WatchedRun, onsets: Sequence[Onset]) -> None:
+    def _tell(self, state: _State, run: WatchedRun, onsets: Sequence[Onset]) -> None:
         first = len(run.onsets) == len(onsets)
         if self.on_explosion == "warn":
             if first:
@@ -637,12 +558,12 @@ class InverseMonitor(Watcher):
         elif self.on_explosion == "raise":
             raise ExplodingInverseError(onsets[0])
         elif self.on_explosion is not None:
-            self._state.paused = True  # it may call the model
+            state.paused = True  # it may call the model
             try:
                 for onset in onsets:
                     self.on_explosion(onset)
             finally:
-                self._state.paused = False
+                state.paused = False
 
     def _record_of(self, row: _Row) -> LayerRecord:
         smallest, largest = row.derivatives or (None, None)
@@ -676,11 +597,18 @@ def _exp(log: float) -> float:
     return math.inf if log > _LARGEST_LOG else math.exp(log)
 
 
-def _still_true(value: _Value | None, tensor: Tensor) -> Summary | None:
-    """The summary of a tensor that was not written to since."""
-    if value is None or tensor.is_inference() or tensor._version != value.version:
-        return None
-    return value.summary
+def _arranged(watched: Watched, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """As (N, C, \\*S)."""
+    if watched.channels_last:
+        return [each.reshape(-1, each.shape[-1]) for each in tensors]
+    if len(tensors) == 1 and tensors[0].dim() > 1:
+        return tensors
+    return [each if each.dim() > 1 else each.reshape(-1, 1) for each in tensors]
+
+
+def _extremes(values: Tensor) -> tuple[float, float]:
+    ends = torch.aminmax(values)
+    return ends.min.item(), ends.max.item()
 
 
 def _wider(

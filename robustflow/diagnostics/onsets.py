@@ -18,6 +18,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from robustflow.compat.srflow._conditioner import NormalisedConv2d, ScaledConv2d
 from robustflow.diagnostics._layers import Layer, Probe, Replay
+from robustflow.diagnostics._moments import grown
 from robustflow.diagnostics.kinds import Kind
 from robustflow.nn.conditioner import TwoPartConditioner
 
@@ -123,15 +124,17 @@ def reach_of(conditioner: nn.Module | None, probe: Probe | None, kept: Tensor) -
     size = tuple(kept.shape[2:])
     if conditioner is None or not size:
         return None
-    radii = _radii(conditioner, len(size))
-    if radii is not None:
-        return tuple((radius, radius) for radius in radii)
-    if probe is None or any(module.training for module in conditioner.modules()):
-        return None  # NaN would stay in a batch norm's statistics
+    key = (conditioner.training, *size)
     known = _reaches.setdefault(conditioner, {})
-    if size not in known:
-        known[size] = _measured(probe, kept)
-    return known[size]
+    if key not in known:
+        radii = _radii(conditioner, len(size))
+        if radii is not None:
+            known[key] = tuple((radius, radius) for radius in radii)
+        elif probe is None or any(module.training for module in conditioner.modules()):
+            return None  # NaN would stay in a batch norm's statistics
+        else:
+            known[key] = _measured(probe, kept)
+    return known[key]
 
 
 def _radii(module: nn.Module, dims: int) -> list[int] | None:
@@ -307,7 +310,6 @@ class Limits:
     magnitude: float
 
 
-@torch.no_grad()
 def find_crossings(
     layer: Layer,
     before: Tensor,
@@ -315,6 +317,8 @@ def find_crossings(
     peaks: tuple[Tensor, Tensor],
     mask: Mask,
     limits: Limits,
+    *,
+    whole: bool = True,
 ) -> Crossings | None:
     """Elements of a layer's output that cross, where the mask is false.
 
@@ -324,19 +328,25 @@ def find_crossings(
         peaks: the largest |z| of both at each position.
         mask: what crossings before this one reached, of the output's shape.
         limits: of growth and of magnitude.
+        whole: the tensors are all of z; otherwise a coupling's changed channels.
     """
-    least = limits.growth if layer.conditional else limits.magnitude
-    candidates = ~(peaks[1] < min(least, limits.magnitude))  # NaN, too
+    candidates = ~(peaks[1] < limits.magnitude)  # NaN, too
+    if layer.conditional and layer.elementwise and before.shape == after.shape:
+        candidates |= grown(before, after, limits.growth)
+    elif layer.conditional:
+        candidates |= peaks[1] >= limits.growth
     if mask is not None:
-        candidates &= ~mask.view(torch.uint8).amin(dim=1).view(torch.bool)
+        # Kept channels cross nowhere: they come out as they go in.
+        changed = mask[:, layer.changed] if whole and layer.spread == "coupling" else mask
+        candidates &= ~changed.view(torch.uint8).amin(dim=1).view(torch.bool)
     sample, *place = candidates.nonzero().unbind(1)
     if not len(sample):
         return None
     at: tuple[Any, ...] = (sample, slice(None), *place)
     position: tuple[Any, ...] = (sample, *place)
-    out = after.detach()[at].abs()  # (K, C)
+    out = after[at].abs()  # (K, C)
     if before.shape == after.shape and layer.elementwise:
-        reference = before.detach()[at].abs()
+        reference = before[at].abs()
     elif peaks[0].shape == peaks[1].shape and layer.spread != "sample":
         reference = peaks[0][position][:, None]
     elif len(peaks[0]) == len(peaks[1]):
@@ -346,15 +356,15 @@ def find_crossings(
     growth = (out / reference.clamp(min=1)).nan_to_num(nan=math.inf, posinf=math.inf)
     sound = reference.isfinite()
     fresh = ~out.isfinite()
-    grown = growth >= limits.growth if layer.conditional else torch.zeros_like(fresh)
+    grew = growth >= limits.growth if layer.conditional else torch.zeros_like(fresh)
     reached = (out >= limits.magnitude) & (reference < limits.magnitude)
-    crossed = sound & (grown | reached | fresh)
+    crossed = sound & (grew | reached | fresh)
     if mask is not None:
         crossed &= ~mask[at]
     row, channel = crossed.nonzero().unbind(1)
     if not len(row):
         return None
-    reasons = torch.where(fresh, 2, torch.where(grown, 0, 1))
+    reasons = torch.where(fresh, 2, torch.where(grew, 0, 1))
     index = torch.stack([sample[row], channel, *(each[row] for each in place)], dim=1)
     chosen = (row, channel)
     return Crossings(index, growth[chosen], out[chosen], reasons[chosen])

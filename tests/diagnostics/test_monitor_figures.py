@@ -96,7 +96,7 @@ def test_panels_of_what_is_not_there() -> None:
 
 def test_maps_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monitor = watched()
-    kept = sum(each.magnitudes.nbytes for each in monitor.runs[0]._maps)
+    kept = sum(each.magnitudes.nbytes for each in monitor.runs[0].maps)
     assert kept == monitor._map_bytes == 16 * 12 * 12 * 4  # of one sample of three
     monkeypatch.setattr(monitor_module, "_MOST_MAP_BYTES", 1000)
     monitor = watched()

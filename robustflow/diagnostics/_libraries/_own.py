@@ -59,7 +59,7 @@ def watch_transform(watcher: Watcher, transform: Any) -> None:
         watcher.note(_changed(layer, each), last=last)
         if options.get("reduce") == "none":
             return y, each
-        return y, each.flatten(1).sum(dim=1, dtype=torch.float64).to(each.dtype)
+        return y, each.flatten(1).sum(dim=1)
 
     method = "forward" if isinstance(transform, nn.Module) else "__call__"
     watcher.intercept(transform, method, around, once=True)
