@@ -151,14 +151,12 @@ class Watcher(ABC):
     Attributes:
         derivatives: whether :meth:`note` is to be called for splines.
         gradients: whether what it is told is to have its gradients, where they are on.
-        inner: it stands inside the watchers that do not, for what they see is to be its results.
-        outer: it stands outside of them, for the parameters that they see are to be its own.
+        changes: it changes parameters, and watchers that do not see them changed.
     """
 
     derivatives: ClassVar[bool] = False
     gradients: ClassVar[bool] = False
-    inner: ClassVar[bool] = False
-    outer: ClassVar[bool] = False
+    changes: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._state: Any = State()
@@ -188,12 +186,20 @@ class Watcher(ABC):
             self._watching = False
 
     def intercept(
-        self, target: object, name: str, around: Around, *, once: bool = False, weak: bool = False
+        self,
+        target: object,
+        name: str,
+        around: Around,
+        *,
+        makes_params: bool = False,
+        once: bool = False,
+        weak: bool = False,
     ) -> None:
         """:func:`robustflow._intercept.intercept`, until :meth:`stop`.
 
         Args:
             target, name, around, weak: as there.
+            makes_params: the method returns parameters; otherwise it may take them.
             once: several layers share the target: what comes after the first call is dropped.
         """
         with self._lock:
@@ -203,9 +209,8 @@ class Watcher(ABC):
                 self._once.add((id(target), name))
             if weak:
                 self._interceptions = [each for each in self._interceptions if each.active]
-            interception = intercept(
-                target, name, around, inner=self.inner, outer=self.outer, weak=weak
-            )
+            inner, outer = self.changes and makes_params, self.changes and not makes_params
+            interception = intercept(target, name, around, inner=inner, outer=outer, weak=weak)
             self._interceptions.append(interception)
 
     @abstractmethod

@@ -39,7 +39,7 @@ _HALVINGS = 80
 class _ScaleGuard(Watcher):
     """Changes the raw scales of affine layers while the model samples; nothing else."""
 
-    outer: ClassVar[bool] = True  # a monitor sees the scales that are used
+    changes: ClassVar[bool] = True  # a monitor sees the scales that are used
 
     def __init__(self, change: Callable[[Layer, Tensor], Tensor]) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ from robustflow._intercept import _sites
 from robustflow.diagnostics._find import find_layers
 from robustflow.diagnostics._layers import Layer, Watcher, layers_of
 from robustflow.diagnostics.describe import describe, parts_of
+from robustflow.diagnostics.guards import clamp_inverse
 from robustflow.diagnostics.monitor import InverseMonitor
 
 CONTEXT, LAYERS = 3, 3
@@ -219,6 +220,47 @@ def _heads(model: nn.Module, layer: Layer) -> list[nn.Module]:
         weights = [(each, dict(each.named_parameters(recurse=False))) for each in inside]
         heads.append([each for each, own in weights if own.keys() >= {"weight", "bias"}][-1])
     return heads
+
+
+AFFINE = [name for name in KINDS if name != "normflows autoregressive"]  # whose forward samples
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guard_first", [True, False], ids=["guard first", "monitor first"])
+@pytest.mark.parametrize(("kind", "context"), variants(*AFFINE))
+def test_a_monitor_sees_what_a_guard_makes_of_the_scales(
+    kind: Kind, context: int, guard_first: bool
+) -> None:
+    model = made(kind, context)
+    z, c = batch(context)
+    with InverseMonitor(model) as plain:
+        kind.inverse(model, z, c)
+    largest = max(each.largest_derivative or 0.0 for each in plain.report().layers)
+    most = max(1.0, largest**0.5)
+    expected = kind.inverse(model, z, c)
+    guard = clamp_inverse(model, max_gain=most) if guard_first else None
+    with InverseMonitor(model) as monitor:
+        guard = guard or clamp_inverse(model, max_gain=most)
+        try:
+            x = kind.inverse(model, z, c)
+        finally:
+            guard.restore()
+    gains = [each.largest_derivative for each in monitor.report().layers if each.largest_derivative]
+    assert max(gains) == pytest.approx(most, rel=1e-4)
+    assert not torch.equal(x, expected)
+    torch.testing.assert_close(kind.inverse(model, z, c), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "context"), variants())
+def test_a_report_in_the_middle_records_nothing(kind: Kind, context: int) -> None:
+    model = made(kind, context)
+    z, c = batch(context)
+    with InverseMonitor(model) as monitor:
+        kind.inverse(model, z, c)
+        first = monitor.report()
+        assert monitor.report() == first
+    assert monitor.report() == first and len(monitor.runs) == 1
 
 
 # ---- pictures: what an onset reaches, against NaN that the library itself carries ----------------

@@ -150,7 +150,7 @@ def _watch_net(watcher: Watcher, layer: Layer, net: nn.Module) -> None:
         made = proceed(*args, **kwargs)
         return watcher.params(layer, made) if watcher.current() is layer else made
 
-    watcher.intercept(net, "forward", params)
+    watcher.intercept(net, "forward", params, makes_params=True)
 
 
 def find(module: nn.Module) -> Watched | None:
@@ -300,7 +300,10 @@ def _all_in_one(module: Any) -> Watched:
 
         def log_gain(raw: Tensor) -> Tensor:
             raw, zeros = _tiny(raw, len(module.sum_dims))
-            return module._affine(zeros, torch.cat([raw, zeros], dim=1), rev=True)[1]
+            # Not on the module, whose calls may be watched.
+            own = {name: each for name, each in vars(module).items() if not name.startswith("_")}
+            params = torch.cat([raw, zeros], dim=1)
+            return type(module)._affine(SimpleNamespace(**own), zeros, params, rev=True)[1]
 
         coupling.affine = AffineParams(lambda params: params[:, : params.shape[1] // 2], log_gain)
     parts: list[Layer] = [coupling]

@@ -53,7 +53,7 @@ class _Layer(NflowsLayer):
                 made = proceed(*args, **kwargs)
                 return watcher.params(self, made) if watcher.current() is self else made
 
-            watcher.intercept(self.net, "forward", params)
+            watcher.intercept(self.net, "forward", params, makes_params=True)
 
     def _around(self, watcher: Watcher, density: bool) -> Callable[..., Any]:
         def layer(proceed: Callable[..., Any], z: Any, *args: Any, **kwargs: Any) -> Any:

@@ -64,7 +64,7 @@ class _Layer(Layer):
                 phi = proceed(*args, **kwargs)
                 return watcher.params(self, phi) if watcher.current() is self else phi
 
-            watcher.intercept(self.module.hyper, "forward", params)
+            watcher.intercept(self.module.hyper, "forward", params, makes_params=True)
 
     def outputs(self, result: Any) -> Sequence[Tensor]:
         return (result if isinstance(result, Tensor) else result[0],)
