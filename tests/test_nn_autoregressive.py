@@ -129,3 +129,13 @@ def test_wrong_uses() -> None:
         layer(torch.zeros(2, 5, 3), torch.zeros(2, 2))
     with pytest.raises(ValueError, match="batch size of z, or 1"):
         layer(torch.zeros(2, 5), torch.zeros(3, 2))
+
+
+def test_why_an_inverse_takes_passes_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    layer, z = Autoregressive(4), torch.randn(5, 4)
+    with caplog.at_level("DEBUG", "robustflow.nn"):
+        with torch.no_grad(), torch.device("meta"):
+            layer(z, inverse=True)
+        assert not caplog.records
+        layer(z, inverse=True)
+    assert "gradients are enabled" in caplog.text

@@ -43,7 +43,7 @@ def test_examples_run_and_give_what_they_say() -> None:
     assert names["flow"](torch.zeros(4)).sample((3,)).shape == (3, 6)
     run("compat.patch")
     assert torch.isfinite(names["loss"])
-    assert names["counts"] == {"nflows": {"kernel": 1, "fallback": 0}}
+    assert names["counts"] == {"nflows": {"kernel": 1, "reference": 0, "fallback": 0}}
     run("CondAffineSeparatedAndCond")
     assert names["z"].shape == (2, 12, 40, 40)
     torch.testing.assert_close(names["logdet"], torch.zeros(2), atol=1e-3, rtol=0)

@@ -37,6 +37,7 @@ class _Changed:
     function: types.FunctionType
     original: types.FunctionType  # the library's own code, as a function of its own
     slot: int
+    forwarding: types.CodeType  # which calls the slot
     replacements: list[Function] = field(default_factory=list)  # the last one is in force
 
     def update(self) -> None:
@@ -44,7 +45,7 @@ class _Changed:
         own = self.original.__code__
         if self.replacements:
             slots[self.slot] = self.replacements[-1]
-            self.function.__code__ = _forwarding_code(own, self.slot)
+            self.function.__code__ = self.forwarding
         else:
             slots[self.slot] = self.original
             self.function.__code__ = own
@@ -84,7 +85,10 @@ class CodeChange:
         changed = _changed.get(self.function)
         if changed is None:
             original = original_of(self.function)
-            changed = _changed[self.function] = _Changed(self.function, original, len(slots))
+            slot = len(slots)
+            forwarding = _forwarding_code(original.__code__, slot)
+            changed = _Changed(self.function, original, slot, forwarding)
+            _changed[self.function] = changed
             slots.append(original)
         changed.replacements.append(self.replacement)
         changed.update()
@@ -109,7 +113,8 @@ class AttributeChange:
         setattr(self.owner, self.name, self.value)
 
     def undo(self) -> None:
-        delattr(self.owner, self.name)
+        if vars(self.owner).get(self.name) is self.value:  # else it is someone else's by now
+            delattr(self.owner, self.name)
 
 
 def _forwarding_code(own: types.CodeType, slot: int) -> types.CodeType:

@@ -38,9 +38,9 @@ from robustflow.compat._probe import (
     require_parameters,
     uniform,
 )
-from robustflow.compat._registry import KERNEL, served
+from robustflow.compat._registry import fell_back, served_rq
 from robustflow.compat._splines import EXTRA_DERIVATIVES, is_outside
-from robustflow.nn._in_order import can_run, invert_in_order
+from robustflow.nn._in_order import NotInOrder, check_can_run, invert_in_order
 from robustflow.nn._precision import no_change
 
 _UNIT_BOX = (0.0, 1.0, 0.0, 1.0)  # of a layer without tails
@@ -179,7 +179,8 @@ def _inverse_change(library: str, autoregressive: type, made: type) -> Change:
     """The inverse runs the network for each feature.
 
     It loops over ``range(np.prod(shape))``, which torch.compile cannot trace. Eager calls without
-    gradients compute each unit of the library's own network once.
+    gradients compute each unit of the library's own network once; what else keeps to the passes is
+    counted, and said why. The method is shared with layers that have no spline: theirs is not ours.
     """
     owner = next(each for each in autoregressive.__mro__ if "inverse" in vars(each))
     method = require_function(library, owner, "inverse")
@@ -193,47 +194,47 @@ def _inverse_change(library: str, autoregressive: type, made: type) -> Change:
             outputs, logabsdet = self._elementwise_inverse(inputs, params)
         return outputs, logabsdet
 
-    networks = Made(made)
+    networks = Made(library, made)
 
-    def in_order(
-        self: Any, inputs: Tensor, context: Tensor | None
-    ) -> tuple[Tensor, Tensor | None] | None:
+    def in_order(self: Any, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         network = self.autoregressive_net
-        kinds = (type(self), type(network))
-        if kinds != (autoregressive, made) or inputs.dim() != 2:
-            return None
+        kind, its_network = type(self), type(network)
+        if kind is not autoregressive:
+            raise NotInOrder("a subclass may compute otherwise")
+        if its_network is not made:
+            raise NotInOrder("its network is not the library's own")
+        if inputs.dim() != 2:
+            raise NotInOrder("its input is not one row for each sample")
         if context is not None and (context.dim() != 2 or len(context) not in (1, len(inputs))):
-            return None
-        tensors = [inputs, *network.parameters(), *([] if context is None else [context])]
-        if not can_run(*tensors):
-            return None
-        # What is checked or set by feature needs all of them at once.
+            raise NotInOrder("its context is not one row for each sample, or one for all")
         if self.tails not in ("linear", "circular") or isinstance(self.tail_bound, Tensor):
-            return None
+            raise NotInOrder("its tails or bounds belong to single features, or there are none")
+        check_can_run(inputs, *network.parameters(), *([] if context is None else [context]))
         ready = networks.find(network, inputs.shape[1], context)
         scale = _logit_scale(network, ("hidden_features",))
-        if ready is None or scale is None:
-            return None
+        if scale is None:
+            raise NotInOrder("its network's hidden_features is no number")
         logabsdet = no_change(inputs)
 
         def invert(y: Tensor, params: Tensor) -> Tensor:
             found = _serve_wide(library, self, self.num_bins, y, params, True, scale, "sum")
             if found is None:
-                raise _NotServed
+                raise NotInOrder("the kernels do not support its settings")
             logabsdet.add_(found[1])
             return found[0]
 
-        try:
-            outputs = invert_in_order(*ready, inputs, invert)
-        except _NotServed:
-            return None
+        outputs = invert_in_order(*ready, inputs, invert)
         return outputs, in_dtype(logabsdet, inputs.dtype)
 
     def call(self: Any, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if torch.compiler.is_compiling():
             return passes(self, inputs, context)
-        found = None if runs_own_code() else in_order(self, inputs, context)
-        return original(self, inputs, context) if found is None else found
+        if isinstance(self, autoregressive) and not runs_own_code():
+            try:
+                return in_order(self, inputs, context)
+            except NotInOrder as reason:
+                fell_back(library, f"{autoregressive.__name__}.inverse", str(reason))
+        return original(self, inputs, context)
 
     layer = SimpleNamespace(
         autoregressive_net=lambda outputs, _: outputs.cumsum(-1),
@@ -241,10 +242,6 @@ def _inverse_change(library: str, autoregressive: type, made: type) -> Change:
     )
     compare(library, f"{owner.__name__}.inverse", original, passes, layer, normal(COUNT, 3), None)
     return CodeChange(method, call)
-
-
-class _NotServed(Exception):
-    pass
 
 
 def _serve(library: str, layer: Any, num_bins: int, inputs: Tensor, *rest: Any) -> Any:
@@ -293,8 +290,8 @@ def _serve_wide(
     )
     if config is None:
         return None
-    served(library, KERNEL)
-    return ops.rq(inputs, params, None, None, box, *config)
+    by = served_rq(library, inputs, params, num_bins, inverse)
+    return ops.rq(inputs, params, None, None, box, *config, by=by)
 
 
 @once

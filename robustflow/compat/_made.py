@@ -14,15 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robustflow.compat._probe import normal, refusals
+from robustflow.compat._registry import logger
 from robustflow.nn._in_order import (
     ELEMENTWISE,
     Add,
     Gate,
     Masked,
+    NotInOrder,
     Operation,
     Plan,
     Plans,
-    is_plain,
+    check_plain,
     run,
 )
 
@@ -60,81 +63,96 @@ _EVERY = tuple(Convention(*choice) for choice in itertools.product((False, True)
 
 
 class Made:
-    """A library's masked networks as operations, and their plans."""
+    """A library's masked networks as operations, and their plans.
 
-    def __init__(self, made: type[nn.Module]) -> None:
+    Args:
+        library: for messages.
+        made: its class of masked networks.
+    """
+
+    def __init__(self, library: str, made: type[nn.Module]) -> None:
         self._made = made
-        # By the kind: residual blocks or not, with a context or without.
+        # By the kind: residual blocks or not, with a context or without. A string says why not.
         self._conventions = {
             (residual, context): self._find_convention(residual, context)
             for residual in (False, True)
             for context in (False, True)
         }
+        for (residual, context), found in self._conventions.items():
+            if isinstance(found, str):
+                logger.debug(
+                    "%s: inverses with %s blocks and %s context run the network once for each "
+                    "feature, since %s.",
+                    library,
+                    "residual" if residual else "plain",
+                    "a" if context else "no",
+                    found,
+                )
         self._plans = Plans()
 
     def find(
         self, network: nn.Module, features: int, context: Tensor | None
-    ) -> tuple[Plan, list[Operation]] | None:
-        """None where the network is another, is watched, or does not fit the order."""
-        if type(network) is not self._made:
-            return None
-        convention = self._conventions[_is_residual(network), context is not None]
-        if convention is None:
-            return None
-        operations = _operations(network, context, convention)
-        if operations is None:
-            return None
-        plan = self._plans.of(network, operations, features)
-        return None if plan is None else (plan, operations)
+    ) -> tuple[Plan, list[Operation]]:
+        """The network's plan and operations.
 
-    def _find_convention(self, residual: bool, with_context: bool) -> Convention | None:
-        """By comparison with a small network of random weights; None if it is none of them."""
-        generator = torch.Generator().manual_seed(0)
+        Raises:
+            NotInOrder: the network is another, is watched, or does not fit the order.
+        """
+        convention = self._conventions[_is_residual(network), context is not None]
+        if isinstance(convention, str):
+            raise NotInOrder(convention)
+        operations = _operations(network, context, convention)
+        return self._plans.of(network, operations, features), operations
+
+    def _find_convention(self, residual: bool, with_context: bool) -> Convention | str:
+        """By comparison with a small network of random weights; or why there is none."""
         try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                network = self._made(
-                    features=3,
-                    hidden_features=8,
-                    context_features=2 if with_context else None,
-                    output_multiplier=2,
-                    use_residual_blocks=residual,
-                    activation=torch.tanh,  # applied twice it is another function
-                ).double()
-                for parameter in network.parameters():
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator))
-                x = torch.randn(5, 3, generator=generator).double()
-                context = torch.randn(5, 2, generator=generator).double() if with_context else None
-                wanted = network(x, context)
-                for convention in _EVERY:
-                    operations = _operations(network, context, convention)
-                    if operations is not None and torch.allclose(run(operations, x), wanted):
-                        return convention
-        except Exception:  # it has no such networks
-            return None
-        return None
+            network = self._made(
+                features=3,
+                hidden_features=8,
+                context_features=2 if with_context else None,
+                output_multiplier=2,
+                use_residual_blocks=residual,
+                activation=torch.tanh,  # applied twice it is another function
+            ).double()
+            for seed, parameter in enumerate(network.parameters()):
+                parameter.copy_(normal(*parameter.shape, seed=seed))
+            x, context = normal(5, 3, seed=100), normal(5, 2, seed=101) if with_context else None
+            wanted = network(x, context)
+            for convention in _EVERY:
+                if torch.allclose(run(_operations(network, context, convention), x), wanted):
+                    return convention
+        except NotInOrder as reason:
+            return str(reason)
+        except refusals(self._made.__init__) as error:
+            return f"a small one of the library's raised {error!r}"
+        return "robustflow does not know how the library puts them together"
 
 
 def _is_residual(network: Any) -> bool:
     return any(hasattr(block, "linear_layers") for block in network.blocks)
 
 
-def _operations(
-    network: Any, context: Tensor | None, convention: Convention
-) -> list[Operation] | None:
-    """None where a part is not what we know, or mixes samples or units (batch norm, dropout)."""
+def _operations(network: Any, context: Tensor | None, convention: Convention) -> list[Operation]:
+    """A network's operations.
+
+    Raises:
+        NotInOrder: a part is not what we know, or mixes samples or units (batch norm, dropout).
+    """
     linear, blocks = type(network.initial_layer), list(network.blocks)
     allowed = (linear, nn.Linear, nn.ModuleList, nn.Dropout, type(network), *map(type, blocks))
-    if not blocks or not is_plain(network.modules(), *allowed):
-        return None
+    if not blocks:
+        raise NotInOrder("its network has no blocks")
+    check_plain(network.modules(), *allowed)
     if any(block.dropout.training and block.dropout.p > 0 for block in blocks):
-        return None
+        raise NotInOrder("dropout is on")
     if not isinstance(getattr(network, "preprocessing", None), (nn.Identity, type(None))):
-        return None
+        raise NotInOrder("its network preprocesses the input")
     activation = blocks[0].activation
     if any(block.activation is not activation for block in blocks):
-        return None
+        raise NotInOrder("its blocks differ in their activation")
     if not (type(activation) in ELEMENTWISE or activation in _FUNCTIONS):
-        return None
+        raise NotInOrder("its activation is none that is known to be elementwise")
     first = _masked(network.initial_layer)
     if context is not None:
         offset = network.context_layer(context)

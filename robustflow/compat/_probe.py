@@ -9,12 +9,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from robustflow._backend import current_backend
 from robustflow.compat._code import Function
@@ -31,15 +33,54 @@ def device() -> str:
     return "cuda" if on_gpu else "cpu"
 
 
+# What Python and torch raise where a function does not know what it is given.
+_REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def refusals(function: Function) -> tuple[type[Exception], ...]:
+    """The errors of a function that is not what it seems: those, and its own module's."""
+    names = getattr(function, "__globals__", {}).values()
+    own = (each for each in names if isinstance(each, type) and issubclass(each, Exception))
+    return (*_REFUSALS, *own)
+
+
+@contextmanager
+def standard_modes() -> Iterator[None]:
+    """Where probes run, whatever default device and modes there are where `patch` is called.
+
+    Libraries make tensors on the default device, and random weights: those on :func:`device`,
+    these without moving the global random state.
+    """
+    where = device()
+    with ExitStack() as modes:
+        modes.enter_context(_disable_current_modes())
+        modes.enter_context(torch.device(where))
+        modes.enter_context(torch.no_grad())
+        modes.enter_context(torch.autocast(where, enabled=False))
+        modes.enter_context(torch.random.fork_rng([0] if where == "cuda" else []))
+        modes.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        yield
+
+
 def normal(*shape: int, seed: int = 0) -> Tensor:
     """Normal float64 numbers that neither read nor move the global random state."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     numbers = torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
     return numbers.to(device())
 
 
 def uniform(*shape: int, low: float, high: float, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     numbers = torch.rand(*shape, generator=generator, dtype=torch.float64, device="cpu")
     return (low + (high - low) * numbers).to(device())
 
@@ -93,15 +134,12 @@ def require_parameters(
 def compare(library: str, what: str, original: Function, ours: Function, *args: Any) -> None:
     """Raise PatchError unless both functions return the same tensors for ``args``.
 
-    Both are called without gradients and without autocast; arguments are cloned, since libraries
-    write on theirs.
+    Arguments are cloned, since libraries write on theirs.
     """
     try:
-        with torch.no_grad(), torch.autocast(device(), enabled=False), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            expected = original(*map(_cloned, args))
-            found = ours(*map(_cloned, args))
-    except Exception as error:
+        expected = original(*map(_cloned, args))
+        found = ours(*map(_cloned, args))
+    except refusals(original) as error:
         raise PatchError(
             f"{library} cannot be patched: {what} is not what robustflow knows, since a call on "
             f"random inputs raised {error!r}."

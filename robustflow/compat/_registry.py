@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from robustflow import ops, reference
 from robustflow._checks import describe
 from robustflow.compat._code import Change
 
@@ -27,7 +32,8 @@ LIBRARIES = {
     "transformers": "robustflow.compat.transformers",
 }
 
-KERNEL, FALLBACK = "kernel", "fallback"
+# Who served a call: a kernel, robustflow's PyTorch reference, or the library's own code.
+KERNEL, REFERENCE, FALLBACK = SERVERS = ("kernel", "reference", "fallback")
 
 
 class PatchError(RuntimeError):
@@ -41,26 +47,44 @@ class _Session:
     name: str
     changes: Sequence[Change]
     uses: int = 0
+    applied: list[Change] = field(default_factory=list)  # what is in force now
 
     def apply(self) -> None:
-        done: list[Change] = []
-        try:
+        """Apply what is not in force yet, all of it or nothing."""
+        if len(self.applied) == len(self.changes):
+            return
+        with ExitStack() as undone_on_error:
             for change in self.changes:
-                change.apply()
-                done.append(change)
-        except BaseException:
-            for change in reversed(done):
-                change.undo()
-            raise
+                if not any(change is each for each in self.applied):
+                    change.apply()
+                    self.applied.append(change)
+                    undone_on_error.callback(self._undo, change)
+            undone_on_error.pop_all()
         _forget_compiled()
 
     def undo(self) -> None:
-        for change in reversed(self.changes):
-            change.undo()
-        _forget_compiled()
+        """Undo what is in force: each of it, whichever fails; those that do stay in force."""
+        with ExitStack() as last_first:
+            last_first.callback(_forget_compiled)
+            for change in self.applied:
+                last_first.callback(self._undo, change)
+
+    def _undo(self, change: Change) -> None:
+        change.undo()
+        self.applied = [each for each in self.applied if each is not change]
 
 
 _lock = threading.RLock()
+
+
+def _new_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # another thread may have held the old one, for ever now
+    os.register_at_fork(after_in_child=_new_lock)
+
 _sessions: dict[str, _Session] = {}
 _counts: dict[str, dict[str, int]] = {}
 _logged: set[tuple[str, str, str]] = set()
@@ -110,7 +134,8 @@ def patch(name: str) -> Patch:
     The library's functions and methods are changed in place, so that every reference to them,
     existing models included, gains; signatures, docstrings, ``state_dict`` and pickles stay as
     they are. Where a call uses something the kernels do not support, the library's own code runs
-    (a debug message of the logger ``robustflow.compat`` says so once).
+    (a debug message of the logger ``robustflow.compat`` says why, once a reason; :func:`patched`
+    counts it).
 
     Args:
         name: ``"nflows"``, ``"normflows"``, ``"zuko"``, ``"FrEIA"``, ``"glasflow"`` or
@@ -131,7 +156,7 @@ def patch(name: str) -> Patch:
         >>> with robustflow.compat.patch("zuko"):  # doctest: +SKIP
         ...     loss = -flow(context).log_prob(x).mean()
         ...     print(robustflow.compat.patched())
-        {'zuko': {'kernel': 5, 'fallback': 0}}
+        {'zuko': {'kernel': 5, 'reference': 0, 'fallback': 0}}
     """
     _check_name(name)
     if name not in LIBRARIES:
@@ -139,8 +164,10 @@ def patch(name: str) -> Patch:
             f"name must be one of {_names(LIBRARIES)}, got {name!r}; use patch_module for a module "
             "that holds a copy of nflows' functions."
         )
+    library = importlib.import_module(LIBRARIES[name])
+    library.modules()  # imports, not under our lock: a thread may import one and wait for the lock
     with _lock:
-        return _begin(name, lambda: importlib.import_module(LIBRARIES[name]).changes())
+        return _begin(name, library.changes)
 
 
 def patch_module(module: ModuleType) -> Patch:
@@ -203,32 +230,59 @@ def _names(names: Iterable[str]) -> str:
 
 
 def patched() -> dict[str, dict[str, int]]:
-    """How many calls the kernels and the library's own code served since each patch began.
+    """What served the calls of the libraries that are patched now, since each patch began.
 
     Returns:
-        ``{"nflows": {"kernel": n, "fallback": m}}`` for the libraries that are patched now. What
-        :func:`robustflow.use_backend` chose counts as the kernels, the reference included. A call
-        inside ``torch.compile`` counts once, when it is traced.
+        For each library ``{"kernel": k, "reference": r, "fallback": f}``, numbers of calls.
+        ``"kernel"``: robustflow's kernels. ``"reference"``: its PyTorch reference, where there is
+        no native library, where :func:`robustflow.use_backend` chose it, under ``torch.func``
+        transforms that differentiate, and in traces and ONNX exports. ``"fallback"``: the
+        library's own code. An autoregressive inverse whose network runs once for each feature,
+        though its splines are served, counts as one more ``"fallback"``.
+
+        A call inside ``torch.compile`` counts once, when it is traced. A library whose patch could
+        not be undone whole is listed until it is.
+
+    Example:
+        >>> import robustflow
+        >>> robustflow.compat.patched()  # nothing is patched
+        {}
     """
     with _lock:
         return {name: dict(counts) for name, counts in _counts.items()}
 
 
-def _begin(name: str, changes: object) -> Patch:
+def _begin(name: str, changes: Callable[[], Sequence[Change]]) -> Patch:
     session = _sessions.get(name)
     if session is None:
-        session = _Session(name, changes())  # type: ignore[operator]
+        from robustflow.compat._probe import standard_modes
+
+        with standard_modes():
+            session = _Session(name, changes())
+    try:
         session.apply()
-        _sessions[name] = session
-        _counts[name] = {KERNEL: 0, FALLBACK: 0}
+    finally:
+        _register(session)
     session.uses += 1
     return Patch(session)
 
 
 def _end(session: _Session) -> None:
-    session.undo()
-    del _sessions[session.name]
-    del _counts[session.name]
+    session.uses = 0
+    try:
+        session.undo()
+    finally:
+        _register(session)
+
+
+def _register(session: _Session) -> None:
+    """A library is in the registry while anything of its patch is in force."""
+    if session.applied:
+        _sessions[session.name] = session
+        _counts.setdefault(session.name, dict.fromkeys(SERVERS, 0))
+    else:
+        _sessions.pop(session.name, None)
+        _counts.pop(session.name, None)
 
 
 def _forget_compiled() -> None:
@@ -244,6 +298,13 @@ def served(library: str, by: str) -> None:
         counts = _counts.get(library)
         if counts is not None:  # a call may end after the patch does
             counts[by] += 1
+
+
+def served_rq(library: str, x: Tensor, widths: Tensor, num_bins: int, inverse: bool) -> Any:
+    """Count a call of ``ops.rq`` before it is made; returns what serves it, its argument ``by``."""
+    by = ops.rq_route(x, widths, num_bins, inverse)
+    served(library, REFERENCE if by is reference.rq else KERNEL)
+    return by
 
 
 @torch.compiler.assume_constant_result

@@ -32,10 +32,11 @@ from robustflow.compat._probe import (
     COUNT,
     compare,
     normal,
+    refusals,
     require_parameters,
     uniform,
 )
-from robustflow.compat._registry import KERNEL, PatchError, fell_back, served
+from robustflow.compat._registry import PatchError, fell_back, logger, served_rq
 
 TENSORS = (
     "inputs",
@@ -107,7 +108,8 @@ def _agrees(library: str, original: Function, kind: str) -> bool:
         if kind != "linear":
             try:
                 original(*(a.clone() if isinstance(a, Tensor) else a for a in arguments))
-            except Exception:  # whatever it raises for tails that it does not have
+            except refusals(original) as error:
+                logger.debug("%s: %s has no tails=%r: %r.", library, UNCONSTRAINED, tails, error)
                 return False
         compare(library, f"{UNCONSTRAINED} with tails={tails!r}", original, ours, *arguments)
     return True
@@ -151,7 +153,7 @@ def unconstrained(library: str, name: str, original: Function, kinds: frozenset[
             return run_own_code(
                 original, *tensors, inverse, tails, tail_bound, *minima, *identity_init
             )
-        served(library, KERNEL)
+        served_rq(library, inputs, widths, static(widths.shape[-1]), bool(inverse))
         if listed:
             tails, derivatives = _mixed(tails, derivatives, min_derivative)
         y, logabsdet = F.rq_spline(
@@ -256,7 +258,7 @@ def _boxed(library: str, original: Function) -> Function:
         if reason is not None:
             fell_back(library, BOXED, reason)
             return run_own_code(original, *tensors, inverse, *box, *minima, *identity_init)
-        served(library, KERNEL)
+        served_rq(library, inputs, widths, static(widths.shape[-1]), bool(inverse))
         dtype = promoted_dtype(*tensors)
         y, logabsdet = F.rq_spline(
             in_dtype(inputs, dtype),

@@ -18,15 +18,17 @@ from torch import Tensor, nn
 from robustflow.compat._calls import broadcasts_to, runs_own_code
 from robustflow.compat._code import Change, CodeChange, original_of
 from robustflow.compat._probe import require_function, require_parameters
+from robustflow.compat._registry import fell_back
 from robustflow.nn._in_order import (
     Add,
     Masked,
+    NotInOrder,
     Operation,
     Plan,
     Plans,
-    can_run,
+    check_can_run,
+    check_plain,
     invert_in_order,
-    is_plain,
 )
 
 Invert = Callable[[Any, Tensor, Tensor], Tensor]
@@ -55,35 +57,47 @@ def in_order_change(
     known = Networks(networks)
     layer_class = layers.MaskedAutoregressiveTransform
 
-    def in_order(self: Any, y: Tensor) -> Tensor | None:
+    def spline_layer(self: Any) -> Any:
+        """The layer whose splines it inverts, or None where it has others."""
         meta = self.meta
-        if type(meta) is not partial or len(meta.args) != 1 or meta.keywords:
-            return None
-        bound: Any = meta.func
-        layer: Any = getattr(bound, "__self__", None)
-        if type(layer) is not layer_class or bound.__func__ is not vars(layer_class)["meta"]:
-            return None
-        if type(layer.hyper) is not networks.MaskedMLP or not _same_for_all(layer.univariate):
-            return None
+        layer = getattr(meta.func, "__self__", None) if type(meta) is partial else None
+        return layer if isinstance(layer, layer_class) and is_direct(layer) else None
+
+    def in_order(self: Any, layer: Any, y: Tensor) -> Tensor:
+        meta = self.meta
+        if (
+            type(layer) is not layer_class
+            or meta.func.__func__ is not vars(layer_class)["meta"]
+            or len(meta.args) != 1
+            or meta.keywords
+        ):
+            raise NotInOrder("a subclass may compute otherwise")
+        if type(layer.hyper) is not networks.MaskedMLP:
+            raise NotInOrder("its network is not the library's own")
+        if not _same_for_all(layer.univariate):
+            raise NotInOrder("settings of its splines belong to single features")
         context = meta.args[0]
-        tensors = [y, *layer.hyper.parameters(), *([] if context is None else [context])]
-        if not can_run(*tensors) or not is_direct(layer):
-            return None
+        check_can_run(y, *layer.hyper.parameters(), *([] if context is None else [context]))
         if context is not None:
             if not broadcasts_to(context[..., 0], y[..., 0]):
-                return None
+                raise NotInOrder("its context does not broadcast to the input")
             context = context.expand(*y.shape[:-1], -1).reshape(-1, context.shape[-1])
         ready = known.find(layer.hyper, y.shape[-1], 0 if context is None else context.shape[-1])
-        if ready is None or len(ready[0].features) > self.passes:
-            return None
+        if len(ready[0].features) > self.passes:
+            raise NotInOrder("it takes fewer passes than its order has steps")
         rows = y.reshape(-1, y.shape[-1])
         x = invert_in_order(*ready, rows, partial(invert, layer.univariate), context)
         return x.view(y.shape)
 
     def call(self: Any, y: Tensor) -> Tensor:
-        own = torch.compiler.is_compiling() or runs_own_code()
-        found = None if own else in_order(self, y)
-        return original(self, y) if found is None else found
+        if not (torch.compiler.is_compiling() or runs_own_code()):
+            layer = spline_layer(self)
+            if layer is not None:
+                try:
+                    return in_order(self, layer, y)
+                except NotInOrder as reason:
+                    fell_back(library, "AutoregressiveTransform._inverse", str(reason))
+        return original(self, y)
 
     return CodeChange(method, call)
 
@@ -108,19 +122,18 @@ class Networks:
 
     def find(
         self, network: nn.Module, features: int, context_features: int
-    ) -> tuple[Plan, list[Operation]] | None:
-        """None where the network is another, is watched, or does not fit the order."""
-        if type(network) is not self._network:
-            return None
+    ) -> tuple[Plan, list[Operation]]:
+        """A network's plan and operations.
+
+        Raises:
+            NotInOrder: the network is another, is watched, or does not fit the order.
+        """
         _, *parts = network.modules()
-        if not is_plain([network], self._network):
-            return None
-        if not is_plain(parts, self._linear, self._residual):
-            return None
+        check_plain([network], self._network)
+        check_plain(parts, self._linear, self._residual)
         operations: list[Operation] = []
         self._collect(network, operations)
-        plan = self._plans.of(network, operations, features, context_features)
-        return None if plan is None else (plan, operations)
+        return self._plans.of(network, operations, features, context_features), operations
 
     def _collect(self, network: nn.Module, operations: list[Operation]) -> None:
         """Append those of a Sequential."""

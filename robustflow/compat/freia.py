@@ -11,6 +11,7 @@ whose derivatives are the predicted ones times W/H. The kernels compute S, and a
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,34 +23,36 @@ from robustflow.compat._calls import tensor_obstacle
 from robustflow.compat._code import Change, CodeChange, Function, original_of
 from robustflow.compat._probe import (
     compare,
-    device,
     import_library,
     normal,
     require_function,
     require_parameters,
 )
-from robustflow.compat._registry import KERNEL, PatchError, fell_back, served
+from robustflow.compat._registry import PatchError, fell_back, served_rq
 from robustflow.nn._precision import float32_at_least, sum_per_sample
 
 _LIBRARY = "FrEIA"
 _PARAMETERS = ("left", "bottom", "widths", "heights", "deltas")
 
 
-def changes() -> list[Change]:
-    """What to change in FrEIA."""
-    (modules,) = import_library(_LIBRARY, "FrEIA.modules")
-    if not hasattr(modules, "RationalQuadraticSpline"):
+def modules() -> list[ModuleType]:
+    """Import those that define what is changed."""
+    (package,) = import_library(_LIBRARY, "FrEIA.modules")
+    if not hasattr(package, "RationalQuadraticSpline"):
         raise PatchError(
             "FrEIA cannot be patched: this version (0.2 of PyPI) has no rational-quadratic "
             "spline; the main branch has: pip install git+https://github.com/vislearn/FrEIA."
         )
-    from importlib import import_module
+    return [package, *import_library(_LIBRARY, "FrEIA.modules.splines.binned")]
 
-    base = import_module("FrEIA.modules.splines.binned").BinnedSplineBase
-    function = require_function(_LIBRARY, base, "binned_spline")
+
+def changes() -> list[Change]:
+    """What to change in FrEIA."""
+    package, binned = modules()
+    function = require_function(_LIBRARY, binned.BinnedSplineBase, "binned_spline")
     require_parameters(_LIBRARY, function, ("self", "x", "parameters", "spline", "rev"))
     original = original_of(function)
-    splines = (modules.RationalQuadraticSpline, modules.ElementwiseRationalQuadraticSpline)
+    splines = (package.RationalQuadraticSpline, package.ElementwiseRationalQuadraticSpline)
     replacement = _binned_spline(original, *splines)
     _probe(splines[0], original, replacement)
     return [CodeChange(function, replacement)]
@@ -70,7 +73,8 @@ def _binned_spline(original: Function, coupling: type, elementwise: type) -> Fun
         if reason is not None:
             fell_back(_LIBRARY, "binned_spline", reason)
             return original(self, x, parameters, spline, rev)
-        served(_LIBRARY, KERNEL)
+        widths = parameters["widths"]
+        served_rq(_LIBRARY, x, widths, static(widths.shape[-1]), bool(rev))
         z, log_jac_det = _unit_spline(
             x.movedim(1, -1), *(parameters[name] for name in _PARAMETERS), inverse=bool(rev)
         )
@@ -142,10 +146,7 @@ def _unit_spline(
 
 def _probe(coupling: type, original: Function, replacement: Function) -> None:
     """Compare on a small layer of FrEIA's own, the network of which is two random numbers."""
-    with torch.random.fork_rng():
-        layer: Any = coupling([(4,)], subnet_constructor=lambda _, size: nn.Identity(), bins=5).to(
-            device()
-        )
+    layer: Any = coupling([(4,)], subnet_constructor=lambda _, size: nn.Identity(), bins=5)
     num_parameters = sum(layer.spline_base.parameter_counts.values())
     x = 3 * normal(64, 2, seed=2)
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from robustflow.compat import nflows
 from robustflow.compat._code import Change
 from robustflow.compat._probe import import_library
 
 
+def modules() -> list[ModuleType]:
+    """Import those that define what is changed."""
+    return [
+        *import_library("glasflow", "glasflow"),
+        *nflows.modules("glasflow", "glasflow.nflows"),
+    ]
+
+
 def changes() -> list[Change]:
     """What to change in glasflow's nflows."""
-    import_library("glasflow", "glasflow")
     return nflows.changes("glasflow", "glasflow.nflows")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from robustflow.compat._code import Change
 from robustflow.compat._layers import layer_changes
 from robustflow.compat._probe import import_library
 from robustflow.compat._splines import changes_of_module
 
+_NAMES = ("splines.rational_quadratic", "coupling", "autoregressive", "nonlinearities", "made")
+
+
+def modules(library: str = "nflows", package: str = "nflows") -> list[ModuleType]:
+    """Import those that define what is changed."""
+    return import_library(library, *(f"{package}.transforms.{name}" for name in _NAMES))
+
 
 def changes(library: str = "nflows", package: str = "nflows") -> list[Change]:
     """What to change in nflows, or in the copy of it that ``library`` carries as ``package``."""
-    names = ("splines.rational_quadratic", "coupling", "autoregressive", "nonlinearities", "made")
-    splines, coupling, autoregressive, nonlinearities, made = import_library(
-        library, *(f"{package}.transforms.{name}" for name in names)
-    )
+    splines, coupling, autoregressive, nonlinearities, made = modules(library, package)
     return [
         *changes_of_module(splines, library),
         *layer_changes(

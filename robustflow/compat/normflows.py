@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from robustflow.compat._code import Change
 from robustflow.compat._layers import layer_changes
 from robustflow.compat._probe import import_library
 from robustflow.compat._splines import changes_of_module
 
 
-def changes() -> list[Change]:
-    """What to change in normflows."""
-    splines, coupling, autoregressive, made = import_library(
+def modules() -> list[ModuleType]:
+    """Import those that define what is changed."""
+    return import_library(
         "normflows",
         "normflows.utils.splines",
         "normflows.flows.neural_spline.coupling",
         "normflows.flows.neural_spline.autoregressive",
         "normflows.nets.made",
     )
+
+
+def changes() -> list[Change]:
+    """What to change in normflows."""
+    splines, coupling, autoregressive, made = modules()
     return [
         *changes_of_module(splines, "normflows"),
         *layer_changes(

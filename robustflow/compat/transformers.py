@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor
@@ -21,9 +22,14 @@ from robustflow.compat._splines import MINIMA, TENSORS, unconstrained
 _NAME = "_unconstrained_rational_quadratic_spline"
 
 
+def modules() -> list[ModuleType]:
+    """Import those that define what is changed."""
+    return import_library("transformers", "transformers.models.vits.modeling_vits")
+
+
 def changes() -> list[Change]:
     """What to change in transformers."""
-    (vits,) = import_library("transformers", "transformers.models.vits.modeling_vits")
+    (vits,) = modules()
     function = require_function("transformers", vits, _NAME)
     require_parameters("transformers", function, (*TENSORS, "reverse", "tail_bound", *MINIMA))
     original = original_of(function)

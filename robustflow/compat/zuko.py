@@ -12,6 +12,7 @@ import math
 import threading
 import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType, ModuleType
@@ -42,7 +43,7 @@ from robustflow.compat._probe import (
     require_parameters,
     uniform,
 )
-from robustflow.compat._registry import KERNEL, PatchError, fell_back, served
+from robustflow.compat._registry import PatchError, fell_back, served_rq
 from robustflow.compat._zuko_in_order import in_order_change
 
 _LIBRARY = "zuko"
@@ -50,6 +51,11 @@ _KNOTS = ("horizontal", "vertical", "derivatives")
 _KNOT_SET = frozenset(_KNOTS)
 _SMALLEST_BIN = (1e-3, 1e-3)  # width and height
 _RAW = "_robustflow_parameters"
+_MODIFIED = (
+    "The parameters of this MonotonicRQSTransform were modified in place after it was made, so "
+    "that its knots cannot be had any more: make it again, or clone the parameters before it is "
+    "made."
+)
 # A subclass that defines one of these depends on how zuko computes: it keeps zuko's code.
 _INNER = (
     *_KNOTS,
@@ -85,9 +91,9 @@ class _Thread(threading.local):
 _THREAD = _Thread()
 
 
-def changes() -> list[Change]:
-    """What to change in zuko."""
-    utils, transforms, networks, autoregressive, coupling, gaussianization = import_library(
+def modules() -> list[ModuleType]:
+    """Import those that define what is changed."""
+    return import_library(
         _LIBRARY,
         "zuko.utils",
         "zuko.transforms",
@@ -96,6 +102,11 @@ def changes() -> list[Change]:
         "zuko.flows.coupling",
         "zuko.flows.gaussianization",
     )
+
+
+def changes() -> list[Change]:
+    """What to change in zuko."""
+    utils, transforms, networks, autoregressive, coupling, gaussianization = modules()
     owner = getattr(transforms, "MonotonicRQSTransform", None)
     if not isinstance(owner, type):
         raise PatchError("zuko cannot be patched: it has no transforms.MonotonicRQSTransform.")
@@ -152,6 +163,7 @@ def _spline(
     slope: float,
     x: Tensor,
     inverse: bool,
+    by: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """The kernels, on widths, heights and derivatives or on the tensor that holds them."""
     if len(parameters) == 1 and x.shape == parameters[0].shape[:-1]:
@@ -170,7 +182,7 @@ def _spline(
             "none",
             x.dim(),
         )
-        y, ladj = ops.rq(in_dtype(x, dtype), packed, None, None, box, *config)
+        y, ladj = ops.rq(in_dtype(x, dtype), packed, None, None, box, *config, by=by)
         return y, in_dtype(ladj, dtype)
     widths, heights, derivatives = _groups(parameters, num_bins)
     dtype = promoted_dtype(x, widths, heights, derivatives)
@@ -244,18 +256,21 @@ class _Spline:
                 # Counted where the transform is used.
                 original(self_, widths, heights, derivatives, bound, slope, **kwargs)
                 return
-            if isinstance(bound, Tensor) and bound.dim():
-                bound = bound.squeeze(-1)  # zuko lets it broadcast against the knots
             parameters: tuple[Tensor, ...] = (widths, heights, derivatives)
-            if torch.compiler.is_compiling():
-                # Knots that nobody reads cost nothing in a graph, and laziness could not be traced.
-                original(self_, *parameters, bound, slope, **kwargs)
-                knots = tuple(getattr(self_, name) for name in _KNOTS)
-                setattr(self_, _RAW, (knots, None, parameters, num_bins, bound, slope))
-                return
-            super(owner, self_).__init__(**kwargs)
             if packed is not None:
                 parameters = (packed,)
+            traced = _is_traced()
+            if traced:
+                original(self_, *_groups(parameters, num_bins), bound, slope, **kwargs)
+            if isinstance(bound, Tensor) and bound.dim():
+                bound = bound.squeeze(-1)  # zuko lets it broadcast against the knots
+            if traced:
+                knots = tuple(getattr(self_, name) for name in _KNOTS)
+                setattr(self_, _RAW, (knots, None, parameters, num_bins, bound, slope))
+                if not torch.compiler.is_compiling():
+                    self.made.add(self_)
+                return
+            super(owner, self_).__init__(**kwargs)
             parameters = tuple([_kept(parameter) for parameter in parameters])
             # zuko's knots would be those of now: note the versions, to see a later change.
             self_.__dict__[_RAW] = (
@@ -295,9 +310,9 @@ class _Spline:
             if raw is None or reason is not None:
                 fell_back(_LIBRARY, f"{self.owner.__name__}.{name}", str(reason))
                 return original(self_, x)
-            served(_LIBRARY, KERNEL)
             parameters, num_bins, bound, slope = raw
-            y, ladj = _spline(parameters, num_bins, bound, slope, x, inverse)
+            by = served_rq(_LIBRARY, x, parameters[0], num_bins, inverse)
+            y, ladj = _spline(parameters, num_bins, bound, slope, x, inverse, by)
             return y if only_value else (y, ladj)
 
         return method
@@ -355,11 +370,7 @@ class _Spline:
                 self.settle(transform)
                 return None
             if versions(raw[0]) != then:
-                raise RuntimeError(
-                    "The parameters of this MonotonicRQSTransform were modified in place after it "
-                    "was made, so that its knots cannot be had any more: make it again, or clone "
-                    "the parameters before it is made."
-                )
+                raise RuntimeError(_MODIFIED)
         elif any(getattr(transform, name) is not k for name, k in zip(_KNOTS, knots, strict=True)):
             return None
         return raw
@@ -371,6 +382,10 @@ class _Spline:
         if raw is None or raw[0] is not None:
             return
         parameters, num_bins, bound, slope = raw[2:]
+        if versions(parameters) != raw[1]:
+            for name in _KNOTS:
+                state.setdefault(name, _Lost())
+            return
         if isinstance(bound, Tensor) and bound.dim():
             bound = bound.unsqueeze(-1)
         # Knots of an object of zuko's own, so that this one's other attributes stay.
@@ -401,24 +416,35 @@ class _Spline:
         return __getstate__
 
 
+class _Lost:
+    """In place of knots that cannot be had any more; what uses them raises."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(_MODIFIED)
+
+    def __reduce__(self) -> Any:
+        raise RuntimeError(_MODIFIED)
+
+    @classmethod
+    def __torch_function__(cls, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(_MODIFIED)
+
+
 class _Made:
-    """The transforms that were made, as long as they live: torch's have no hash, for a WeakSet."""
+    """The transforms that were made, as long as they live: torch's have no hash, for a WeakSet.
+
+    No lock, which a process that is forked could find held: each step is one of the dictionary's.
+    """
 
     def __init__(self) -> None:
-        self._references: list[weakref.ref[Any]] = []
-        self._most = 1024  # references, before those to the dead are dropped
-        self._lock = threading.RLock()
+        self._references: dict[int, weakref.ref[Any]] = {}
 
     def add(self, transform: Any) -> None:
-        with self._lock:
-            self._references.append(weakref.ref(transform))
-            if len(self._references) > self._most:
-                self._references = [each for each in self._references if each() is not None]
-                self._most = 1024 + 2 * len(self._references)
+        key = id(transform)
+        self._references[key] = weakref.ref(transform, partial(self._references.pop, key))
 
     def alive(self) -> list[Any]:
-        with self._lock:
-            found = [reference() for reference in self._references]
+        found = [reference() for reference in list(self._references.values())]
         return [transform for transform in found if transform is not None]
 
 
@@ -433,8 +459,20 @@ class _Settle:
 
     def undo(self) -> None:
         self.spline.active = False
-        for transform in self.spline.made.alive():
-            self.spline.settle(transform)
+        with ExitStack() as each:  # whichever fails
+            for transform in self.spline.made.alive():
+                each.callback(self.spline.settle, transform)
+
+
+def _is_traced() -> bool:
+    """Whether knots are computed with the transform, and not when someone reads them.
+
+    In a graph those that nobody reads cost nothing. In a transform of torch.func they are tensors
+    of its level, of which nothing can be computed when it has ended, and the object may live on.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _kept(parameter: Any) -> Any:

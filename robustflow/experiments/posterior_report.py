@@ -160,7 +160,8 @@ def _rightness(outcome: Outcome) -> Table:
 def _calls(outcome: Outcome, settings: Settings) -> str:
     training = [each.calls for each in outcome.trainings if each.mode == PATCHED]
     text = "; ".join(
-        f"{what}: {calls['kernel']:,} by the kernels, {calls['fallback']:,} by {settings.library}"
+        f"{what}: {calls['kernel']:,} by the kernels, {calls['reference']:,} by the reference, "
+        f"{calls['fallback']:,} by {settings.library}"
         for what, calls in (("a training", training[0]), ("sampling", outcome.sampling.calls))
     )
     return f"Calls while patched, {text}."

@@ -45,6 +45,10 @@ ELEMENTWISE = frozenset(
 )
 
 
+class NotInOrder(Exception):
+    """Why an inverse is not computed this way, as a clause: the network runs for each feature."""
+
+
 class Masked(NamedTuple):
     """A linear layer of which the mask (out_features, in_features) leaves some connections."""
 
@@ -166,25 +170,35 @@ class Plans:
         operations: Sequence[Operation],
         features: int,
         context_features: int = 0,
-    ) -> Plan | None:
-        """:func:`make_plan`; None also where the network reads another number of features."""
+    ) -> Plan:
+        """:func:`make_plan`.
+
+        Raises:
+            NotInOrder: there is none, or the network reads another number of features.
+        """
         masks = [each.mask for each in operations if isinstance(each, Masked)]
         if masks[0].shape[1] != features + context_features:
-            return None
+            raise NotInOrder("its network reads another number of features")
         key, now = id(network), versions(masks)
         known = self._made.get(key)
         if known is not None:
             reference, its_masks, then, plan = known
             same = len(its_masks) == len(masks) and all(map(operator.is_, its_masks, masks))
             if same and then == now and reference() is network:
-                return plan
+                return _found(plan)
         if masks[0].is_cuda and torch.cuda.is_current_stream_capturing():
-            return None  # making one waits for the GPU
+            raise NotInOrder("a CUDA graph is captured, where its masks cannot be read")
         plan = make_plan(operations, features, context_features)
         if not any(mask.is_inference() for mask in masks):  # of which torch counts no writes
             gone = weakref.ref(network, lambda _: self._made.pop(key, None))
             self._made[key] = gone, masks, now, plan
-        return plan
+        return _found(plan)
+
+
+def _found(plan: Plan | None) -> Plan:
+    if plan is None:
+        raise NotInOrder("its masks leave no order in which the features can be computed")
+    return plan
 
 
 def run(operations: Sequence[Operation], x: Tensor) -> Tensor:
@@ -289,31 +303,44 @@ def _sorted(operation: Operation, sources: Tensor, units: Tensor) -> Operation:
     return operation
 
 
-def is_plain(modules: Iterable[nn.Module], *kinds: type[nn.Module]) -> bool:
-    """Whether modules are of these very classes, or elementwise, and nobody watches their calls."""
+def check_plain(modules: Iterable[nn.Module], *kinds: type[nn.Module]) -> None:
+    """Modules are of these very classes, or elementwise, and nobody watches their calls.
+
+    Raises:
+        NotInOrder: one is not.
+    """
     if _every._global_forward_hooks or _every._global_forward_pre_hooks:
-        return False
-    return all(
-        (type(module) in kinds or type(module) in ELEMENTWISE)
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and "forward" not in vars(module)
-        for module in modules
-    )
+        raise NotInOrder("hooks watch all modules")
+    for module in modules:
+        if type(module) not in kinds and type(module) not in ELEMENTWISE:
+            raise NotInOrder(f"its network has a {type(module).__name__}")
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            raise NotInOrder(f"hooks watch a {type(module).__name__} of its network")
 
 
-def can_run(*tensors: Tensor) -> bool:
-    """Whether a call may go this way: eager, on numbers, without gradients, and in one dtype."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch.is_grad_enabled()
-        or torch._C._is_tracing()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+def check_can_run(*tensors: Tensor) -> None:
+    """A call may go this way: eager, on numbers, without gradients, and in one dtype.
+
+    Raises:
+        NotInOrder: it may not.
+    """
+    first = tensors[0]
+    if torch.is_grad_enabled():
+        raise NotInOrder("gradients are enabled")
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        raise NotInOrder("the call is compiled or traced")
+    if (
+        torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack() > 0
+    ):
+        raise NotInOrder("it is called in a transform of torch.func, or in forward mode")
+    if (
+        torch._C._len_torch_dispatch_stack() > 0
+        or first.is_meta
         or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors)
-        or tensors[0].is_meta
-        or torch.is_autocast_enabled(tensors[0].device.type)
-        or any(tensor.dtype != tensors[0].dtype for tensor in tensors)
-        or any(tensor.device != tensors[0].device for tensor in tensors)
-    )
+    ):
+        raise NotInOrder("its tensors are not plain ones with data")
+    if torch.is_autocast_enabled(first.device.type):
+        raise NotInOrder("autocast is on")
+    if any(tensor.dtype != first.dtype or tensor.device != first.device for tensor in tensors):
+        raise NotInOrder("its network, input and context differ in dtype or device")

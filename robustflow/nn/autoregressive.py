@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from robustflow.nn._checks import (
     check_shape,
     check_transform,
 )
-from robustflow.nn._in_order import can_run, invert_in_order
+from robustflow.nn._in_order import NotInOrder, check_can_run, invert_in_order
 from robustflow.nn._precision import no_change
 from robustflow.nn.elementwise import Affine, ElementwiseTransform, ModifiedRQSpline, RQSpline
 from robustflow.nn.layer import ConditionalLayer
@@ -25,11 +26,15 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+_log = logging.getLogger("robustflow.nn")
+
+
 class Autoregressive(ConditionalLayer):
     """Masked autoregressive layer over (N, D): one pass forward, D passes back.
 
     Without gradients (``torch.no_grad``), the default conditioner computes every unit once on the
-    way back: all D passes together are the work of one.
+    way back: all D passes together are the work of one. Where that cannot be, the logger
+    ``robustflow.nn`` says why at debug level.
 
     Args:
         features: D.
@@ -94,8 +99,11 @@ class Autoregressive(ConditionalLayer):
         check_shape("z", z, self.channels, 0)
         if not inverse:
             return self.transform(z, self.params_of(z, state))
-        if (found := self._invert_in_order(z, state)) is not None:
-            return found
+        if not torch.compiler.is_compiling():
+            try:
+                return self._invert_in_order(z, state)
+            except NotInOrder as reason:
+                _log.debug("%s: its inverse takes D passes, since %s.", type(self).__name__, reason)
         # After pass i the first i features of the order are right, and the parameters of the
         # last pass depend on no more than features - 1 of them.
         x = torch.zeros_like(z)
@@ -103,22 +111,23 @@ class Autoregressive(ConditionalLayer):
             x, _ = self.transform(z, self.params_of(x, state), inverse=True)
         return self.transform(z, self.params_of(x, state), inverse=True)
 
-    def _invert_in_order(self, y: Tensor, state: Any) -> tuple[Tensor, Tensor] | None:
-        """The inverse, each unit of the conditioner computed once; None where that cannot be."""
+    def _invert_in_order(self, y: Tensor, state: Any) -> tuple[Tensor, Tensor]:
+        """The inverse, each unit of the conditioner computed once.
+
+        Raises:
+            NotInOrder: that cannot be.
+        """
         if not isinstance(self.conditioner, MaskedConditioner):
-            return None
+            raise NotInOrder("its conditioner is not the default one")
         if type(self).params_of is not ConditionalLayer.params_of:
-            return None
-        if state is not None and (state.dim() != 2 or len(state) not in (1, len(y))):
-            return None
-        states = [] if state is None else [state]
-        if not can_run(y, *self.conditioner.parameters(), *states):
-            return None
+            raise NotInOrder("a subclass makes the parameters otherwise")
         if type(self.transform) not in (Affine, ModifiedRQSpline, RQSpline):
-            return None  # it may tell the features apart
+            raise NotInOrder("its transform may tell the features apart")
+        if state is not None and (state.dim() != 2 or len(state) not in (1, len(y))):
+            raise NotInOrder("its context is not one row for each sample, or one for all")
+        states = [] if state is None else [state]
+        check_can_run(y, *self.conditioner.parameters(), *states)
         ready = self.conditioner.in_order(state)
-        if ready is None:
-            return None
         logabsdet = no_change(y)
 
         def invert(y: Tensor, params: Tensor) -> Tensor:

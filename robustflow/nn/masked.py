@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustflow.nn._checks import check_counts
-from robustflow.nn._in_order import Masked, Operation, Plan, Plans, is_plain
+from robustflow.nn._in_order import Masked, NotInOrder, Operation, Plan, Plans, check_plain
 from robustflow.nn.conditioner import TwoPartConditioner
 
 _PLANS = Plans()
@@ -88,20 +88,22 @@ class MaskedConditioner(TwoPartConditioner):
             initial_params,
         )
 
-    def in_order(self, projected: Tensor | None) -> tuple[Plan, list[Operation]] | None:
-        """For :mod:`robustflow.nn._in_order`; None where the layers were replaced or are watched.
+    def in_order(self, projected: Tensor | None) -> tuple[Plan, list[Operation]]:
+        """For :mod:`robustflow.nn._in_order`.
 
         Args:
             projected: what :meth:`project` returned.
+
+        Raises:
+            NotInOrder: the layers were replaced, or are watched.
         """
         if type(self.trunk) is not nn.Sequential or self.z_layer is None:
-            return None
+            raise NotInOrder("layers of its network were replaced")
         modules = [self.z_layer, *self.trunk]
-        whole = is_plain([self, self.trunk], MaskedConditioner, nn.Sequential)
-        if not whole or not is_plain(modules, MaskedLinear):
-            return None
+        check_plain([self, self.trunk], MaskedConditioner, nn.Sequential)
+        check_plain(modules, MaskedLinear)
         if (projected is None) != (self.context_layer is None):
-            return None  # the plain way says what is wrong
+            raise NotInOrder("its context is missing, or has no part in it")
         operations: list[Operation] = [
             Masked(module.weight, module.bias, module.mask)
             if isinstance(module, MaskedLinear)
@@ -110,10 +112,9 @@ class MaskedConditioner(TwoPartConditioner):
         ]
         first = operations[0]
         if not isinstance(first, Masked):
-            return None
+            raise NotInOrder("layers of its network were replaced")
         operations[0] = first._replace(offset=projected)
-        plan = _PLANS.of(self, operations, first.mask.shape[1])
-        return None if plan is None else (plan, operations)
+        return _PLANS.of(self, operations, first.mask.shape[1]), operations
 
 
 class MaskedLinear(nn.Linear):

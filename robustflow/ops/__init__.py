@@ -13,6 +13,7 @@ from robustflow.ops.transforms import (
     affine,
     modified_rq,
     rq,
+    rq_route,
 )
 
-__all__ = ["PARAMETRIZATIONS", "SCALES", "TAILS", "affine", "modified_rq", "rq"]
+__all__ = ["PARAMETRIZATIONS", "SCALES", "TAILS", "affine", "modified_rq", "rq", "rq_route"]

@@ -128,16 +128,28 @@ def rq(
     derivatives: Tensor | None,
     box: Tensor | None,
     *config: Any,
+    by: Transformed | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``robustflow::rq``, or the reference where no kernel serves the call."""
-    call = _route(RQ, x, widths, config[1])
-    if call is reference.rq or config[0] > MAX_BINS:
-        return reference.rq(x, widths, heights, derivatives, box, *config)
+    """``robustflow::rq``, or the reference where no kernel serves the call.
+
+    Args:
+        by: what :func:`rq_route` said of this call, where it was asked before.
+    """
+    call = rq_route(x, widths, config[0], config[1]) if by is None else by
+    if call is reference.rq:
+        return call(x, widths, heights, derivatives, box, *config)
     if heights is not None and derivatives is not None:
         widths, heights, derivatives = _same_leading_shape(x, widths, heights, derivatives)
     if box is not None:
         box = _with_dims(box, x.dim() + 1)
     return call(x, widths, heights, derivatives, box, *config)
+
+
+def rq_route(x: Tensor, widths: Tensor, num_bins: int, inverse: bool) -> Transformed:
+    """What serves a call of :func:`rq` now: a kernel, or ``robustflow.reference.rq``."""
+    if num_bins > MAX_BINS:
+        return reference.rq
+    return _route(RQ, x, widths, inverse)
 
 
 def affine(

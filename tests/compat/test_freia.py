@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compat import freia_standin
+from compat.served import counts
 from robustflow import compat
 
 
@@ -61,8 +62,7 @@ def same(layer: Any, x: Tensor, kernel: int, fallback: int = 0) -> None:
         expected = outcome(layer, x, rev)
         with compat.patch("FrEIA"):
             found = outcome(layer, x, rev)
-            counts = {"kernel": kernel, "fallback": fallback}
-            assert compat.patched()["FrEIA"] == counts
+            assert compat.patched()["FrEIA"] == counts(kernel=kernel, fallback=fallback)
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 

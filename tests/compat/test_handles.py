@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import threading
+from contextlib import nullcontext
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-from robustflow import compat
+import robustflow
+from compat.served import counts
+from robustflow import compat, ops
 
 splines = pytest.importorskip("nflows.transforms.splines.rational_quadratic")
 FUNCTION = splines.unconstrained_rational_quadratic_spline
@@ -115,6 +120,97 @@ def test_another_signature_is_refused(monkeypatch: Any) -> None:
     assert FUNCTION.__code__ is own and compat.patched() == {}
 
 
+@pytest.mark.parametrize("why", ["chosen", "no native library", "too many bins"])
+def test_the_reference_is_counted_as_such(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bins = ops.transforms.MAX_BINS + 1 if why == "too many bins" else 5
+    if why == "no native library":
+        monkeypatch.setattr("robustflow._native._library", None)
+    choice = robustflow.use_backend("reference") if why == "chosen" else nullcontext()
+    options = {"min_bin_width": 1e-4, "min_bin_height": 1e-4}
+    tensors = [torch.randn(7, *size) for size in ((), (bins,), (bins,), (bins - 1,))]
+    expected = FUNCTION(*tensors, **options)
+    with compat.patch("nflows"), choice:
+        found = FUNCTION(*tensors, **options)
+        assert compat.patched() == {"nflows": counts(reference=1)}
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@dataclass
+class Faulty:
+    """A change whose undo fails for as long as it is told to."""
+
+    fails: bool = True
+    undone: int = 0
+
+    def apply(self) -> None:
+        pass
+
+    def undo(self) -> None:
+        if self.fails:
+            raise ZeroDivisionError
+        self.undone += 1
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Faulty:
+    """In the middle of nflows' changes, some of which are undone before and some after it."""
+    nflows = importlib.import_module("robustflow.compat.nflows")
+    change, changes = Faulty(), nflows.changes
+
+    def with_fault() -> list[Any]:
+        made = changes()
+        return [made[0], change, *made[1:]]
+
+    monkeypatch.setattr(nflows, "changes", with_fault)
+    return change
+
+
+def test_an_undo_that_fails_stops_no_other(faulty: Faulty) -> None:
+    functions = [change.function for change in nflows_changes()]
+    own = [function.__code__ for function in functions]
+    handle = compat.patch("nflows")
+    with pytest.raises(ZeroDivisionError):
+        handle.restore()
+    assert [function.__code__ for function in functions] == own
+    assert compat.patched() == {"nflows": counts()}  # something of it is still in force
+    with compat.patch("nflows"):  # all of it again
+        FUNCTION(*arguments())
+        assert compat.patched() == {"nflows": counts(kernel=1)}
+        faulty.fails = False
+    assert faulty.undone == 1 and compat.patched() == {}
+    assert [function.__code__ for function in functions] == own
+
+
+def test_unpatch_tries_again(faulty: Faulty) -> None:
+    compat.patch("nflows")
+    with pytest.raises(ZeroDivisionError):
+        compat.unpatch("nflows")
+    faulty.fails = False
+    compat.unpatch("nflows")
+    assert compat.patched() == {} and faulty.undone == 1
+
+
+def test_a_change_that_cannot_be_made_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = nflows_changes()
+    functions = [change.function for change in changes]
+    own = [function.__code__ for function in functions]
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(changes[-1], "apply", fail)
+    nflows = importlib.import_module("robustflow.compat.nflows")
+    monkeypatch.setattr(nflows, "changes", lambda: changes)
+    with pytest.raises(ZeroDivisionError):
+        compat.patch("nflows")
+    assert [function.__code__ for function in functions] == own and compat.patched() == {}
+
+
+def nflows_changes() -> list[Any]:
+    made: list[Any] = importlib.import_module("robustflow.compat.nflows").changes()
+    return [change for change in made if hasattr(change, "function")]
+
+
 def test_a_fallback_is_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     compat._registry._logged.clear()
     tensors = arguments(derivatives=6)  # K + 1, which nflows' own tests pass with linear tails
@@ -122,7 +218,7 @@ def test_a_fallback_is_counted_and_logged_once(caplog: pytest.LogCaptureFixture)
     with compat.patch("nflows"), caplog.at_level(logging.DEBUG, "robustflow.compat"):
         for _ in range(3):
             found = FUNCTION(*tensors, tail_bound=3.0)
-        assert compat.patched() == {"nflows": {"kernel": 0, "fallback": 3}}
+        assert compat.patched() == {"nflows": counts(fallback=3)}
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert len(caplog.records) == 1
     assert "nflows: the library's own unconstrained_rational_quadratic_spline" in caplog.text

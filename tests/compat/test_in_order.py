@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 
+from compat.served import counts
 from robustflow import compat
 
 LAYERS = {
@@ -90,32 +93,42 @@ def test_equals_the_librarys_passes(
         expected = layer.inverse(y, context)
         with compat.patch(library):
             found = layer.inverse(y, context)
-            assert compat.patched()[library] == {"kernel": FEATURES, "fallback": 0}
+            assert compat.patched()[library] == counts(kernel=FEATURES)
             assert counter.of(lambda: layer.inverse(y, context)) == units(layer)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     assert counter.of(lambda: layer.inverse(y, context)) > 3 * units(layer)
     with compat.patch(library):  # with gradients: the library's passes
         by_passes = layer.inverse(y, context)
+        assert compat.patched()[library] == counts(kernel=FEATURES, fallback=1)
     assert by_passes[0].requires_grad
     torch.testing.assert_close(tuple(t.detach() for t in by_passes), expected)
 
 
-KEPT: dict[str, dict[str, Any]] = {
-    "dropout": {"dropout_probability": 0.5},
-    "batch norm": {"use_batch_norm": True},
-    "an activation with weights": {"activation": nn.PReLU(HIDDEN)},
-    "an unknown activation": {"activation": lambda x: x.cumsum(-1)},
-    "no tails": {"tails": None},
-    "a bound for each feature": {"tail_bound": torch.linspace(2, 3, FEATURES).double()},
-    "a hook": {},
-    "another network": {},
+KEPT: dict[str, tuple[dict[str, Any], str]] = {
+    "dropout": ({"dropout_probability": 0.5}, "dropout is on"),
+    "batch norm": ({"use_batch_norm": True}, "has a BatchNorm1d"),
+    "an activation with weights": ({"activation": nn.PReLU(HIDDEN)}, "has a PReLU"),
+    "an unknown activation": ({"activation": lambda x: x.cumsum(-1)}, "known to be elementwise"),
+    "no tails": ({"tails": None}, "or there are none"),
+    "a bound for each feature": (
+        {"tail_bound": torch.linspace(2, 3, FEATURES).double()},
+        "belong to single features",
+    ),
+    "a hook": ({}, "hooks watch a MaskedLinear"),
+    "another network": ({}, "not the library's own"),
 }
 
 
 @each_library
 @pytest.mark.parametrize("why", KEPT)
-def test_what_keeps_the_passes(library: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = make(library, **KEPT[why])
+def test_what_keeps_the_passes(
+    library: str,
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is counted, and said why."""
+    layer = make(library, **KEPT[why][0])
     if why == "dropout":
         layer.train()
     elif why == "a hook":
@@ -124,8 +137,11 @@ def test_what_keeps_the_passes(library: str, why: str, monkeypatch: pytest.Monke
         layer.autoregressive_net = Wrapped(layer.autoregressive_net)
     y = torch.rand(BATCH, FEATURES).double()
     counter = Counter(monkeypatch)
-    with torch.no_grad(), compat.patch(library):
+    compat._registry._logged.clear()
+    with torch.no_grad(), compat.patch(library), caplog.at_level("DEBUG", "robustflow.compat"):
         assert counter.of(lambda: layer.inverse(y)) == FEATURES * units(layer)
+        assert compat.patched()[library]["fallback"] >= 1
+    assert ".inverse runs, since" in caplog.text and KEPT[why][1] in caplog.text
 
 
 class Wrapped(nn.Module):
@@ -140,20 +156,112 @@ class Wrapped(nn.Module):
 
 @each_library
 def test_another_library_of_that_name_keeps_its_passes(
-    library: str, monkeypatch: pytest.MonkeyPatch
+    library: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A MADE that is put together as none that we know."""
     layer = make(library)
     made = type(layer.autoregressive_net)
     forward = made.forward
     monkeypatch.setattr(made, "forward", lambda self, *args: 2 * forward(self, *args))
+    keeps_its_passes(library, layer, "does not know how the library puts them", monkeypatch, caplog)
+
+
+@each_library
+def test_a_probe_that_fails_says_so(
+    library: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A MADE with other arguments than those that the probe gives it."""
+    layer = make(library)
+    made = type(layer.autoregressive_net)
+    init = made.__init__
+
+    def other(self: Any, *args: Any, hidden_features: int = 9, **options: Any) -> None:
+        if "activation" in options:
+            raise TypeError("no such option")
+        init(self, *args, hidden_features, **options)
+
+    monkeypatch.setattr(made, "__init__", other)
+    keeps_its_passes(library, layer, "TypeError('no such option')", monkeypatch, caplog)
+
+
+def keeps_its_passes(
+    library: str,
+    layer: Any,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The results, the work, the count; said when it is patched and when it is called."""
     y = torch.randn(BATCH, FEATURES).double()
     counter = Counter(monkeypatch)
-    with torch.no_grad():
+    compat._registry._logged.clear()
+    with torch.no_grad(), caplog.at_level("DEBUG", "robustflow.compat"):
         expected = layer.inverse(y)
         with compat.patch(library):
+            assert reason in caplog.text
+            caplog.clear()
             torch.testing.assert_close(layer.inverse(y), expected, rtol=1e-9, atol=1e-9)
+            assert compat.patched()[library] == counts(kernel=FEATURES, fallback=1)
+            assert reason in caplog.text
             assert counter.of(lambda: layer.inverse(y)) == FEATURES * units(layer)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+AMBIENT: dict[str, Callable[[], Any]] = {
+    "default device": lambda: torch.device("meta"),
+    "fake tensors": FakeTensorMode,
+    "inference": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "default dtype": lambda: default_dtype(torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("ambient", AMBIENT)
+@each_library
+def test_where_it_is_patched_does_not_matter(
+    library: str, ambient: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Probes make networks and numbers, which default devices, dtypes and modes would reach."""
+    layer = make(library)
+    y = torch.randn(BATCH, FEATURES).double()
+    state = torch.get_rng_state()
+    with AMBIENT[ambient]():
+        handle = compat.patch(library)
+    assert torch.equal(torch.get_rng_state(), state)
+    counter = Counter(monkeypatch)
+    with handle, torch.no_grad():
+        assert counter.of(lambda: layer.inverse(y)) == units(layer)
+        assert compat.patched()[library]["fallback"] == 0
+
+
+@each_library
+def test_a_default_device_where_it_samples(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = make(library, context_features=CONTEXT)
+    y, context = torch.randn(BATCH, FEATURES).double(), torch.randn(BATCH, CONTEXT).double()
+    expected = layer.inverse(y, context)
+    counter = Counter(monkeypatch)
+    with compat.patch(library), torch.no_grad(), torch.device("meta"):
+        torch.testing.assert_close(layer.inverse(y, context), expected, rtol=1e-9, atol=1e-9)
+        assert counter.of(lambda: layer.inverse(y, context)) == units(layer)
+
+
+def test_inverses_of_other_layers_are_not_counted() -> None:
+    """They share the method, and have no spline."""
+    transforms = pytest.importorskip("nflows.transforms")
+    layer = transforms.MaskedAffineAutoregressiveTransform(FEATURES, HIDDEN).double()
+    y = torch.randn(BATCH, FEATURES).double()
+    with compat.patch("nflows"), torch.no_grad():
+        layer.inverse(y)
+        assert compat.patched()["nflows"] == counts()
 
 
 @each_library

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from compat.served import counts
 from compat.test_layers import calls
 from robustflow import compat
 
@@ -42,7 +43,7 @@ def same(make: Any, phi: list[Tensor], x: Tensor, kernel: int = 4) -> None:
     expected = outcome(make, phi, x)
     with compat.patch("zuko"):
         found = outcome(make, phi, x)
-        assert compat.patched()["zuko"] == {"kernel": kernel, "fallback": 4 - kernel}
+        assert compat.patched()["zuko"] == counts(kernel=kernel, fallback=4 - kernel)
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
 
 
@@ -122,13 +123,102 @@ def test_a_transform_outlives_the_patch(when: str) -> None:
     assert transform.horizontal.grad_fn is not None
 
 
+@pytest.mark.parametrize("kind", ["vmap", "grad", "jvp"])
+def test_a_transform_of_a_torch_func_transform_that_has_ended(kind: str) -> None:
+    """Its knots are what zuko's would be: tensors of a level that is no more."""
+    alive: list[Any] = []
+
+    def loss(w: Tensor, h: Tensor, d: Tensor, x: Tensor) -> Tensor:
+        alive.append(RQS(w, h, d))
+        value: Tensor = alive[-1](x).sum()
+        return value
+
+    def call() -> Tensor:
+        args = tuple(t.detach() for t in (*groups(7, 3), double(7, 3)))
+        if kind == "vmap":
+            return torch.func.vmap(loss)(*args)
+        if kind == "grad":
+            return torch.func.grad(loss)(*args)
+        return torch.func.jvp(loss, args, args)[1]
+
+    torch.manual_seed(5)
+    expected = call()
+    torch.manual_seed(5)
+    phi, x = groups(7, 3), double(7, 3)
+    for _ in range(2):
+        torch.manual_seed(5)
+        with compat.patch("zuko"):
+            torch.testing.assert_close(call(), expected, rtol=1e-7, atol=1e-8)
+        assert compat.patched() == {}
+        with compat.patch("zuko"):
+            RQS(*phi)(x)
+            assert compat.patched()["zuko"] == counts(kernel=1)
+    assert set(vars(alive[-1])) == set(vars(alive[0]))
+    assert type(alive[-1].horizontal) is type(alive[0].horizontal)
+
+
+def test_one_that_cannot_be_settled_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    phi, x = groups(7, 3), double(7, 3)
+    expected = RQS(*phi)(x)
+    with pytest.raises(ZeroDivisionError), compat.patch("zuko"):
+        transforms = [RQS(*phi) for _ in range(3)]
+        spline = next(
+            change.spline
+            for change in compat._registry._sessions["zuko"].changes
+            if hasattr(change, "spline")
+        )
+        settle = spline.settle
+
+        def failing(transform: Any) -> None:
+            if transform is transforms[1]:
+                raise ZeroDivisionError
+            settle(transform)
+
+        monkeypatch.setattr(spline, "settle", failing)
+    for transform in (transforms[0], transforms[2]):
+        torch.testing.assert_close(transform(x), expected)
+    monkeypatch.undo()
+    compat.unpatch("zuko")
+    torch.testing.assert_close(transforms[1](x), expected)
+    assert compat.patched() == {} and "__getattr__" not in vars(RQS)
+
+
+def test_parameters_modified_in_place_are_told_after_the_patch_too() -> None:
+    """The knots that zuko would have computed are gone; those of the new values are others."""
+    phi, x = [group.detach() for group in groups(7, 3)], double(7, 3)
+    with compat.patch("zuko"):
+        transform = RQS(*phi)
+        phi[0].add_(1)
+        with pytest.raises(RuntimeError, match="modified in place"):
+            transform(x)
+    for use in (transform, transform.inv, lambda x: transform.horizontal.sum()):
+        with pytest.raises(RuntimeError, match="modified in place"):
+            use(x)
+    with pytest.raises(RuntimeError, match="modified in place"):
+        copy.deepcopy(transform)
+
+
+def test_a_bound_for_each_feature_compiles() -> None:
+    phi, x = groups(7, 3), 2 * double(7, 3).detach()
+    bound = torch.tensor([[1.0], [2.0], [3.0]]).double()
+
+    def call(x: Tensor, *phi: Tensor) -> Tensor:
+        value: Tensor = RQS(*phi, bound=bound)(x)
+        return value
+
+    expected = call(x, *phi)
+    with compat.patch("zuko"):
+        found = torch.compile(call, backend="aot_eager")(x, *phi)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-8)
+
+
 def test_a_transform_made_before_the_patch() -> None:
     phi, x = groups(7, 3), double(7, 3)
     transform = RQS(*phi)
     expected = transform(x)
     with compat.patch("zuko"):
         torch.testing.assert_close(transform(x), expected, rtol=0, atol=0)
-        assert compat.patched()["zuko"] == {"kernel": 0, "fallback": 1}
+        assert compat.patched()["zuko"] == counts(fallback=1)
 
 
 def test_copies_hold_what_zukos_hold() -> None:
@@ -287,7 +377,7 @@ def test_an_autoregressive_inverse_runs_the_network_once(name: str) -> None:
     context = double(2, options["context"]).detach() if "context" in options else None
     with compat.patch("zuko"):
         by_passes = layer(context).inv(y)
-        assert by_passes.requires_grad
+        assert by_passes.requires_grad and compat.patched()["zuko"]["fallback"] == 1
         with torch.no_grad():
             made = linear_outputs(lambda: layer(context).inv(y))
             found = layer(context).inv(y)
@@ -341,6 +431,8 @@ def test_what_keeps_zukos_passes() -> None:
             full = linear_outputs(lambda layer=layer: layer().inv(y))
             with compat.patch("zuko"):
                 assert linear_outputs(lambda layer=layer: layer().inv(y)) == full, name
+                affine = name == "affine"  # has no spline: nothing of it is counted
+                assert compat.patched()["zuko"] == (counts() if affine else counts(3, 0, 1))
                 torch.testing.assert_close(layer().inv(y), expected, rtol=1e-7, atol=1e-7)
     assert len(calls) == 4 * 3
 
@@ -356,7 +448,7 @@ def test_transforms_that_died_are_forgotten() -> None:
         made.add(thing)
     for _ in range(10_000):
         made.add(Thing())
-    assert made.alive() == kept and len(made._references) < 2100
+    assert made.alive() == kept and len(made._references) == 5
 
 
 def test_a_loaded_order_and_an_activation_that_is_used_twice() -> None:

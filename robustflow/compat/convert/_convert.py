@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -180,14 +180,17 @@ def _undone_on_error(layers: Any) -> Iterator[None]:
     """If an error comes up, the layers and all that is in them are what they were."""
     modules = [module for layer in layers for module in layer.module.modules()]
     before = [(module, type(module), _copy(module.__dict__)) for module in modules]
-    try:
-        yield
-    except BaseException:
+
+    def undo() -> None:
         for module, kind, attributes in before:
             module.__class__ = kind
             module.__dict__.clear()
             module.__dict__.update(attributes)
-        raise
+
+    with ExitStack() as on_error:
+        on_error.callback(undo)
+        yield
+        on_error.pop_all()
 
 
 def _copy(attributes: dict[str, Any]) -> dict[str, Any]:
