@@ -7,6 +7,7 @@ weights, and shares no module with the package.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -287,3 +288,27 @@ def test_weights_of_the_wrong_shape_are_named() -> None:
     weights["flowUpsamplerNet.layers.2.actnorm.logs"] = torch.zeros(1, 5, 1, 1)
     with pytest.raises(NotPublished, match=r"layers\.2\.actnorm\.logs"):
         PublishedFlow(weights)
+
+
+@pytest.mark.parametrize(
+    ("lost", "sentence"),
+    [
+        (r".*\.affine\..*", r"no weight is named \.\.\.\.fFeatures\.0\.weight"),
+        (r".*layers\.2\.actnorm\.bias", r"not all there: 'actnorm\.bias'"),
+        (r"RRDB\.conv_first\.weight", r"no RRDB encoder: 'RRDB\.conv_first\.weight'"),
+    ],
+)
+def test_weights_that_are_missing_are_named(lost: str, sentence: str) -> None:
+    weights = published_weights("affine", std=False, frozen=False)
+    left = {name: each for name, each in weights.items() if not re.fullmatch(lost, name)}
+    assert len(left) < len(weights)
+    with pytest.raises(NotPublished, match=sentence):
+        PublishedFlow(left)
+
+
+def test_a_flow_that_does_not_begin_with_a_squeeze_is_named() -> None:
+    weights = published_weights("affine", std=False, frozen=False)
+    layer = re.compile(r"(flowUpsamplerNet\.layers\.)(\d+)(.*)")
+    moved = {layer.sub(lambda m: f"{m[1]}{int(m[2]) - 1}{m[3]}", n): t for n, t in weights.items()}
+    with pytest.raises(NotPublished, match="it should be a squeeze"):
+        PublishedFlow(moved)

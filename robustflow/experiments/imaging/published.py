@@ -291,8 +291,13 @@ named flowUpsamplerNet.layers.<n>.actnorm.bias.
             raise NotPublished(
                 "The file has no flow: no weight is named flowUpsamplerNet.layers.<n>.actnorm.bias."
             )
-        self.RRDB = _encoder_for(weights, layers)
-        built = [_layer_for(layers.get(number)) for number in range(max(layers) + 1)]
+        try:
+            self.RRDB = _encoder_for(weights, layers)
+            built = [_layer_for(layers.get(number)) for number in range(max(layers) + 1)]
+        except KeyError as error:
+            raise NotPublished(f"The weights of the network are not all there: {error}.") from None
+        if not isinstance(built[0], nn.Identity):
+            raise NotPublished("The flow's first layer has weights: it should be a squeeze.")
         self.flowUpsamplerNet = _FlowUpsamplerNet(built, _unused_for(weights))
         self.structure = _describe(weights, built, self.RRDB.scale, self)
         self.task = SuperResolution(self.structure.scale)
@@ -423,13 +428,15 @@ def _encoder_for(
         int(name.split(".")[2]) for name in weights if name.startswith("RRDB.RRDB_trunk.")
     )
     scale = 2 ** sum(f"RRDB.upconv{number}.weight" in weights for number in (1, 2, 3))
-    read = next(
+    read = [
         parts[name].shape[1]
         for parts in layers.values()
         for name in parts
         if name.endswith("fFeatures.0.weight")
-    )
-    return PublishedEncoder(features, growth, blocks, scale, tapped=read > features)
+    ]
+    if not read:
+        raise NotPublished("The flow has no coupling: no weight is named ....fFeatures.0.weight.")
+    return PublishedEncoder(features, growth, blocks, scale, tapped=read[0] > features)
 
 
 def _layer_for(parts: Mapping[str, Tensor] | None) -> nn.Module:
