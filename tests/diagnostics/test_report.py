@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from robustflow import nn as rnn
 from robustflow._files import UnwritablePath
 from robustflow.diagnostics import RobustnessReport, robustness_report
+from robustflow.diagnostics.report import page
 from robustflow.diagnostics.report.evidence import to_grid
 from robustflow.diagnostics.report.statistics import (
     auroc,
@@ -215,3 +216,20 @@ def test_vectors_have_no_pictures_and_still_a_report() -> None:
     found = robustness_report(flow, points, {"far": torch.full((1, 2), 9.0)}, num_samples=4)
     assert len(found.evidence) == 7
     assert found.evidence[0].grid == ()
+
+
+def test_a_missing_package_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "find_spec", lambda name: None)
+    sampled: list[str] = []
+
+    def sample(
+        context: Tensor, number: int, temperature: float, generator: torch.Generator
+    ) -> Tensor:
+        sampled.append("sampled")
+        raise AssertionError
+
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'robustflow\[report\]'"):
+        robustness_report(planted_flow(), contexts("a", "b"), {}, sample=sample, out=tmp_path)
+    assert not sampled

@@ -36,6 +36,7 @@ from robustflow.experiments.imaging.loading import load_flow
 from robustflow.experiments.imaging.model import ImagingFlow
 from robustflow.experiments.imaging.preview import Preview, preview
 from robustflow.experiments.imaging.progress import TensorBoard
+from robustflow.experiments.imaging.robustness import observations
 from robustflow.experiments.imaging.tiles import receptive_field, sample_in_tiles
 from robustflow.experiments.imaging.training import Listener, Trainer, TrainingStopped, Update
 
@@ -460,6 +461,31 @@ def test_samples_are_the_same_whole_in_tiles_and_by_several_processes(
         assert torch.equal(read_picture(tmp_path / "shared" / name).int(), whole)
         # Tiles differ by rounding in float32, which can tip the rounding to 8 bits.
         assert int((read_picture(tmp_path / "tiles" / name).int() - whole).abs().max()) <= 1
+
+
+def test_pictures_of_one_name_and_folders_that_are_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    flow = str(tmp_path / "flow")
+    Trainer(small({"training.iterations": 1}), Path(flow)).run()
+    low = tmp_path / "low"
+    (low / "more").mkdir(parents=True)
+    for folder in (low, low / "more"):
+        Image.new("RGB", (32, 32)).save(folder / "a.png")
+    out = tmp_path / "out"
+    assert main(["sample", flow, str(low), "--out", str(out)]) == 2
+    assert "would both be sampled to a-00.png" in capsys.readouterr().err
+    assert not list(out.iterdir())
+    report = ["report", flow, "--out", str(tmp_path / "report")]
+    assert main([*report, "--ood", str(tmp_path / "none")]) == 2
+    assert "There is no folder" in capsys.readouterr().err
+    assert main([*report, "--size", "3"]) == 2
+    assert "The squares must have at least 4 pixels, got 3" in capsys.readouterr().err
+    (low / "broken.png").write_bytes(b"")
+    model = load_flow(tmp_path / "flow").flow
+    assert isinstance(model, ImagingFlow)
+    assert set(observations(model, "ood", low, 32)) == {"a.png", "more/a.png"}
+    assert "broken.png is left out: the file is empty" in caplog.text
 
 
 @pytest.mark.slow

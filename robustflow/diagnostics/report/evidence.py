@@ -199,7 +199,7 @@ def choose_temperature(
     """The highest temperature at which under ``most`` of all pixels are contaminated.
 
     At a higher one nearly everything fails, and a score has nothing left to tell apart. If there
-    is none, the lowest; and one at which something fails is preferred to one at which nothing does.
+    is none, the lowest.
     """
     rates = {
         temperature: float(np.mean([each.sampled[temperature].rate for each in evidence]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,18 +32,27 @@ class Cell:
     title: str = ""
 
 
+def check_installed() -> None:
+    """See that pages can be made, before the work that they show.
+
+    Raises:
+        ModuleNotFoundError: jinja2 is missing.
+    """
+    if find_spec("jinja2") is None:
+        raise ModuleNotFoundError(
+            "Pages need jinja2: pip install 'robustflow[report]'.", name="jinja2"
+        )
+
+
 def render(report: RobustnessReport) -> str:
     """The page of a report.
 
     Raises:
         ModuleNotFoundError: jinja2 is missing.
     """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "Pages need jinja2: pip install 'robustflow[report]'.", name="jinja2"
-        ) from None
+    check_installed()
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("robustflow.diagnostics.report", "."),
         autoescape=True,

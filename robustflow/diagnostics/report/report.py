@@ -233,6 +233,9 @@ def robustness_report(
     if not temperatures or num_samples < 1:
         raise ValueError("Give at least one temperature, and num_samples of at least 1.")
     if out is not None:
+        from robustflow.diagnostics.report.page import check_installed, render
+
+        check_installed()
         check_writable(Path(out) / "report.html", Path(out) / "report.json")
     sampler = sample or default_sampler(model)
     groups = [
@@ -276,8 +279,6 @@ def robustness_report(
         control=control,
     )
     if out is not None:
-        from robustflow.diagnostics.report.page import render
-
         folder = Path(out)
         text = json.dumps(report.to_dict(), indent=2, allow_nan=False)
         write_atomically(folder / "report.json", text)

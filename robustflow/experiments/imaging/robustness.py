@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from robustflow.diagnostics.report.report import RobustnessReport, robustness_report
 from robustflow.experiments.data.builtin import Split, split_of
-from robustflow.experiments.data.reading import UnreadablePicture, picture_files, read_picture
+from robustflow.experiments.data.reading import picture_files, read_picture, read_pictures
 from robustflow.experiments.imaging.loading import load_own_flow
 from robustflow.experiments.imaging.model import ImagingFlow
 from robustflow.experiments.photographs import crop
 from robustflow.experiments.tasks.base import WHITE
+
+LOGGER = logging.getLogger("robustflow.experiments.imaging")
 
 
 class BadPictures(ValueError):
@@ -43,9 +46,14 @@ def report_on(
 
     Raises:
         CheckpointError: no checkpoint.
-        BadPictures: a folder without a picture that is large enough.
+        BadPictures: squares too small for the flow, or a folder that is missing, or without a
+            picture that is large enough.
     """
     flow, config = load_own_flow(checkpoint)
+    if size < flow.size_multiple:
+        raise BadPictures(
+            f"The squares must have at least {flow.size_multiple} pixels, got {size}."
+        )
     size -= size % flow.size_multiple
     folders: dict[Split, Path | None] = {"train": training, "held_out": held_out, "ood": ood}
     contexts = {split: observations(flow, split, folder, size) for split, folder in folders.items()}
@@ -73,20 +81,28 @@ def observations(
         split: of the built-in set, where no folder is named.
         folder: of pictures, of which the middle is taken.
         size: of the squares.
+
+    Raises:
+        BadPictures: as for :func:`report_on`.
     """
     made = {}
-    if folder is None:
-        for picture in split_of(split):
-            made[picture.title] = crop(read_picture(picture.file), picture.corner, size)
-    else:
-        for file in picture_files(folder):
-            try:
-                pixels = read_picture(file)
-            except UnreadablePicture:
-                continue
+    try:
+        if folder is None:
+            for picture in split_of(split):
+                made[picture.title] = crop(read_picture(picture.file), picture.corner, size)
+            files = []
+        else:
+            files = picture_files(folder)
+    except (OSError, ValueError) as error:
+        raise BadPictures(str(error)) from None
+    if folder is not None:
+        pictures, skipped = read_pictures(files, smallest=size)
+        for each in skipped:
+            LOGGER.warning("%s is left out: %s.", each.path, each.reason)
+        for file, pixels in pictures:
             height, width = pixels.shape[-2:]
-            if min(height, width) >= size:
-                made[file.stem] = crop(pixels, ((height - size) // 2, (width - size) // 2), size)
+            title = str(file.relative_to(folder))
+            made[title] = crop(pixels, ((height - size) // 2, (width - size) // 2), size)
         if not made:
             raise BadPictures(f"{folder} has no picture of at least {size} x {size} pixels.")
     generator = torch.Generator().manual_seed(0)

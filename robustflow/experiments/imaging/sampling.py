@@ -62,7 +62,7 @@ def sample_files(
 
     Raises:
         CheckpointError: no checkpoint.
-        BadRequest: a number or path that cannot be used.
+        BadRequest: a number or path that cannot be used, or two pictures of one name.
     """
     if number < 1:
         raise BadRequest(f"--number must be at least 1, got {number}.")
@@ -75,12 +75,15 @@ def sample_files(
         out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise BadRequest(str(error)) from None
+    _check_names(files)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     files = files[rank::ranks]
     flow = load_flow(checkpoint).flow
     if tile and isinstance(flow, PublishedFlow):
         raise BadRequest("--tile is for flows of `robustflow train`, not for published networks.")
-    flow.to("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():  # one GPU for each of torchrun's processes
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        flow.to("cuda")
     table = Table(box=SIMPLE_HEAD)
     for title in ("picture", "size", "faulty samples", "largest |value|"):
         table.add_column(title, justify="left" if title == "picture" else "right")
@@ -161,6 +164,17 @@ def write_picture(sample: Tensor, path: Path) -> None:
     pixels = (rgb(sample[None])[0].nan_to_num(nan=0.0).clamp(0, 1) * WHITE).round().byte()
     with replacing(path) as file:
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "PNG")
+
+
+def _check_names(files: Sequence[Path]) -> None:
+    """See that no picture's samples would take the place of another's."""
+    found: dict[str, Path] = {}
+    for path in files:
+        if found.setdefault(path.stem, path) is not path:
+            raise BadRequest(
+                f"{found[path.stem]} and {path} would both be sampled to {path.stem}-00.png: "
+                "sample them apart, with another --out."
+            )
 
 
 def _files(path: Path) -> list[Path]:
