@@ -114,9 +114,12 @@ def test_layers_are_read_in_the_order_of_sampling() -> None:
     coupling, norm = outside
     assert coupling.slopes is not None and norm.slopes is None
     torch.testing.assert_close(coupling.slopes, torch.full((64,), 1e-4))
-    assert coupling.growth > 1e3 and norm.growth == 1
-    assert coupling.variance == norm.variance
-    assert coupling.variance == pytest.approx(1e8 * float(latents(64)[:, 1].var()), rel=1e-3)
+    z = latents(64)
+    # Every |z₂| of these is above 0.01: it grows to 100 or more, and so explodes.
+    assert (z[:, 1].abs() > 0.01).all() and coupling.onsets == 64 and norm.onsets == 0
+    assert coupling.magnitude == norm.magnitude == pytest.approx(1e4 * float(z[:, 1].abs().max()))
+    everything = torch.stack([z[:, 0], 1e4 * z[:, 1]])
+    assert coupling.variance == norm.variance == pytest.approx(float(everything.var()), rel=0.02)
 
 
 def test_a_flow_that_is_not_finite_is_absurd() -> None:
@@ -278,7 +281,7 @@ def test_an_exploded_flow_is_drawn_and_written_as_json(run_of_seed_3: RunResult)
     exploded.corners_outside[0, :5] = math.inf
     exploded.corners_outside[1, :5] = math.nan
     radii = [replace(each, largest=math.inf, absurd=0.5) for each in exploded.radii]
-    outside = [replace(layer, variance=math.inf, growth=math.inf) for layer in exploded.outside]
+    outside = [replace(layer, variance=math.inf, magnitude=math.inf) for layer in exploded.outside]
     attacks = [replace(each, largest=math.inf, bound=math.inf) for each in exploded.attacks]
     controls[0] = replace(exploded, radii=radii, outside=outside, attacks=attacks)
     outcome = Outcome((*controls, run_of_seed_3), TINY)

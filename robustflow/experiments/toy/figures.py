@@ -21,7 +21,7 @@ from robustflow.experiments.toy import attack, reading
 from robustflow.experiments.toy.law import LAWS
 from robustflow.experiments.toy.models import COUPLINGS
 from robustflow.experiments.toy.reading import LayerReading
-from robustflow.experiments.toy.runs import CORNERS
+from robustflow.experiments.toy.runs import CORNERS, RunResult
 from robustflow.experiments.toy.summary import NOT_MEANINGFUL, Outcome, magnitude, percent
 
 _COLOURS = {
@@ -244,6 +244,18 @@ def _draw_variance(axis: Axes, outcome: Outcome) -> None:
             _line(axis, places, values, _colour(coupling), index)
             if not index:
                 ends[coupling] = (values[-1], _colour(coupling))
+        explosion = first[coupling].explosion
+        if explosion is not None:
+            start = names.index(explosion.name)
+            axis.annotate(
+                "explodes here",
+                (places[start], min(explosion.variance, _LARGEST**2)),
+                (6, 4),
+                textcoords="offset points",
+                fontsize=8,
+                color=_colour(coupling),
+                fontweight="bold",
+            )
     axis.set_xlim(0.5, places[-1] * 1.45)
     axis.set_xticks(places, [name.split(" ")[0] for name in names], rotation=90, fontsize=8)
     for place, name in zip(places, names, strict=True):
@@ -259,10 +271,7 @@ def _draw_slopes(axis: Axes, outcome: Outcome) -> None:
     edges = np.linspace(math.log10(_SLOPES[0]), math.log10(_SLOPES[1]), 97)
     for row, coupling in enumerate(reversed(couplings)):
         result = outcome.of(_LAW, coupling)[0]
-        place = max(
-            (i for i, layer in enumerate(result.outside) if layer.slopes is not None),
-            key=lambda i: result.outside[i].growth,
-        )
+        place = _busiest(result)
         colour = _colour(coupling)
         for layers, face, alpha in ((result.inside, "0.55", 0.55), (result.outside, colour, 0.75)):
             slopes = layers[place].slopes
@@ -293,6 +302,17 @@ def _draw_slopes(axis: Axes, outcome: Outcome) -> None:
         color=_QUIET,
     )
     _bare(axis, "left")
+
+
+def _busiest(result: RunResult) -> int:
+    """The coupling that grows most, among the layers: where explosions begin, if there are any."""
+
+    def growth(index: int) -> float:
+        before = result.outside[index - 1].magnitude if index else 1.0
+        return result.outside[index].magnitude / max(1.0, before)
+
+    couplings = [i for i, layer in enumerate(result.outside) if layer.slopes is not None]
+    return max(couplings, key=lambda i: (result.outside[i].onsets, growth(i)))
 
 
 def _draw_board(band: SubFigure, outcome: Outcome) -> None:

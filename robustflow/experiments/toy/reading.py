@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robustflow import nn as rnn
+from robustflow.diagnostics import InverseMonitor
 from robustflow.experiments.toy.law import Law
 
 RADII = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -20,7 +21,9 @@ OUTSIDE = 3.0  # the radius that is looked at closely
 DIRECTIONS = 64
 LATENTS = 128  # for each direction
 ABSURD = 10.0
-_NAMES = {rnn.Coupling: "coupling", rnn.InvertibleConv1x1: "1x1", rnn.ActNorm: "actnorm"}
+EXPLOSION = 100.0  # growth in a layer; shifts, which every coupling has but RQ, reach 20 outside
+_WORDS = {"self-conditional": "coupling"}
+_LAYERS_A_STEP = 3
 
 
 @dataclass(frozen=True)
@@ -44,19 +47,22 @@ class RadiusReading:
 
 @dataclass(frozen=True)
 class LayerReading:
-    """One layer's output while sampling, in the order of sampling; slopes, of couplings.
+    """One layer while sampling, in the order of sampling.
 
     Attributes:
         name: such as ``"coupling 1"``, counted from the latents.
-        variance: the larger one of the two channels'.
-        growth: the largest ratio of its output's magnitude to its input's, or to 1 if that is more.
+        variance: of its output, over samples and channels.
+        magnitude: the largest absolute value of its output.
+        onsets: number of explosions that begin there, of
+            :class:`~robustflow.diagnostics.InverseMonitor`: a value grew by 100 in this layer.
         slopes: for each sample, the derivative c' of the coupling's forward transform (the inverse
             multiplies by one over it); None of other layers.
     """
 
     name: str
     variance: float
-    growth: float
+    magnitude: float
+    onsets: int
     slopes: Tensor | None
 
 
@@ -138,17 +144,22 @@ def walk(flow: rnn.ConditionalFlow, z: Tensor, y: Tensor) -> Iterator[Step]:
 @torch.no_grad()
 def read_layers(flow: rnn.ConditionalFlow, y: Tensor) -> list[LayerReading]:
     """Sample once at each condition (N, 2) and look at every layer's output."""
-    readings = []
-    for index, step in enumerate(walk(flow, latents(len(y)), y)):
-        growth = step.after.abs().amax(dim=1) / step.before.abs().amax(dim=1).clamp(min=1.0)
-        # One of the two channels is transformed, so the log-determinant is its own.
-        is_coupling = isinstance(step.layer, rnn.Coupling)
-        readings.append(
-            LayerReading(
-                f"{_NAMES[type(step.layer)]} {index // len(_NAMES) + 1}",
-                float(step.after.var(dim=0).nan_to_num(nan=math.inf).max()),
-                float(growth.nan_to_num(nan=math.inf).max()),
-                (-step.logabsdet).exp() if is_coupling else None,
-            )
+    z = latents(len(y))
+    # One of the two channels is transformed, so the log-determinant is its own.
+    slopes = {
+        step.name: (-step.logabsdet).exp()
+        for step in walk(flow, z, y)
+        if isinstance(step.layer, rnn.Coupling)
+    }
+    with InverseMonitor(flow, growth=EXPLOSION) as monitor:
+        flow.inverse((z,), y)
+    return [
+        LayerReading(
+            f"{_WORDS.get(record.kind, record.kind)} {index // _LAYERS_A_STEP + 1}",
+            record.output_variance,
+            record.output_magnitude,
+            record.onsets,
+            slopes.get(record.name),
         )
-    return readings
+        for index, record in enumerate(monitor.report().layers)
+    ]

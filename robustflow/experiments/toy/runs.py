@@ -21,7 +21,7 @@ from robustflow.experiments.toy.training import Settings, held_out_nats, train
 CORNERS = 4
 _CORNER_SAMPLES = 256
 _BOARD_SAMPLES = 2048
-_SLOPE_PAIRS = 4096
+LAYER_SAMPLES = 4096
 
 Report = Callable[[int, str], None]
 
@@ -107,6 +107,12 @@ class RunResult:
     corners_outside: Tensor
     centre: Tensor
 
+    @property
+    def explosion(self) -> LayerReading | None:
+        """The layer in which most explosions begin at radius 3; None where nothing explodes."""
+        most = max(self.outside, key=lambda layer: layer.onsets)
+        return most if most.onsets else None
+
     def at(self, radius: float) -> RadiusReading:
         """The reading at one of the radii."""
         return next(reading for reading in self.radii if reading.radius == radius)
@@ -147,9 +153,9 @@ def train_and_read(run: Run, settings: Settings, report: Report) -> RunResult:
     started = time.process_time()  # not the clock: the cores may be shared
     train(flow, law, settings, run.seed + 1, after_update)
     seconds = time.process_time() - started
-    _, familiar = law.sample(_SLOPE_PAIRS, torch.Generator().manual_seed(2**20))
+    _, familiar = law.sample(LAYER_SAMPLES, torch.Generator().manual_seed(2**20))
     unfamiliar = reading.conditions(reading.OUTSIDE).repeat_interleave(
-        _SLOPE_PAIRS // reading.DIRECTIONS, dim=0
+        LAYER_SAMPLES // reading.DIRECTIONS, dim=0
     )
     certificate = certify(flow)
     return RunResult(

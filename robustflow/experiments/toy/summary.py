@@ -153,7 +153,8 @@ def _layers(layers: Sequence[LayerReading]) -> list[dict[str, Any]]:
         {
             "name": layer.name,
             "variance": layer.variance,
-            "growth": layer.growth,
+            "magnitude": layer.magnitude,
+            "onsets": layer.onsets,
             **({} if layer.slopes is None else {"slopes": _quantiles(layer.slopes)}),
         }
         for layer in layers

@@ -11,7 +11,7 @@ from rich.table import Table
 import robustflow
 from robustflow.experiments.toy import attack, reading
 from robustflow.experiments.toy.law import LAWS
-from robustflow.experiments.toy.runs import Run, RunResult
+from robustflow.experiments.toy.runs import LAYER_SAMPLES, Run, RunResult
 from robustflow.experiments.toy.summary import NOT_MEANINGFUL, Outcome, Span, magnitude, percent
 from robustflow.experiments.toy.training import UNTRAINED, Settings
 
@@ -39,7 +39,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     """The tables, and what the controls did."""
     for table in (_couplings(outcome), _radii(outcome), _attacks(outcome)):
         console.print(table)
-    for line in (*_rejected(outcome), *_controls(outcome)):
+    for line in (*_explosions(outcome), *_rejected(outcome), *_controls(outcome)):
         console.print(line, highlight=False)
 
 
@@ -111,6 +111,23 @@ def _attacks(outcome: Outcome) -> Table:
 
 def _style(results: Sequence[RunResult]) -> str:
     return "bold red" if any(each.absurd for result in results for each in result.radii) else ""
+
+
+def _explosions(outcome: Outcome) -> list[str]:
+    lines = []
+    for coupling in outcome.couplings(_LAW):
+        found = {result.run.seed: result.explosion for result in outcome.of(_LAW, coupling)}
+        words = "; ".join(
+            f"{layer.name} (seed {seed}, {percent(layer.onsets / LAYER_SAMPLES)} of the samples)"
+            for seed, layer in found.items()
+            if layer is not None
+        )
+        if words:
+            lines.append(
+                f"Where a value grows by {reading.EXPLOSION:g} at radius {reading.OUTSIDE:g}, "
+                f"counted from the latents: {coupling}: {words}."
+            )
+    return lines
 
 
 def _rejected(outcome: Outcome) -> list[str]:
