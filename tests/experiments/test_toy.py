@@ -174,6 +174,15 @@ def test_shifts_are_what_the_transforms_move_by() -> None:
         torch.testing.assert_close(moved[:, 1], expected, msg=coupling)
 
 
+def test_a_new_transform_must_say_where_its_shift_is() -> None:
+    class OwnAffine(rnn.Affine):
+        pass
+
+    layer = rnn.Coupling(2, 2, OwnAffine(), spatial_dims=0)
+    with pytest.raises(ValueError, match=r"OwnAffine has a shift.*SHIFT_INDEX"):
+        shift_of(layer, torch.zeros(1, 2), torch.zeros(1, 2))
+
+
 def test_certificates_know_which_couplings_can_explode() -> None:
     gains = {
         coupling: certify(build_flow(transform, TINY)).growth.conditional

@@ -77,10 +77,10 @@ def _caption(outcome: Outcome) -> str:
 
 
 def _small_png(figure: Figure) -> bytes:
-    """As a PNG of 128 colours: a third of the size, and no difference to the eye."""
+    """As a PNG of 256 colours: half of the size, and no difference to the eye."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    image = Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    image = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     smaller = io.BytesIO()
     image.save(smaller, format="png", optimize=True)
     return smaller.getvalue()
@@ -356,7 +356,7 @@ def _draw_attacks(axis: Axes, outcome: Outcome) -> None:
             axis.plot(ends[:1], [row], "o", color=colour, markersize=5)
             axis.plot(ends[1:], [row], "|", color=colour, markersize=9, markeredgewidth=2)
     axis.set_xscale("log")
-    axis.set_xlim(1, None)
+    axis.set_xlim(0.5, None)
     axis.set_yticks(range(len(couplings)), reversed(couplings), fontsize=8)
     for label, coupling in zip(axis.get_yticklabels(), reversed(couplings), strict=True):
         label.set_color(_colour(coupling))

@@ -53,19 +53,30 @@ COUPLINGS: dict[str, rnn.ElementwiseTransform] = {
 }
 
 
-_SHIFT_INDEX = {Additive: 0, rnn.Affine: 0, rnn.ModifiedRQSpline: 3}
+# Which parameter of an element is the shift, for those that have one.
+SHIFT_INDEX = {Additive: 0, rnn.Affine: 0, rnn.ModifiedRQSpline: 3}
 
 
 def shift_of(coupling: rnn.Coupling, z: Tensor, context: Tensor) -> Tensor:
     """The shifts that the coupling's conditioner makes, (N,); zero for a transform without one.
+
+    Raises:
+        ValueError: the transform has a shift, and ``SHIFT_INDEX`` does not say where.
 
     Args:
         coupling: of a flow of :func:`build_flow`.
         z: (N, 2), of either side: the conditioner reads the channel that stays.
         context: (N, 2).
     """
-    index = _SHIFT_INDEX.get(type(coupling.transform))
+    transform = coupling.transform
+    index = SHIFT_INDEX.get(type(transform))
     if index is None:
+        bounds = bounds_of(transform)
+        if bounds is None or bounds.inverse.shift:
+            raise ValueError(
+                f"{type(transform).__name__} has a shift or no known bounds: add it to "
+                "SHIFT_INDEX, and its bounds to bounds_of."
+            )
         return z.new_zeros(len(z))
     return coupling.params_of(z[:, : coupling.kept_channels], coupling.project(context))[:, index]
 
