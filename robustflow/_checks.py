@@ -141,13 +141,22 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a positive number, got {value!r}.")
 
 
+def fits(size: int, full: int) -> bool:
+    """As many as wanted, or one for all.
+
+    ``size in (1, full)`` is no way to ask: inside torch.compile, sizes that vary are not found in a
+    tuple of their equals.
+    """
+    return size == 1 or size == full
+
+
 def check_leading_shape(
     name: str, shape: Sequence[int], wanted: Sequence[int], meaning: str
 ) -> None:
     if shape == wanted:  # the usual case, at a tenth of the cost of the next
         return
     if len(shape) != len(wanted) or any(
-        size not in (1, full) for size, full in zip(shape, wanted, strict=True)
+        not fits(size, full) for size, full in zip(shape, wanted, strict=True)
     ):
         raise ValueError(
             f"{name} has dimensions {tuple(shape)} where {tuple(wanted)} are wanted: {meaning}."

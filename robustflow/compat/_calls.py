@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustflow._checks import FLOATING
+from robustflow._checks import FLOATING, fits
 from robustflow.compat._code import Function
 
 HALF = (torch.float16, torch.bfloat16)
@@ -84,7 +84,7 @@ def number_obstacle(bound: Any) -> str | None:
 def broadcasts_to(tensor: Tensor, x: Tensor) -> bool:
     missing = x.dim() - tensor.dim()
     return missing >= 0 and all(
-        size in (1, full) for size, full in zip(tensor.shape, x.shape[missing:], strict=True)
+        fits(size, full) for size, full in zip(tensor.shape, x.shape[missing:], strict=True)
     )
 
 

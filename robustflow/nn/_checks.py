@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from robustflow._checks import check_count, describe
+from robustflow._checks import check_count, describe, fits
 
 
 def check_counts(least: int = 1, **counts: int) -> None:
@@ -91,7 +91,7 @@ def check_shape(name: str, tensor: Tensor, channels: int, spatial_dims: int | No
 
 def check_batch_fits(name: str, have: int, want: int) -> None:
     """One for each z, or one for all."""
-    if have not in (1, want):
+    if not fits(have, want):
         raise ValueError(
             f"{name} must have the batch size of z, or 1: it has {have}, z has {want}."
         )
@@ -107,7 +107,7 @@ def check_context_fits(projected: Tensor, z: Tensor) -> None:
     """What was made from a context has z's batch and spatial size, or 1 in their place."""
     have, want = projected.shape, z.shape
     if len(have) != len(want) or any(
-        size not in (1, full)
+        not fits(size, full)
         for dim, (size, full) in enumerate(zip(have, want, strict=True))
         if dim != 1
     ):

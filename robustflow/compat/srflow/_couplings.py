@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robustflow._checks import fits
 from robustflow.compat.srflow._conditioner import Conditioner
 from robustflow.compat.srflow._once import is_eager
 from robustflow.compat.srflow._options import FLOW, option
@@ -163,7 +164,7 @@ class _SeparatedAndCond(nn.Module, ABC):
                 f"input must have shape (B, {self.in_channels}, H, W), got {tuple(z.shape)}."
             )
         batch, _, *size = z.shape
-        if ft.dim() != 4 or ft.shape[0] not in (1, batch) or ft.shape[1:] != (channels, *size):
+        if ft.dim() != 4 or not fits(ft.shape[0], batch) or ft.shape[1:] != (channels, *size):
             raise ValueError(
                 f"ft must have shape {(batch, channels, *size)} for an input of shape "
                 f"{tuple(z.shape)} (or a batch size of 1), got {tuple(ft.shape)}."
@@ -173,10 +174,10 @@ class _SeparatedAndCond(nn.Module, ABC):
     def _noise_map(self, std: Tensor, z: Tensor) -> Tensor:
         """std as (B, std_channels, H, W), in z's dtype."""
         batch, _, height, width = z.shape
-        fits = std.dim() == 4 and std.shape[0] in (1, batch)
-        if fits and tuple(std.shape[1:]) in ((1, 1, 1), (1, height, width)):
+        usable = std.dim() == 4 and fits(std.shape[0], batch)
+        if usable and tuple(std.shape[1:]) in ((1, 1, 1), (1, height, width)):
             noise = std
-        elif fits and std.shape[1] == self.std_channels:
+        elif usable and std.shape[1] == self.std_channels:
             noise = functional.interpolate(std, size=(height, width), mode="bicubic")
         else:
             raise ValueError(
