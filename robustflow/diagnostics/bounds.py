@@ -16,6 +16,7 @@ from typing import Literal
 
 from robustflow import ops
 from robustflow._checks import check_choice
+from robustflow.nn.circle import CircularShift
 from robustflow.nn.elementwise import Affine, ModifiedRQSpline, RQSpline
 from robustflow.reference.numerics import LINEAR_LIMIT, LOGIT_LIMIT
 
@@ -26,6 +27,7 @@ REALNVP = "Dinh et al. 2017, arXiv:1605.08803"
 NICE = "Dinh et al. 2014, arXiv:1410.8516"
 ROBUST = "Hong, Park and Chun, ICCV 2023, arXiv:2212.04319"
 SPLINES = "Durkan et al. 2019, arXiv:1906.04032"
+TORI = "Rezende et al. 2020, arXiv:2002.02428"
 
 
 @dataclass(frozen=True)
@@ -430,16 +432,26 @@ def _(transform: ModifiedRQSpline) -> Bounds:
 
 @bounds_of.register
 def _(transform: RQSpline) -> Bounds:
-    bound = transform.tail_bound
+    """Where the channels differ: of the widest box, and of circular tails if there are any."""
+    tails, bounds = (
+        value if isinstance(value, tuple) else (value,)
+        for value in (transform.tails, transform.tail_bound)
+    )
+    bound = max(bounds)
     return rq_bounds(
         transform.num_bins,
-        transform.tails,
+        "circular" if "circular" in tails else tails[0],
         (-bound, bound, -bound, bound),
         (transform.min_bin_width, transform.min_bin_height),
         transform.min_derivative,
         transform.parametrization,
         saturates=True,
     )
+
+
+@bounds_of.register
+def _(transform: CircularShift) -> Bounds:
+    return affine_bounds(ONE, "data", formula="x + t", source=TORI)
 
 
 def rms(values: Sequence[float]) -> float:

@@ -7,6 +7,7 @@ Every layer is called as ``layer(z, context=None, *, inverse=False) -> (z, logab
 
 from robustflow.nn.actnorm import ActNorm
 from robustflow.nn.autoregressive import Autoregressive
+from robustflow.nn.circle import CircularBase, CircularShift, PeriodicFeatures, PhaseShift
 from robustflow.nn.condition import Condition
 from robustflow.nn.conditioner import Conditioner, TwoPartConditioner
 from robustflow.nn.conv1x1 import InvertibleConv1x1
@@ -35,6 +36,8 @@ __all__ = [
     "ActNorm",
     "Affine",
     "Autoregressive",
+    "CircularBase",
+    "CircularShift",
     "Condition",
     "ConditionalAffineCoupling",
     "ConditionalAffineInjector",
@@ -52,6 +55,8 @@ __all__ = [
     "ModifiedRQSpline",
     "ModifiedRQSplineCoupling",
     "ModifiedRQSplineInjector",
+    "PeriodicFeatures",
+    "PhaseShift",
     "RQSpline",
     "RQSplineAutoregressive",
     "RQSplineCoupling",

@@ -82,17 +82,22 @@ class Plan:
         order: for each node, its units sorted by step.
         ends: for each node, how many of them are known after each step.
         features: the features whose parameters each step computes, as an index.
+        members: the same as numbers.
         num_params: parameters of a feature.
     """
 
     order: tuple[Tensor, ...]
     ends: tuple[tuple[int, ...], ...]
     features: tuple[slice | Tensor, ...]
+    members: tuple[tuple[int, ...], ...]
     num_params: int
 
 
 def make_plan(
-    operations: Sequence[Operation], features: int, context_features: int = 0
+    operations: Sequence[Operation],
+    features: int,
+    context_features: int = 0,
+    sources: Sequence[int] | None = None,
 ) -> Plan | None:
     """The plan of a network, or None where the features cannot be had one after another.
 
@@ -101,6 +106,7 @@ def make_plan(
             is ``d * num_params + p``.
         features: D.
         context_features: known from the start.
+        sources: of which feature each input is made; None: the inputs are the features.
     """
     from_input = any(isinstance(each, Add) and each.node == 0 for each in operations)
     ends = (operations[0], operations[-1])
@@ -110,8 +116,11 @@ def make_plan(
     device = next(o.mask.device for o in operations if isinstance(o, Masked))
     known = torch.full((features + context_features,), unknown, device=device)
     known[features:] = 0
+    entering = torch.arange(features + context_features, device=device)
+    if sources is not None:
+        entering = torch.cat([torch.tensor(sources, device=device), entering[features:]])
     for step in range(features):
-        steps = _steps(operations, known)
+        steps = _steps(operations, known[entering])
         needed = steps[-1].view(features, -1).amax(1)
         now = (needed <= step) & (known[:features] == unknown)
         known[:features][now] = step + 1
@@ -119,7 +128,7 @@ def make_plan(
             break
     if (known == unknown).any():
         return None
-    steps = _steps(operations, known)
+    steps = _steps(operations, known[entering])
     for i, operation in enumerate(operations):
         if isinstance(operation, Add) and not torch.equal(steps[i], steps[operation.node]):
             return None  # the two would be sorted differently
@@ -128,10 +137,12 @@ def make_plan(
     last = steps[-1].view(features, -1)
     feature_step = last.amax(1)
     steps[-1] = feature_step.repeat_interleave(last.shape[1])
+    indices = [(feature_step == t).nonzero().flatten() for t in range(count)]
     return Plan(
         tuple(step.argsort(stable=True) for step in steps),
         tuple(tuple((step <= every[:, None]).sum(1).tolist()) for step in steps),
-        tuple(_index((feature_step == t).nonzero().flatten()) for t in range(count)),
+        tuple(_index(index) for index in indices),
+        tuple(tuple(index.tolist()) for index in indices),
         last.shape[1],
     )
 
@@ -170,6 +181,7 @@ class Plans:
         operations: Sequence[Operation],
         features: int,
         context_features: int = 0,
+        sources: Sequence[int] | None = None,
     ) -> Plan:
         """:func:`make_plan`.
 
@@ -177,7 +189,8 @@ class Plans:
             NotInOrder: there is none, or the network reads another number of features.
         """
         masks = [each.mask for each in operations if isinstance(each, Masked)]
-        if masks[0].shape[1] != features + context_features:
+        inputs = features if sources is None else len(sources)
+        if masks[0].shape[1] != inputs + context_features:
             raise NotInOrder("its network reads another number of features")
         key, now = id(network), versions(masks)
         known = self._made.get(key)
@@ -188,7 +201,7 @@ class Plans:
                 return _found(plan)
         if masks[0].is_cuda and torch.cuda.is_current_stream_capturing():
             raise NotInOrder("a CUDA graph is captured, where its masks cannot be read")
-        plan = make_plan(operations, features, context_features)
+        plan = make_plan(operations, features, context_features, sources)
         if not any(mask.is_inference() for mask in masks):  # of which torch counts no writes
             gone = weakref.ref(network, lambda _: self._made.pop(key, None))
             self._made[key] = gone, masks, now, plan
@@ -225,6 +238,7 @@ def invert_in_order(
     y: Tensor,
     invert: Callable[[Tensor, Tensor], Tensor],
     context: Tensor | None = None,
+    embed: Callable[[Tensor, Sequence[int]], Tensor] | None = None,
 ) -> Tensor:
     """The x of which an autoregressive layer makes y, without gradients.
 
@@ -235,6 +249,8 @@ def invert_in_order(
         invert: from some features of y, (N, n), and their parameters, (N, n, num_params), to those
             of x.
         context: (N, context_features), read with the features.
+        embed: from some features of x, (N, n), and which they are, to the inputs made of them, in
+            the order that those have among all; None: the inputs are the features.
     """
     ready = [
         _sorted(operation, plan.order[i], plan.order[i + 1])
@@ -279,8 +295,9 @@ def invert_in_order(
         params = values[-1].unflatten(1, (-1, plan.num_params))
         found = invert(y[:, features], params)
         x[:, features] = found
-        first[:, done : done + found.shape[1]] = found
-        done += found.shape[1]
+        inputs = found if embed is None else embed(found, plan.members[step])
+        first[:, done : done + inputs.shape[1]] = inputs
+        done += inputs.shape[1]
     return x
 
 

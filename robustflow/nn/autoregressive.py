@@ -18,7 +18,15 @@ from robustflow.nn._checks import (
 )
 from robustflow.nn._in_order import NotInOrder, check_can_run, invert_in_order
 from robustflow.nn._precision import no_change
-from robustflow.nn.elementwise import Affine, ElementwiseTransform, ModifiedRQSpline, RQSpline
+from robustflow.nn.circle import CircularShift, circles_from
+from robustflow.nn.elementwise import (
+    Affine,
+    ElementwiseTransform,
+    ModifiedRQSpline,
+    RQSpline,
+    circles_of,
+    select,
+)
 from robustflow.nn.layer import ConditionalLayer
 from robustflow.nn.masked import MaskedConditioner, MaskedConditionerOptions
 
@@ -47,7 +55,8 @@ class Autoregressive(ConditionalLayer):
             :class:`MaskedConditioner`, with which the layer starts at the transform's
             ``identity_params``.
         reverse: from the last feature to the first; of the default conditioner.
-        options: ``hidden_features`` of the default conditioner.
+        options: ``hidden_features`` of the default conditioner; ``circles`` and
+            ``num_frequencies`` as for :class:`Coupling`.
 
     Raises:
         ValueError: no features, or fewer hidden features than features.
@@ -78,8 +87,10 @@ class Autoregressive(ConditionalLayer):
         check_flags(reverse=reverse)
         transform = ModifiedRQSpline() if transform is None else transform
         check_transform(transform)
+        circles = circles_of(transform, features)
         check_options_are_used(conditioner, {**options, **({"reverse": True} if reverse else {})})
         if conditioner is None:
+            options["circles"] = circles_from(options.get("circles", circles), features)
             conditioner = MaskedConditioner(
                 features,
                 context_features,
@@ -121,7 +132,7 @@ class Autoregressive(ConditionalLayer):
             raise NotInOrder("its conditioner is not the default one")
         if type(self).params_of is not ConditionalLayer.params_of:
             raise NotInOrder("a subclass makes the parameters otherwise")
-        if type(self.transform) not in (Affine, ModifiedRQSpline, RQSpline):
+        if type(self.transform) not in (Affine, CircularShift, ModifiedRQSpline, RQSpline):
             raise NotInOrder("its transform may tell the features apart")
         if state is not None and (state.dim() != 2 or len(state) not in (1, len(y))):
             raise NotInOrder("its context is not one row for each sample, or one for all")
@@ -129,13 +140,17 @@ class Autoregressive(ConditionalLayer):
         check_can_run(y, *self.conditioner.parameters(), *states)
         ready = self.conditioner.in_order(state)
         logabsdet = no_change(y)
+        steps = iter(ready[0].members)
 
         def invert(y: Tensor, params: Tensor) -> Tensor:
-            x, change = self.transform(y, params.flatten(1), inverse=True)
+            transform = select(self.transform, next(steps))
+            params = params[..., : transform.num_params]  # of linear tails fewer than of mixed
+            x, change = transform(y, params.flatten(1), inverse=True)
             logabsdet.add_(change)
             return x
 
-        return invert_in_order(*ready, y, invert), logabsdet
+        x = invert_in_order(*ready, y, invert, embed=self.conditioner.features_of)
+        return x, logabsdet
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", reverse=True" if self.reverse else "")

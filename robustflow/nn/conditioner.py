@@ -21,10 +21,9 @@ from robustflow.nn._checks import (
     check_counts,
     check_dtype,
     check_module,
-    check_options_are_used,
     check_shape,
-    check_transform,
 )
+from robustflow.nn.circle import PeriodicFeatures
 from robustflow.nn.elementwise import ElementwiseTransform
 
 if TYPE_CHECKING:
@@ -46,6 +45,7 @@ class TwoPartConditioner(nn.Module):
         hidden_layer: between the hidden layers.
         head: to the parameters.
         initial_params: the bias of ``head`` at the start, repeated over its channels.
+        z_features: what ``z_layer`` reads in place of z1; None for z1 itself.
     """
 
     def __init__(
@@ -55,8 +55,10 @@ class TwoPartConditioner(nn.Module):
         hidden_layer: Layer,
         head: Layer,
         initial_params: Sequence[float],
+        z_features: PeriodicFeatures | None = None,
     ) -> None:
         super().__init__()
+        self.z_features = z_features
         self.context_layer = context_layer
         self.z_layer = z_layer
         assert head.bias is not None
@@ -106,6 +108,8 @@ class TwoPartConditioner(nn.Module):
         if self.z_layer is None:
             assert projected is not None
             return projected
+        if self.z_features is not None:
+            z1 = self.z_features(z1)
         _check_input("The part of z that a conditioner reads", z1, self.z_layer)
         hidden = self.z_layer(z1)
         if projected is not None:
@@ -121,6 +125,8 @@ class ConditionerOptions(TypedDict, total=False):
     spatial_dims: int
     kernel_size: int
     head_kernel_size: int | None
+    circles: Sequence[float | None]
+    num_frequencies: int
 
 
 class Conditioner(TwoPartConditioner):
@@ -137,6 +143,9 @@ class Conditioner(TwoPartConditioner):
         head_kernel_size: of the last convolution; odd. None: as the first.
         initial_params: parameters of an element at the start, whatever z and the context:
             a transform's ``identity_params``.
+        circles: for each channel of ``z1`` half the length of the circle that it is on, or None;
+            None for no circles. Channels on circles are read as :class:`PeriodicFeatures`.
+        num_frequencies: of these features.
 
     Raises:
         TypeError, ValueError: no whole numbers of channels, an even kernel, spatial_dims outside
@@ -164,6 +173,8 @@ class Conditioner(TwoPartConditioner):
         kernel_size: int = 3,
         head_kernel_size: int | None = None,
         initial_params: Sequence[float] = (0.0,),
+        circles: Sequence[float | None] | None = None,
+        num_frequencies: int = 1,
     ) -> None:
         check_counts(0, z_channels=z_channels, context_channels=context_channels)
         check_counts(out_channels=out_channels, hidden_channels=hidden_channels)
@@ -177,17 +188,35 @@ class Conditioner(TwoPartConditioner):
             if context_channels > 0
             else None
         )
+        z_features = periodic_features(z_channels, circles, num_frequencies)
+        read = z_channels if z_features is None else z_features.out_channels
         z_layer = (
-            _layer(
-                spatial_dims, z_channels, hidden_channels, kernel_size, bias=context_layer is None
-            )
+            _layer(spatial_dims, read, hidden_channels, kernel_size, bias=context_layer is None)
             if z_channels > 0
             else None
         )
         head_kernel_size = kernel_size if head_kernel_size is None else head_kernel_size
         head = _layer(spatial_dims, hidden_channels, out_channels, head_kernel_size)
         hidden_layer = _layer(spatial_dims, hidden_channels, hidden_channels, 1)
-        super().__init__(context_layer, z_layer, hidden_layer, head, initial_params)
+        super().__init__(context_layer, z_layer, hidden_layer, head, initial_params, z_features)
+
+
+def periodic_features(
+    channels: int, circles: Sequence[float | None] | None, num_frequencies: int
+) -> PeriodicFeatures | None:
+    """What a conditioner reads of channels of which some are on circles; None where none is.
+
+    Raises:
+        TypeError, ValueError: a number of frequencies out of range, or given without a circle.
+    """
+    check_counts(num_frequencies=num_frequencies)
+    if circles is not None and any(bound is not None for bound in circles):
+        return PeriodicFeatures(channels, bound=circles, num_frequencies=num_frequencies)
+    if channels > 0 and num_frequencies > 1:
+        raise ValueError(
+            f"num_frequencies is of channels on circles, got {num_frequencies} where none is."
+        )
+    return None
 
 
 def own_or_default(
@@ -201,10 +230,8 @@ def own_or_default(
     """The user's conditioner of a transform of so many channels, or else the default.
 
     Raises:
-        TypeError: no transform, no module, or options and a conditioner that they would not reach.
+        TypeError: no module.
     """
-    check_transform(transform)
-    check_options_are_used(own, options)
     if own is not None:
         check_module("conditioner", own)
         return own

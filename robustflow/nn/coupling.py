@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from robustflow.nn._checks import check_counts, check_flags, check_shape
+from robustflow.nn._checks import (
+    check_counts,
+    check_flags,
+    check_options_are_used,
+    check_shape,
+    check_transform,
+)
+from robustflow.nn.circle import circles_from
 from robustflow.nn.conditioner import ConditionerOptions, own_or_default
-from robustflow.nn.elementwise import ElementwiseTransform, ModifiedRQSpline
+from robustflow.nn.elementwise import ElementwiseTransform, ModifiedRQSpline, circles_of, select
 from robustflow.nn.layer import ConditionalLayer
 
 if TYPE_CHECKING:
@@ -22,7 +29,9 @@ class Coupling(ConditionalLayer):
     Args:
         channels: channels of z, at least 2; ``channels // 2`` of them stay as they are.
         context_channels: channels of the context; 0 for a coupling without one.
-        transform: the elementwise transform; default :class:`ModifiedRQSpline`.
+        transform: the elementwise transform; default :class:`ModifiedRQSpline`. Where it tells
+            the channels apart, its settings are of all of z, and the half that is transformed
+            gets its own.
         conditioner: any module called as ``conditioner(z1, context)``, or ``conditioner(z1)`` with
             ``context_channels=0``, that returns the parameters,
             (N, (channels - channels // 2) * num_params, \\*S) with index ``c * num_params + p``.
@@ -32,7 +41,10 @@ class Coupling(ConditionalLayer):
         reverse: the last channels stay, and not the first. Couplings that alternate need no
             mixing between them to reach every channel.
         options: ``hidden_channels``, ``spatial_dims``, ``kernel_size`` and ``head_kernel_size`` of
-            the default conditioner; ``spatial_dims=0`` for z of shape (N, D).
+            the default conditioner; ``spatial_dims=0`` for z of shape (N, D). And ``circles`` and
+            ``num_frequencies``: which channels it reads as :class:`PeriodicFeatures`, by half the
+            length of the circle of each channel of z, None where it is on none. By default those
+            that the transform has on circles.
 
     Raises:
         ValueError: fewer than 2 channels: for one, see :class:`Injector` and
@@ -70,9 +82,17 @@ class Coupling(ConditionalLayer):
                 "given a context, or over (N, 1) by an Autoregressive layer, with or without one."
             )
         transform = ModifiedRQSpline() if transform is None else transform
-        kept = channels // 2
+        check_transform(transform)
+        kept, every = channels // 2, range(channels)
+        changed = every[: channels - kept] if reverse else every[kept:]
+        check_options_are_used(conditioner, options)
+        circles = circles_from(options.pop("circles", circles_of(transform, channels)), channels)
+        options["circles"] = circles[channels - kept :] if reverse else circles[:kept]
+        if any(circles) and not any(options["circles"]):  # the other half is on circles
+            options.pop("num_frequencies", None)
+        transform = select(transform, changed)
         conditioner = own_or_default(
-            conditioner, kept, context_channels, channels - kept, transform, **options
+            conditioner, kept, context_channels, len(changed), transform, **options
         )
         super().__init__(channels, context_channels, transform, conditioner)
         self.kept_channels = kept

@@ -10,17 +10,21 @@ their types for the layers that take them as keyword arguments.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Protocol, TypedDict, TypeVar
 
+import torch
 from torch import Tensor
 
 from robustflow import functional as F
 from robustflow._checks import check_choice, count_derivatives
 from robustflow._settings import affine_config, modified_rq_config, rq_config
 from robustflow.nn._checks import check_flags
+from robustflow.nn._constants import per_channel, take_channels
+from robustflow.nn._precision import wide_dtype
 
 Scale = Literal["sigmoid", "exp", "softplus", "atan_exp", "tanh_exp", "softclip_exp"]
 Derivative = Literal["exp", "softclip"]
@@ -32,7 +36,12 @@ _DIMS = 2  # of x, where settings are checked without one: any number does
 
 
 class ElementwiseTransform(Protocol):
-    """What the layers ask of a transform."""
+    """What the layers ask of a transform.
+
+    One whose settings differ from channel to channel also has ``select(channels)``, the transform
+    of some of them; one that acts on circles has ``circles(number of channels)``, half the length
+    of each channel's circle or None, so that conditioners can read its channels without a jump.
+    """
 
     @property
     def num_params(self) -> int:
@@ -181,8 +190,8 @@ class RQSplineOptions(TypedDict, total=False):
     """Types of :class:`RQSpline`'s fields."""
 
     num_bins: int
-    tails: Tails
-    tail_bound: float
+    tails: Tails | Sequence[Tails]
+    tail_bound: float | Sequence[float]
     min_bin_width: float
     min_bin_height: float
     min_derivative: float
@@ -198,43 +207,77 @@ class RQSpline:
     :func:`robustflow.functional.rq_spline_packed`; the default box is that of
     :class:`ModifiedRQSpline`.
 
+    ``tails`` and ``tail_bound`` may be sequences, of one for each channel of the layer (of all of
+    them, for a coupling, which takes those of the half that it transforms). Linear and circular
+    tails mix: every channel then has the parameters of a circular one, and a linear one ignores
+    the last.
+
     Raises:
-        ValueError: fewer than 1 bin, unknown tails or parametrization ("knots" takes positive
-            sizes, which a conditioner does not make), a bound or minimum that is not positive,
-            bins whose minima do not fit the box.
+        TypeError, ValueError: fewer than 1 bin, unknown tails or parametrization ("knots" takes
+            positive sizes, which a conditioner does not make), a bound or minimum that is not
+            positive, bins whose minima do not fit the box, sequences of different lengths, tails
+            None in a sequence of others.
 
     Example:
         >>> RQSpline(num_bins=8).num_params, RQSpline(num_bins=8, tails="circular").num_params
         (23, 24)
+        >>> mixed = RQSpline(tails=("circular", "linear"), tail_bound=(math.pi, 5.0))
+        >>> mixed.num_params
+        24
     """
 
     num_bins: int = 8
-    tails: Tails = "linear"
-    tail_bound: float = 3.0
+    tails: Tails | Sequence[Tails] = "linear"
+    tail_bound: float | Sequence[float] = 3.0
     min_bin_width: float = 1e-3
     min_bin_height: float = 1e-3
     min_derivative: float = 1e-3
     parametrization: Parametrization = "softmax"
 
     def __post_init__(self) -> None:
+        for name in ("tails", "tail_bound"):
+            value = getattr(self, name)
+            if isinstance(value, Tensor) and value.dim() == 1:
+                value = value.tolist()
+            if isinstance(value, list):
+                value = tuple(value)
+            object.__setattr__(self, name, value)
         check_choice("parametrization", self.parametrization, ("softmax", "softclip"))
         minima = (self.min_bin_width, self.min_bin_height, self.min_derivative)
-        rq_config(
-            self.num_bins,
-            False,
-            self.tails,
-            self.tail_bound,
-            *minima,
-            self.parametrization,
-            1.0,
-            "sum",
-            _DIMS,
-        )
+        for tails in _each(self.tails):
+            for bound in _each(self.tail_bound):
+                rq_config(
+                    self.num_bins,
+                    False,
+                    tails,
+                    bound,
+                    *minima,
+                    self.parametrization,
+                    1.0,
+                    "sum",
+                    _DIMS,
+                )
+        listed = [value for value in (self.tails, self.tail_bound) if isinstance(value, tuple)]
+        if len({len(value) for value in listed}) > 1 or () in listed:
+            raise ValueError(
+                "tails and tail_bound must have one value for all channels, or one for each, got "
+                f"{' and '.join(str(len(value)) for value in listed)}."
+            )
+        if None in self._kinds and len(self._kinds) > 1:
+            raise ValueError('tails must be "linear" or "circular" where they differ, got None.')
+
+    @property
+    def channels(self) -> int | None:
+        """Of how many channels the settings are; None for any number."""
+        for value in (self.tails, self.tail_bound):
+            if isinstance(value, tuple):
+                return len(value)
+        return None
 
     @property
     def num_derivatives(self) -> int:
         """K-1 raw derivatives with linear tails, K circular, K+1 without tails."""
-        return count_derivatives(self.num_bins, self.tails)
+        return max(count_derivatives(self.num_bins, tails) for tails in self._kinds)
 
     @property
     def num_params(self) -> int:
@@ -256,22 +299,128 @@ class RQSpline:
             )
         return (0.0,) * (2 * self.num_bins) + (derivative,) * self.num_derivatives
 
+    def circles(self, channels: int) -> tuple[float | None, ...]:
+        """Half the length of each channel's circle, None for a channel that is none."""
+        kinds, bounds = self._of_channels(channels)
+        return tuple(
+            bound if kind == "circular" else None for kind, bound in zip(kinds, bounds, strict=True)
+        )
+
+    def select(self, chosen: Sequence[int]) -> RQSpline:
+        """The transform of some of the channels."""
+        return _selected(self, tuple(chosen)) if self.channels is not None else self
+
     def __call__(
         self, x: Tensor, params: Tensor, *, inverse: bool = False, reduce: F.Reduce = "sum"
+    ) -> tuple[Tensor, Tensor]:
+        if self.channels is None:
+            assert not isinstance(self.tails, Sequence) or isinstance(self.tails, str)
+            return self._spline(x, params, self.tails, self.tail_bound, inverse, reduce)
+        kinds, bounds = self._of_channels(x.shape[1])
+        if len(self._kinds) == 1:
+            box = per_channel(bounds, x, wide_dtype(x.dtype))
+            return self._spline(x, params, kinds[0], box, inverse, reduce)
+        return self._mixed(x, params, kinds, bounds, inverse, reduce)
+
+    @property
+    def _kinds(self) -> set[Tails]:
+        return set(_each(self.tails))
+
+    def _of_channels(self, channels: int) -> tuple[tuple[Tails, ...], tuple[float, ...]]:
+        """Tails and bound of each of so many channels."""
+        if self.channels not in (None, channels):
+            raise ValueError(
+                f"The transform's tails or tail_bound are for {self.channels} channels, and there "
+                f"are {channels}."
+            )
+        kinds, bounds = _each(self.tails), _each(self.tail_bound)
+        return (
+            kinds if len(kinds) == channels else kinds * channels,
+            bounds if len(bounds) == channels else bounds * channels,
+        )
+
+    def _mixed(
+        self,
+        x: Tensor,
+        params: Tensor,
+        kinds: tuple[Tails, ...],
+        bounds: tuple[float, ...],
+        inverse: bool,
+        reduce: F.Reduce,
+    ) -> tuple[Tensor, Tensor]:
+        """A call for the channels of each kind; what they read of the parameters is a view."""
+        params = params.unflatten(1, (x.shape[1], self.num_params)).movedim(2, -1)
+        order: list[int] = []
+        values, changes = [], []
+        for kind in sorted(self._kinds, key=kinds.index):
+            chosen = [i for i, each in enumerate(kinds) if each == kind]
+            size = 2 * self.num_bins + count_derivatives(self.num_bins, kind)
+            box = per_channel([bounds[i] for i in chosen], x, wide_dtype(x.dtype))
+            its_params = take_channels(params, chosen)[..., :size]
+            value, change = self._spline(
+                take_channels(x, chosen), its_params, kind, box, inverse, reduce
+            )
+            values.append(value)
+            changes.append(change)
+            order += chosen
+        back = sorted(range(len(order)), key=order.__getitem__)
+        y = take_channels(torch.cat(values, dim=1), back)
+        if reduce == "sum":
+            return y, changes[0] + changes[1]
+        return y, take_channels(torch.cat(changes, dim=1), back)
+
+    def _spline(
+        self,
+        x: Tensor,
+        params: Tensor,
+        tails: Any,
+        tail_bound: Any,
+        inverse: bool,
+        reduce: F.Reduce,
     ) -> tuple[Tensor, Tensor]:
         return F.rq_spline_packed(
             x,
             params,
             self.num_bins,
             inverse=inverse,
-            tails=self.tails,
-            tail_bound=self.tail_bound,
+            tails=tails,
+            tail_bound=tail_bound,
             min_bin_width=self.min_bin_width,
             min_bin_height=self.min_bin_height,
             min_derivative=self.min_derivative,
             parametrization=self.parametrization,
             reduce=reduce,
         )
+
+
+def _each(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+@functools.lru_cache(maxsize=1024)  # an inverse in order asks for each step's in every call
+def _selected(transform: RQSpline, chosen: tuple[int, ...]) -> RQSpline:
+    changes: dict[str, Any] = {
+        name: tuple(value[i] for i in chosen)
+        for name in ("tails", "tail_bound")
+        if isinstance(value := getattr(transform, name), tuple)
+    }
+    return replace(transform, **changes)
+
+
+def select(transform: ElementwiseTransform, chosen: Sequence[int]) -> ElementwiseTransform:
+    """The transform of some of a layer's channels."""
+    method = getattr(transform, "select", None)
+    return transform if method is None else method(chosen)
+
+
+def circles_of(transform: ElementwiseTransform, channels: int) -> tuple[float | None, ...]:
+    """Half the length of the circle that each of so many channels is on, or None.
+
+    Raises:
+        ValueError: a transform whose settings are of another number of channels.
+    """
+    method = getattr(transform, "circles", None)
+    return (None,) * channels if method is None else method(channels)
 
 
 def take_options(

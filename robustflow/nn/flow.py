@@ -19,7 +19,8 @@ from robustflow.nn._checks import (
     check_one_batch_size,
     check_shape,
 )
-from robustflow.nn._precision import float32_at_least, no_change, sum_per_sample
+from robustflow.nn._precision import no_change
+from robustflow.nn.base import Base, LatentBase, StandardNormal, as_base
 from robustflow.nn.condition import Condition
 from robustflow.nn.level import Activations, FlowLevel, States
 from robustflow.nn.sampling import Gathered, Order, SamplingOptions, block_size
@@ -37,7 +38,7 @@ class ConditionalFlow(nn.Module):
     x passes through the levels in order. A level that ends with a
     :class:`~robustflow.nn.Split` sends half of its channels out as a latent, any other hands all
     of them to the next; what the last level returns is the last latent. All latents are standard
-    normal.
+    normal, unless ``base`` says otherwise.
 
     x has shape (N, C, \\*S), or (N, D). A call has a context for each x, or 1 for all of them;
     a ``condition`` made from it in its place, for reuse; or neither, if no layer takes one.
@@ -51,6 +52,12 @@ class ConditionalFlow(nn.Module):
         encoder: from the context to one feature tensor per level (a single tensor will do for one
             level), of the spatial size that z has in that level's conditional layers, or 1.
             None: the context already is that.
+        base: what the latents are distributed as; None: standard normal. A
+            ``torch.distributions`` Distribution whose batch and event shape expand to a latent's
+            shape without N; a :class:`~robustflow.nn.CircularBase`; a pair of functions
+            ``sample(number) -> (number, C, \\*S)`` and ``log_prob(z) -> (N,)``, or an object with
+            such methods (a module is then trained and moved with the flow). For all latents, or a
+            list of one for each.
         activations: what a training step keeps for its backward pass. ``"store"``: all that
             autograd asks for. ``"recompute"``: z between the layers; each layer runs again.
             ``"reversible"``: z at the end of each level; layers are inverted and run again, and
@@ -89,6 +96,7 @@ class ConditionalFlow(nn.Module):
         levels: Sequence[Sequence[nn.Module]],
         encoder: nn.Module | None = None,
         *,
+        base: Base | Sequence[Base | None] | None = None,
         activations: Activations = "store",
     ) -> None:
         super().__init__()
@@ -110,6 +118,7 @@ class ConditionalFlow(nn.Module):
             channels = level.input_channels(channels)
         self.channels = channels
         self.size_multiple = math.prod(level.size_multiple for level in self._levels())
+        self.bases = self._make_bases(base)
         if encoder is not None:
             check_module("encoder", encoder)
         self.encoder = encoder
@@ -194,15 +203,14 @@ class ConditionalFlow(nn.Module):
         return logabsdet + self.latent_log_prob(latents)
 
     def latent_log_prob(self, latents: Sequence[Tensor]) -> Tensor:
-        """Standard normal log-density of what :meth:`forward` returns, in nats, (N,).
+        """Log-density of what :meth:`forward` returns, in nats, (N,): by the flow's base.
 
         Summed in float32, or float64 where a latent is.
         """
+        self._check_latents(latents)
         total = no_change(latents[0])
-        for latent in latents:
-            size = math.prod(latent.shape[1:])
-            square = sum_per_sample(float32_at_least(latent).square())
-            total = total - 0.5 * (square + size * math.log(2 * math.pi))
+        for base, latent in zip(self._bases(), latents, strict=True):
+            total = total + base.log_prob(latent)
         return total
 
     def bits_per_dim(
@@ -244,8 +252,8 @@ class ConditionalFlow(nn.Module):
             num_samples: samples per context, at least 1.
             context: N contexts; or None, with ``condition``, or if no layer takes one.
             condition: what :meth:`condition` returned for them.
-            temperature: standard deviation of the latents, at least 0: one for all of them, or
-                one for each of :meth:`forward`'s latents, in order.
+            temperature: standard deviation of the standard normal latents, at least 0: one for all
+                of them, or one for each of :meth:`forward`'s latents, in order.
             generator: source of the latents, on the parameters' device.
             size: the spatial size of x. None: that of the features in each level (so features
                 of size 1 that serve every position need a size); without context, ``()``, for
@@ -367,6 +375,23 @@ class ConditionalFlow(nn.Module):
         """Whether the encoder, or a layer as far as the layers say so, takes a context."""
         return self.encoder is not None or any(level.needs_context for level in self._levels())
 
+    def _make_bases(self, base: Base | Sequence[Base | None] | None) -> nn.ModuleList:
+        """One for each latent, which may be the same."""
+        channels = self._latent_channels()
+        given = base if isinstance(base, list) else [base] * len(channels)
+        if len(given) != len(channels):
+            raise ValueError(
+                f"base must be one for all latents, or a list of {len(channels)}, one for each, "
+                f"got {len(given)}."
+            )
+        made = {id(each): as_base(each) for each in given}
+        bases = [made[id(each)] for each in given]
+        for each, known in zip(bases, channels, strict=True):
+            own = getattr(each, "channels", None)
+            if None not in (own, known) and own != known:
+                raise ValueError(f"base is of {own} channels, and the latent has {known}.")
+        return nn.ModuleList(bases)
+
     def _check_channels(self) -> None:
         """Each layer takes the channels that the one before it makes, as far as they say so."""
         channels: int | None = None
@@ -442,16 +467,26 @@ class ConditionalFlow(nn.Module):
 
     def _latent_shapes(self, sizes: Sequence[torch.Size]) -> list[tuple[int, ...]]:
         """The shape of each latent but for the batch, for z of these sizes in the levels."""
+        ends = [level.split is not None for level in self._levels()]
+        ends[-1] = True
+        sizes = [size for size, end in zip(sizes, ends, strict=True) if end]
         shapes: list[tuple[int, ...]] = []
+        for channels, size in zip(self._latent_channels(), sizes, strict=True):
+            if channels is None:
+                raise ValueError("A flow to sample from needs a layer that knows its channels.")
+            shapes.append((channels, *size))
+        return shapes
+
+    def _latent_channels(self) -> list[int | None]:
+        """Of each latent; None where no layer knows."""
+        found: list[int | None] = []
         channels: int | None = None
-        for level, size in zip(self._levels(), sizes, strict=True):
+        for level in self._levels():
             channels = level.output_channels(channels)
             if level.split is not None:
                 channels = level.split.kept_channels
-                shapes.append((level.split.channels - channels, *size))
-        if channels is None:
-            raise ValueError("A flow to sample from needs a layer that knows its channels.")
-        return [*shapes, (channels, *sizes[-1])]
+                found.append(level.split.channels - channels)
+        return [*found, channels]
 
     @staticmethod
     def _temperatures(temperature: float | Sequence[float], number: int) -> list[float]:
@@ -477,12 +512,20 @@ class ConditionalFlow(nn.Module):
     ) -> Latents:
         like = next(self.parameters(), torch.empty(0))
         latents = []
-        for shape, temperature in zip(shapes, temperatures, strict=True):
-            noise = torch.randn(
-                (number, *shape), generator=generator, dtype=like.dtype, device=like.device
-            )
-            latents.append(temperature * noise)
+        for base, shape, temperature in zip(self._bases(), shapes, temperatures, strict=True):
+            latent = base.draw((number, *shape), generator, like)
+            if isinstance(base, StandardNormal):
+                latent = temperature * latent
+            elif temperature != 1:
+                raise ValueError(
+                    "temperature is the deviation of standard normal latents, and this flow has "
+                    "another base: leave it at 1, or give the flow another base."
+                )
+            latents.append(latent)
         return tuple(latents)
+
+    def _bases(self) -> list[LatentBase]:
+        return [base for base in self.bases if isinstance(base, LatentBase)]
 
     def _levels(self) -> list[FlowLevel]:
         return [level for level in self.levels if isinstance(level, FlowLevel)]

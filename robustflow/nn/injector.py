@@ -6,9 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from robustflow.nn._checks import check_context_fits, check_counts, check_shape
+from robustflow.nn._checks import (
+    check_context_fits,
+    check_counts,
+    check_options_are_used,
+    check_shape,
+    check_transform,
+)
 from robustflow.nn.conditioner import ConditionerOptions, own_or_default
-from robustflow.nn.elementwise import ElementwiseTransform, ModifiedRQSpline
+from robustflow.nn.elementwise import ElementwiseTransform, ModifiedRQSpline, circles_of
 from robustflow.nn.layer import ConditionalLayer
 
 if TYPE_CHECKING:
@@ -60,6 +66,11 @@ class Injector(ConditionalLayer):
                 f"least 1, got {context_channels}."
             )
         transform = ModifiedRQSpline() if transform is None else transform
+        check_transform(transform)
+        circles_of(transform, channels)  # checks that it is for so many
+        check_options_are_used(conditioner, options)
+        options.pop("circles", None)  # of z, which an injector does not read
+        options.pop("num_frequencies", None)
         conditioner = own_or_default(
             conditioner, 0, context_channels, channels, transform, **options
         )

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from robustflow.nn._checks import check_counts
 from robustflow.nn._in_order import Masked, NotInOrder, Operation, Plan, Plans, check_plain
-from robustflow.nn.conditioner import TwoPartConditioner
+from robustflow.nn.circle import PeriodicFeatures, periodic
+from robustflow.nn.conditioner import TwoPartConditioner, periodic_features
 
 _PLANS = Plans()
 
@@ -20,6 +21,8 @@ class MaskedConditionerOptions(TypedDict, total=False):
     """Types of the options of :class:`MaskedConditioner` that layers pass on."""
 
     hidden_features: int
+    circles: Sequence[float | None]
+    num_frequencies: int
 
 
 class MaskedConditioner(TwoPartConditioner):
@@ -35,6 +38,7 @@ class MaskedConditioner(TwoPartConditioner):
         hidden_features: width of the hidden layers; at least D, or some features go unread.
         reverse: the order is from the last feature to the first.
         initial_params: parameters of a feature at the start, whatever z and the context.
+        circles, num_frequencies: of features on circles, as for :class:`Conditioner`.
 
     Raises:
         TypeError, ValueError: no whole numbers of features, or fewer hidden features than features.
@@ -58,6 +62,8 @@ class MaskedConditioner(TwoPartConditioner):
         hidden_features: int = 64,
         reverse: bool = False,
         initial_params: Sequence[float] = (0.0,),
+        circles: Sequence[float | None] | None = None,
+        num_frequencies: int = 1,
     ) -> None:
         check_counts(features=features, out_features=out_features, hidden_features=hidden_features)
         check_counts(0, context_features=context_features)
@@ -76,17 +82,21 @@ class MaskedConditioner(TwoPartConditioner):
         lowest = 0 if context_features > 0 or features == 1 else 1
         hidden = lowest + torch.arange(hidden_features) * (features - lowest) // hidden_features
         after = order.repeat_interleave(out_features // features)
+        z_features = periodic_features(features, circles, num_frequencies)
+        read = order if z_features is None else order[list(z_features.sources)]
 
         context_layer = (
             nn.Linear(context_features, hidden_features) if context_features > 0 else None
         )
         super().__init__(
             context_layer,
-            MaskedLinear(hidden[:, None] >= order, bias=context_layer is None),
+            MaskedLinear(hidden[:, None] >= read, bias=context_layer is None),
             MaskedLinear(hidden[:, None] >= hidden),
             MaskedLinear(after[:, None] > hidden),
             initial_params,
+            z_features,
         )
+        self.features = features
 
     def in_order(self, projected: Tensor | None) -> tuple[Plan, list[Operation]]:
         """For :mod:`robustflow.nn._in_order`.
@@ -100,7 +110,10 @@ class MaskedConditioner(TwoPartConditioner):
         if type(self.trunk) is not nn.Sequential or self.z_layer is None:
             raise NotInOrder("layers of its network were replaced")
         modules = [self.z_layer, *self.trunk]
-        check_plain([self, self.trunk], MaskedConditioner, nn.Sequential)
+        parts: list[nn.Module] = [self, self.trunk]
+        if self.z_features is not None:
+            parts.append(self.z_features)
+        check_plain(parts, MaskedConditioner, nn.Sequential, PeriodicFeatures)
         check_plain(modules, MaskedLinear)
         if (projected is None) != (self.context_layer is None):
             raise NotInOrder("its context is missing, or has no part in it")
@@ -114,7 +127,15 @@ class MaskedConditioner(TwoPartConditioner):
         if not isinstance(first, Masked):
             raise NotInOrder("layers of its network were replaced")
         operations[0] = first._replace(offset=projected)
-        return _PLANS.of(self, operations, first.mask.shape[1]), operations
+        sources = None if self.z_features is None else self.z_features.sources
+        return _PLANS.of(self, operations, self.features, sources=sources), operations
+
+    def features_of(self, found: Tensor, chosen: Sequence[int]) -> Tensor:
+        """What the first layer reads of some features, which are known, (N, n)."""
+        if self.z_features is None:
+            return found
+        bounds = tuple(self.z_features.bounds[i] for i in chosen)
+        return periodic(found, bounds, self.z_features.num_frequencies)
 
 
 class MaskedLinear(nn.Linear):

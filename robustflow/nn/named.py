@@ -163,8 +163,8 @@ class RQSplineCoupling(Coupling):
         channels, context_channels, conditioner, reverse: as for :class:`Coupling`.
         options: ``num_bins``, ``tails``, ``tail_bound``, ``min_bin_width``, ``min_bin_height``,
             ``min_derivative`` and ``parametrization`` of :class:`RQSpline`; ``hidden_channels``,
-            ``spatial_dims``, ``kernel_size`` and ``head_kernel_size`` of the default
-            :class:`Conditioner`.
+            ``spatial_dims``, ``kernel_size``, ``head_kernel_size``, ``circles`` and
+            ``num_frequencies`` of the default :class:`Conditioner`, as for :class:`Coupling`.
 
     Source: Durkan et al., Neural Spline Flows, 2019 (arXiv:1906.04032).
 
@@ -220,8 +220,8 @@ class RQSplineAutoregressive(Autoregressive):
     Args:
         features, context_features, conditioner, reverse: as for :class:`Autoregressive`.
         options: ``num_bins``, ``tails``, ``tail_bound``, ``min_bin_width``, ``min_bin_height``,
-            ``min_derivative`` and ``parametrization`` of :class:`RQSpline`; ``hidden_features`` of
-            the default :class:`MaskedConditioner`.
+            ``min_derivative`` and ``parametrization`` of :class:`RQSpline`; ``hidden_features``,
+            ``circles`` and ``num_frequencies`` of the default :class:`MaskedConditioner`.
 
     Source: Durkan et al., Neural Spline Flows, 2019 (arXiv:1906.04032).
 

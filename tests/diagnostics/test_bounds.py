@@ -33,6 +33,7 @@ TRANSFORMS: dict[str, Any] = {
     "RQ, 1 bin": RQSpline(num_bins=1),
     "RQ, zuko's": RQSpline(num_bins=5, tail_bound=5.0, parametrization="softclip"),
     "circular": RQSpline(num_bins=4, tails="circular", tail_bound=math.pi),
+    "circular, by channel": RQSpline(num_bins=4, tails=("circular",), tail_bound=(2.0,)),
     "no tails": RQSpline(num_bins=4, tails=None, tail_bound=1.0),
 }
 EVERY = pytest.mark.parametrize("name", TRANSFORMS)

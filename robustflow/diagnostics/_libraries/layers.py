@@ -75,6 +75,8 @@ class _Plain(_Layer):
             self.kind, self.spread = "actnorm", "elementwise"
         elif isinstance(module, rnn.InvertibleConv1x1):
             self.kind, self.spread = "1x1", "channels"
+        elif isinstance(module, rnn.PhaseShift | rnn.Dequantize):
+            self.kind, self.spread = "elementwise", "elementwise"
         else:
             self.kind, self.spread = "reshape", "replay"
 
@@ -96,7 +98,8 @@ class _Plain(_Layer):
 def find(module: nn.Module) -> Watched | None:
     if isinstance(module, rnn.ConditionalLayer):
         return _Conditional(module)
-    if isinstance(module, rnn.ActNorm | rnn.InvertibleConv1x1 | rnn.Squeeze):
+    plain = rnn.ActNorm | rnn.InvertibleConv1x1 | rnn.Squeeze | rnn.PhaseShift | rnn.Dequantize
+    if isinstance(module, plain):
         return _Plain(module)
     return None
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from robustflow import nn as rnn
 from robustflow.compat.convert import RescaledModifiedRQSpline
 from robustflow.compat.convert._spline import UNIT
-from robustflow.diagnostics.bounds import ROBUST, Bounds, Line, bounds_of
+from robustflow.diagnostics.bounds import ROBUST, TORI, Bounds, Line, bounds_of
 from robustflow.diagnostics.describe._tree import (
     CONVERTED,
     Branch,
@@ -29,6 +30,7 @@ from robustflow.nn.level import FlowLevel
 
 Describe = Callable[[nn.Module, str], Tree]
 
+_DEQUANTIZED = "Theis et al., A note on the evaluation of generative models, 2016, arXiv:1511.01844"
 _GLOW = "Kingma and Dhariwal, Glow, 2018, arXiv:1807.03039"
 _KINDS: tuple[tuple[type[rnn.ConditionalLayer], Kind], ...] = (
     (rnn.Split, "split"),
@@ -49,6 +51,17 @@ def describe(module: nn.Module, name: str, child: Describe) -> Tree | None:
         return linear(name, module, module.weight(), source=_GLOW)
     if isinstance(module, rnn.Squeeze):
         return same(name, module)
+    if isinstance(module, rnn.PhaseShift):
+        # A circle's values are wrapped, which makes none larger.
+        phase = module.phase.double()
+        return scaling(name, module, torch.ones_like(phase), phase, kind="elementwise", source=TORI)
+    if isinstance(module, rnn.Dequantize):
+        low, high = module.interval
+        step = (high - low) / (module.levels - 1)
+        scale = torch.tensor([1 / (step * module.levels)], dtype=torch.float64)
+        # Of the noise, which is at most a level, that is the end which is further from 0.
+        offset = max(abs(low), abs(low - step)) * scale
+        return scaling(name, module, scale, offset, kind="elementwise", source=_DEQUANTIZED)
     for layer, kind in _KINDS:
         if isinstance(module, layer):
             return _conditional(module, name, layer, kind)

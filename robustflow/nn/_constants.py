@@ -1,0 +1,45 @@
+"""Constants of a layer, one for each channel, as tensors."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def per_channel(values: Sequence[float], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers (C,) that broadcast against (N, C, \\*S), in its dtype unless one is given."""
+    found = _tensor(tuple(values), dtype or like.dtype, like.device)
+    return found.view(-1, *[1] * (like.dim() - 2))
+
+
+def take_channels(z: Tensor, channels: Sequence[int]) -> Tensor:
+    """Some channels of z (N, C, *), in this order; a view where they lie side by side."""
+    first, last = channels[0], channels[-1]
+    if list(channels) == list(range(first, last + 1)):
+        return z if len(channels) == z.shape[1] else z[:, first : last + 1]
+    return z.index_select(1, _tensor(tuple(channels), torch.int64, z.device))
+
+
+def _tensor(
+    values: tuple[float, ...] | tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Remembered, since a copy to a device costs more than what is done with so few numbers.
+
+    Not what is made inside a trace or a mode, which may be no tensor of numbers.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return torch.tensor(values, dtype=dtype, device=device)
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return torch.tensor(values, dtype=dtype, device=device)
+    return _remembered(values, dtype, device)
+
+
+@functools.lru_cache(maxsize=256)
+def _remembered(
+    values: tuple[float, ...] | tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
