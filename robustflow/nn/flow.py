@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from robustflow._checks import check_at_least_zero, check_choice, check_tensor, describe
+from robustflow._checks import check_at_least_zero, check_tensor, describe
 from robustflow.nn._checks import (
     check_batch_fits,
     check_counts,
@@ -100,7 +100,6 @@ class ConditionalFlow(nn.Module):
         activations: Activations = "store",
     ) -> None:
         super().__init__()
-        check_choice("activations", activations, get_args(Activations))
         if not isinstance(levels, Sequence | nn.ModuleList) or isinstance(levels, str):
             raise TypeError(f"levels must be a list of lists of layers, got {describe(levels)}.")
         if not levels:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from robustflow._checks import check_choice
 from robustflow.nn._checks import check_layers
 from robustflow.nn._precision import no_change
 from robustflow.nn.actnorm import ActNorm
@@ -72,11 +73,13 @@ class FlowLevel(nn.Module):
         activations: as for :class:`~robustflow.nn.ConditionalFlow`.
 
     Raises:
-        TypeError, ValueError: no layers, something else than layers, or a Split before the end.
+        TypeError, ValueError: no layers, something else than layers, a Split before the end, or
+            activations that are none of the three.
     """
 
     def __init__(self, layers: Sequence[nn.Module], activations: Activations = "store") -> None:
         super().__init__()
+        check_choice("activations", activations, get_args(Activations))
         check_layers(layers)
         for i, layer in enumerate(layers):
             if isinstance(layer, Split) and i + 1 < len(layers):
