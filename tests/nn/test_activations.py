@@ -34,7 +34,7 @@ def gradients(activations: Any, dtype: torch.dtype, *, autocast: bool) -> dict[s
         flow.log_prob(x, contexts)  # the first batch of actnorm
         for weight in flow.parameters():
             weight.add_(0.05 * torch.randn_like(weight))
-    flow.levels[0].layers[1].requires_grad_(False)
+    flow.get_submodule("levels.0.layers.1").requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
         log_prob = flow.log_prob(x, contexts)
     log_prob.sum().backward()
