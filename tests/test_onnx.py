@@ -116,7 +116,7 @@ class Couplings(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        opt = {"network_G": {"flow": {"conditionInFeaDim": 4}}}
+        opt = {"network_G": {"flow": {"conditionInFeaDim": 4, "std_channels": 3}}}
         self.affine = srflow.CondAffineReparamSeparatedAndCond(6, opt)
         self.spline = srflow.CondRQsplineSeparatedAndCond(6, opt)
 

@@ -25,7 +25,7 @@ from robustflow.compat.srflow import _once, condition_once
 from robustflow.nn import Affine, ModifiedRQSpline
 
 FEATURES, CHANNELS, SIZE = 10, 5, (4, 3)
-OPT: dict[str, Any] = {"network_G": {"flow": {"conditionInFeaDim": FEATURES}}}
+OPT: dict[str, Any] = {"network_G": {"flow": {"conditionInFeaDim": FEATURES, "std_channels": 3}}}
 AFFINE, REPARAM, SPLINE = (
     srflow.CondAffineSeparatedAndCond,
     srflow.CondAffineReparamSeparatedAndCond,
@@ -282,7 +282,14 @@ def test_options() -> None:
     default = AFFINE(12, NoneDict())
     assert default.need_features and SPLINE.need_features and REPARAM.need_features
     assert default.get_parameter("fAffine.0.weight").shape == (64, 6 + 320, 3, 3)
-    assert default.get_parameter("fAffine_std.0.weight").shape == (64, 6 + 3, 3, 3)
+    assert not hasattr(default, "fAffine_std")  # as SRFlow and LLFlow have it
+    wanted = AFFINE(12, None, std_mode=True)
+    assert wanted.get_parameter("fAffine_std.0.weight").shape == (64, 6 + 3, 3, 3)
+    for channels in (1, 3):
+        for mode in (True, False):
+            given = SPLINE(12, {"network_G": {"flow": {"std_channels": channels}}}, mode)
+            shape = given.get_parameter("fRQspline_std.0.weight").shape
+            assert shape == (64, 6 + channels, 3, 3) and given.uses_std is mode
     assert default.get_parameter("fFeatures.0.weight").shape == (64, 320, 3, 3)
     assert default.get_parameter("fFeatures.2.weight").shape == (64, 64, 1, 1)
     assert default.get_parameter("fFeatures.4.weight").shape == (2 * 12, 64, 3, 3)
@@ -383,8 +390,12 @@ def test_strict_loading_still_finds_what_is_missing_or_too_much() -> None:
     with pytest.raises(RuntimeError, match=r"Missing key.*fAffine_std\.2\.weight"):
         AFFINE(6, None).load_state_dict(state, strict=True)
     state = published_checkpoint("fAffine", 6, 2, True)
-    with pytest.raises(RuntimeError, match=r"Unexpected key.*fAffine_std"):
-        AFFINE(6, None, std_mode=False).load_state_dict(state, strict=True)
+    state["fAffine_other.2.weight"] = state.pop("fAffine_std.2.weight")
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*fAffine_other"):
+        AFFINE(6, None).load_state_dict(state, strict=True)
+    state = published_checkpoint("fAffine", 6, 2, True, std_channels=2)  # none that is in use
+    with pytest.raises(RuntimeError, match=r"size mismatch for fAffine_std\.0\.weight"):
+        AFFINE(6, OPT).load_state_dict(state, strict=True)
 
 
 @each_kind
@@ -494,6 +505,8 @@ def test_bad_calls_say_what_is_wanted() -> None:
         AFFINE(6, {"le_curve": True})
     with pytest.raises(ValueError, match="at least 2"):
         AFFINE(1, OPT)
+    with pytest.raises(ValueError, match=r"flow\.std_channels must be 1 or 3 in opt, got 2"):
+        AFFINE(6, {"network_G": {"flow": {"std_channels": 2}}})
     box = {"network_G": {"flow": {"CondRQsplineSeparatedAndCond": {"left": -1, "bottom": -1}}}}
     with pytest.raises(ValueError, match="same on both axes"):
         SPLINE(6, {"network_G": {"flow": {"CondRQsplineSeparatedAndCond": {"top": 2}}}})
@@ -630,6 +643,8 @@ def test_each_weight_alone_is_followed() -> None:
     layer, z, ft = layer_and_data(SPLINE, std_mode=False)
     with torch.no_grad(), condition_once():
         for name, parameter in layer.named_parameters():
+            if "_std." in name:  # not used
+                continue
             before = layer(z, reverse=True, ft=ft)[0]
             parameter.mul_(1.3)
             after = layer(z, reverse=True, ft=ft)[0]

@@ -14,7 +14,7 @@ import robustflow
 from compat.affine_flows import KINDS, Kind, SRFlow
 from robustflow import nn as rnn
 from robustflow.compat.convert import RescaledModifiedRQSpline, convert_affine
-from robustflow.compat.srflow import CondRQsplineSeparatedAndCond
+from robustflow.compat.srflow import CondAffineSeparatedAndCond, CondRQsplineSeparatedAndCond
 
 CONTEXT = 3
 LAYERS = 2
@@ -400,9 +400,24 @@ def test_srflow_s_std_conditional_net_is_kept(noise: bool) -> None:
     assert spline.half_width.item() > 0.1
     assert model.log_prob(x, context, std).isfinite().all()
     options = {"conditionInFeaDim": 4, "CondAffineSeparatedAndCond": {"hidden_channels": 32}}
-    plain = CondRQsplineSeparatedAndCond(2, {"network_G": {"flow": options}})
+    plain = CondRQsplineSeparatedAndCond(2, {"network_G": {"flow": options}}, std_mode=True)
     keys = {key for key in layer.state_dict() if not key.startswith("rescaled.")}
     assert keys == set(plain.state_dict())
+
+
+def test_srflow_s_std_conditional_net_that_is_not_used() -> None:
+    """The published network has one in its first level, too."""
+    options = {"conditionInFeaDim": 4, "std_channels": 3}
+    model = nn.Sequential(CondAffineSeparatedAndCond(4, {"network_G": {"flow": options}}, False))
+    z, ft, std = torch.randn(8, 4, 3, 3), torch.randn(8, 4, 3, 3), torch.rand(8, 3, 3, 3)
+    convert_affine(model, (z, ft, std), run=lambda model, batch: model[0](z, ft=ft, std=std))
+    layer: Any = model[0]
+    assert layer.fRQspline_std.get_parameter("4.weight").shape[0] == 2 * 4
+    y, logdet = layer(z, ft=ft, std=std)
+    back, zero = layer(y, logdet, reverse=True, ft=ft, std=std)
+    torch.testing.assert_close(back, z, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(zero, torch.zeros(8), rtol=0, atol=1e-3)
+    torch.testing.assert_close(layer(z, ft=ft)[0], y, rtol=0, atol=0)
 
 
 def reason(model: nn.Module, *args: Any) -> str:

@@ -17,7 +17,7 @@ from robustflow.compat.srflow._once import is_eager
 from robustflow.compat.srflow._options import FLOW, option
 from robustflow.nn.elementwise import Affine, ElementwiseTransform, ModifiedRQSpline
 
-_STD_CHANNELS = 3
+_STD_CHANNELS = (1, 3)  # of the noise maps in use; the last is the default
 _Step = Callable[[Tensor], tuple[Tensor, Tensor]]
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,8 @@ class _SeparatedAndCond(nn.Module, ABC):
 
     Attributes:
         transform: the elementwise transform of all three.
-        std_channels: channels of the noise map that the std-conditional step reads; 0 without it.
+        std_channels: channels of the noise map that the std-conditional net reads; 0 without it.
+        std_mode: whether that net is used, where there is one.
     """
 
     need_features: ClassVar[bool] = True
@@ -38,7 +39,7 @@ class _SeparatedAndCond(nn.Module, ABC):
         self,
         in_channels: int,
         opt: Mapping[str, Any] | None = None,
-        std_mode: bool = True,
+        std_mode: bool | None = None,
         bias: bool = True,
     ) -> None:
         super().__init__()
@@ -52,6 +53,7 @@ class _SeparatedAndCond(nn.Module, ABC):
         self.transform = self._make_transform(opt)
         self.feature_channels = option(opt, *FLOW, "conditionInFeaDim", default=320)
         self.hidden_channels = self._option(opt, "hidden_channels", 64)
+        self.std_mode = std_mode is not False
         self.std_channels = 0
 
         per_element = self.transform.num_params
@@ -61,8 +63,14 @@ class _SeparatedAndCond(nn.Module, ABC):
         self.fFeatures = Conditioner(
             0, self.feature_channels, in_channels * per_element, self.hidden_channels
         )
-        if std_mode:
-            self._add_std_net(_STD_CHANNELS)
+        default = _STD_CHANNELS[-1] if std_mode else 0
+        std_channels = option(opt, *FLOW, "std_channels", default=default)
+        if std_channels not in (0, *_STD_CHANNELS):
+            raise ValueError(
+                f"network_G.flow.std_channels must be 1 or 3 in opt, got {std_channels!r}."
+            )
+        if std_channels:
+            self._add_std_net(std_channels)
 
     @abstractmethod
     def _make_transform(self, opt: Mapping[str, Any] | None) -> ElementwiseTransform: ...
@@ -73,6 +81,11 @@ class _SeparatedAndCond(nn.Module, ABC):
         sections = [kind.__name__ for kind in cls.__mro__] + ["CondAffineSeparatedAndCond"]
         found = (option(opt, *FLOW, section, key) for section in sections)
         return next((value for value in found if value is not None), default)
+
+    @property
+    def uses_std(self) -> bool:
+        """Whether the std-conditional step is taken where a noise map is given."""
+        return self.std_mode and self.std_channels > 0
 
     def _add_std_net(self, std_channels: int) -> None:
         changed = (self.in_channels - self.kept_channels) * self.transform.num_params
@@ -97,7 +110,8 @@ class _SeparatedAndCond(nn.Module, ABC):
             reverse: the inverse, with the steps in the opposite order.
             ft: features, (B or 1, feature_channels, H, W); one condition serves a whole batch.
             std: the noise map, (B, 3, any, any), resized bicubically; or (B, 1, 1, 1) or
-                (B, 1, H, W), expanded. None, or a layer without ``std_mode``: no such step.
+                (B, 1, H, W), expanded. None, ``std_mode=False``, or a layer without the net: no
+                such step.
 
         Returns:
             z of the dtype of ``input``, and the log-determinant, in float32 or wider.
@@ -115,7 +129,7 @@ class _SeparatedAndCond(nn.Module, ABC):
             return lambda z: self._couple(z, net, params_of, reverse, own=z is not input)
 
         steps: list[_Step] = [inject]
-        if std is not None and self.std_channels:
+        if std is not None and self.uses_std:
             noise = self._noise_map(std, input)
             steps.append(
                 couple(
@@ -192,18 +206,18 @@ class _SeparatedAndCond(nn.Module, ABC):
     ) -> None:
         """Take the std-conditional net as the checkpoint has it, or go without one.
 
-        SRFlow and LLFlow have none, and their code constructs the layer with two arguments.
+        robustNF's have it in every coupling, used or not, SRFlow's and LLFlow's in none.
         """
-        if strict and self.std_channels and prefix + "fFeatures.0.weight" in state_dict:
-            name = f"{self._net_name}_std"
-            weight = state_dict.get(f"{prefix}{name}.0.weight")
-            channels = 0 if weight is None else weight.shape[1] - self.kept_channels
-            if channels == 0:
-                delattr(self, name)
-                self.std_channels = 0
-                _log.info("The checkpoint has no %s%s: the step is left out.", prefix, name)
-            elif channels in (1, _STD_CHANNELS) and channels != self.std_channels:
+        name = f"{self._net_name}_std"
+        weight = state_dict.get(f"{prefix}{name}.0.weight")
+        if weight is not None:
+            channels = weight.shape[1] - self.kept_channels if weight.dim() == 4 else 0
+            if channels in _STD_CHANNELS and channels != self.std_channels:
                 self._add_std_net(channels)
+        elif strict and self.std_channels and prefix + "fFeatures.0.weight" in state_dict:
+            delattr(self, name)
+            self.std_channels = 0
+            _log.info("The checkpoint has no %s%s: the step is left out.", prefix, name)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, *rest)
 
     def extra_repr(self) -> str:
@@ -218,16 +232,20 @@ class CondAffineSeparatedAndCond(_SeparatedAndCond):
     Args:
         in_channels: channels of z; the first half is kept by the self-conditional step.
         opt: nested options. Read are ``network_G.flow.conditionInFeaDim`` (channels of the
-            features, 320) and ``network_G.flow.CondAffineSeparatedAndCond.hidden_channels`` (64)
-            and ``.eps`` (1e-4). None, or anything missing, is the default.
-        std_mode: have the std-conditional step (loading a checkpoint without it removes it).
+            features, 320), ``network_G.flow.std_channels`` (those of the noise map, 1 or 3) and
+            ``network_G.flow.CondAffineSeparatedAndCond.hidden_channels`` (64) and ``.eps`` (1e-4).
+            None, or anything missing, is the default.
+        std_mode: whether the std-conditional step is taken; False keeps its net, unused, where
+            the options have ``std_channels``, as the published network has it in its first level.
+            Without ``std_channels`` there is no net (SRFlow, LLFlow), unless this is True: then
+            one for 3 channels. A checkpoint decides anew: loading adds the net, or removes it.
         bias: True; there is no other form.
 
     Raises:
-        ValueError: ``bias=False``, or ``le_curve`` in the options.
+        ValueError: ``bias=False``, or ``le_curve`` or other ``std_channels`` in the options.
 
-    State_dict: ``fAffine``, ``fFeatures``, ``fAffine_std``, each with ``{0,2}.weight``,
-    ``{0,2}.actnorm.{bias,logs}`` and ``4.{weight,bias,logs}``.
+    State_dict: ``fAffine``, ``fFeatures`` and, where there is one, ``fAffine_std``, each with
+    ``{0,2}.weight``, ``{0,2}.actnorm.{bias,logs}`` and ``4.{weight,bias,logs}``.
 
     Source: Lugmayr et al., SRFlow, 2020 (arXiv:2006.14200).
 
@@ -267,7 +285,7 @@ class CondRQsplineSeparatedAndCond(_SeparatedAndCond):
 
     Args:
         in_channels, std_mode, bias: as for :class:`CondAffineSeparatedAndCond`.
-        opt: nested options: ``conditionInFeaDim`` as there, and
+        opt: nested options: ``conditionInFeaDim`` and ``std_channels`` as there, and
             ``network_G.flow.CondRQsplineSeparatedAndCond.hidden_channels``, ``.left``, ``.righ``
             (so spelt by the published code), ``.bottom`` and ``.top``, the box, +-0.5.
 

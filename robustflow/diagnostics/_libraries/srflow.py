@@ -44,7 +44,7 @@ class _Coupling(Block):
     def __init__(self, module: _SeparatedAndCond) -> None:
         super().__init__(module)
         nets = ["fFeatures", module._net_name]
-        if module.std_channels:
+        if module.uses_std:
             nets.append(f"{module._net_name}_std")
         self.parts = [_Step(module, net) for net in nets]
 

@@ -24,7 +24,7 @@ def describe(module: nn.Module, name: str, child: Describe) -> Tree | None:
         return transformed(joined(name, net), module, kind, transform, fraction)
 
     steps = [step("fFeatures", "injector", 1.0)]
-    if module.std_channels:
+    if module.uses_std:
         steps.append(step(f"{module._net_name}_std", "std-conditional", changed))
     steps.append(step(module._net_name, "self-conditional", changed))
     return Chain(tuple(steps))
