@@ -140,27 +140,18 @@ def box_of(
     """The box as numbers, or as a constant tensor (..., 4) where it varies by element."""
     if left is right is bottom is top is None and isinstance(tail_bound, (int, float)):
         return None, tail_bound
+    if not isinstance(tail_bound, (int, float)):
+        tail_bound = _edge("tail_bound", tail_bound, x)
     edges = (
-        -_negatable(tail_bound) if left is None else left,
+        -tail_bound if left is None else left,
         tail_bound if right is None else right,
-        -_negatable(tail_bound) if bottom is None else bottom,
+        -tail_bound if bottom is None else bottom,
         tail_bound if top is None else top,
     )
     names = ("left", "right", "bottom", "top")
     if all(isinstance(edge, (int, float)) for edge in edges):
         return None, edges  # type: ignore[return-value]
-    tensors = []
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    for name, edge in zip(names, edges, strict=True):
-        tensor = torch.as_tensor(
-            edge, dtype=None if isinstance(edge, Tensor) else dtype, device=x.device
-        )
-        if tensor.requires_grad:
-            raise ValueError(
-                f"{name} (or tail_bound) must not require grad: the box is a constant of the "
-                "transform; detach it, or rescale the inputs instead."
-            )
-        tensors.append(tensor.to(dtype))
+    tensors = [_edge(name, edge, x) for name, edge in zip(names, edges, strict=True)]
     box = torch.stack(torch.broadcast_tensors(*tensors), dim=-1)
     check_leading_shape(
         "tail_bound", (1,) * (x.dim() + 1 - box.dim()) + box.shape[:-1], x.shape, "the inputs'"
@@ -168,7 +159,15 @@ def box_of(
     return box, (0.0, 1.0, 0.0, 1.0)
 
 
-def _negatable(bound: Bound) -> float | Tensor:
-    if isinstance(bound, (int, float, Tensor)):
-        return bound
-    return torch.as_tensor(bound, dtype=torch.float64)
+def _edge(name: str, edge: Bound, x: Tensor) -> Tensor:
+    """An edge of the box, or a bound, on the device of x and in what the kernels compute in."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if not isinstance(edge, Tensor):
+        return torch.as_tensor(edge, dtype=dtype, device=x.device)
+    if edge.requires_grad:
+        raise ValueError(
+            f"{name} must not require grad: the box is a constant of the transform; detach it, or "
+            "rescale the inputs instead."
+        )
+    # A device that has no float64 may have either tensor, and the CPU the other.
+    return edge.to(dtype).to(x.device) if edge.is_cpu else edge.to(x.device).to(dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import ClassVar
 
 import torch
@@ -53,18 +54,19 @@ class InvertibleConv1x1(nn.Module):
         check_flags(lu=lu)
         self.channels = channels
         self.lu = lu
-        rotation, _ = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))
-        dtype = torch.get_default_dtype()
+        # In float64, which not every device has: on the CPU.
+        random = torch.randn(channels, channels, dtype=torch.float64, device="cpu")
+        rotation, _ = torch.linalg.qr(random)
         if not lu:
-            self.matrix = nn.Parameter(rotation.to(dtype))
+            self.matrix = nn.Parameter(_by_default(rotation))
             return
         permutation, lower, upper = torch.linalg.lu(rotation)
         diagonal = upper.diagonal()
-        self.register_buffer("permutation", permutation.to(dtype))
-        self.register_buffer("sign", diagonal.sign().to(dtype))
-        self.log_diagonal = nn.Parameter(diagonal.abs().log().to(dtype))
-        self.lower = nn.Parameter(lower.tril(-1).to(dtype))
-        self.upper = nn.Parameter(upper.triu(1).to(dtype))
+        self.register_buffer("permutation", _by_default(permutation))
+        self.register_buffer("sign", _by_default(diagonal.sign()))
+        self.log_diagonal = nn.Parameter(_by_default(diagonal.abs().log()))
+        self.lower = nn.Parameter(_by_default(lower.tril(-1)))
+        self.upper = nn.Parameter(_by_default(upper.triu(1)))
 
     def weight(self, *, inverse: bool = False) -> Tensor:
         """W or its inverse, (channels, channels), in float32 at least."""
@@ -95,7 +97,9 @@ class InvertibleConv1x1(nn.Module):
         """z (N, channels, \\*S) -> (z, logabsdet (N,)); the context is not used."""
         check_shape("z", z, self.channels)
         positions = math.prod(z.shape[2:])
-        with torch.autocast(z.device.type, enabled=False):
+        device = z.device.type  # of meta there is no autocast to switch off
+        autocasts = torch.amp.is_autocast_available(device)
+        with torch.autocast(device, enabled=False) if autocasts else nullcontext():
             weight = self.weight(inverse=inverse)
             dtype = torch.promote_types(z.dtype, next(self.parameters()).dtype)
             columns = z.reshape(z.shape[0], self.channels, positions).to(dtype)
@@ -130,3 +134,8 @@ def _iterated_inverse(matrix: Tensor) -> Tensor:
     for _ in range(64):
         found = found @ (twice - wide @ found)
     return found.to(matrix.dtype)
+
+
+def _by_default(tensor: Tensor) -> Tensor:
+    """In the default dtype, on the default device."""
+    return tensor.to(torch.get_default_dtype()).to(torch.get_default_device())
