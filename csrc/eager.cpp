@@ -270,6 +270,14 @@ py::object Operator::call_from_python(const py::args& arguments) const {
   return to_python(results);
 }
 
+// Whether any of some tensors, or None, is a dual number of forward mode.
+bool any_dual(const py::args& tensors) {
+  for (const py::handle value : tensors)
+    if (THPVariable_Check(value.ptr()) && THPVariable_Unpack(value.ptr())._fw_grad(0).defined())
+      return true;
+  return false;
+}
+
 }  // namespace
 }  // namespace robustflow
 
@@ -277,6 +285,7 @@ PYBIND11_MODULE(_eager, m) {
   using robustflow::Operator;
   m.doc() = "The short way of an eager call; robustflow/ops/registry.py takes it.";
   m.attr("facts") = kEagerFacts;
+  m.def("any_dual", &robustflow::any_dual);
   py::class_<Operator, std::unique_ptr<Operator, py::nodelete>>(m, "Operator")
       .def(py::init<const std::string&, const std::string&, size_t, size_t, py::function,
                     py::function>(),

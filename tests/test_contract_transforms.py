@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
+import robustflow
+import robustflow.functional as F
 from conformance.layouts import Layout
 from conformance.operations import RQ, Affine, ModifiedRQ, Operation
 from conformance.samples import Sample, sample
@@ -130,6 +135,89 @@ def test_double_backward_equals_the_reference(
         penalty = torch.stack([(g * g).sum() for g in first]).sum()
         found.append((first, torch.autograd.grad(penalty, call.tensors)))
     _assert_close(*found)
+
+
+# A gradient of a gradient, under every choice of the tensors that require one. Three losses each:
+# an output may depend on none of them, as the affine transform's log-determinant on x.
+FROZEN: tuple[Operation, ...] = (
+    ModifiedRQ("softclip", interval=(-3.0, 3.0)),
+    RQ(3, "linear", "softmax", separate=True),
+    RQ(3, None, "knots"),
+    Affine("sigmoid"),
+    Affine("exp", shift_first=False, reciprocal=True),
+)
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "y": lambda y, logabsdet: y.sin().sum(),
+    "logabsdet": lambda y, logabsdet: logabsdet.sin().sum(),
+    "both": lambda y, logabsdet: y.sin().sum() + logabsdet.sin().sum(),
+}
+
+
+def _penalty_gradients(
+    function: Callable[..., tuple[Tensor, Tensor]],
+    tensors: tuple[Tensor, ...],
+    learned: tuple[bool, ...],
+    loss: str,
+) -> list[Tensor]:
+    """The gradient of the gradient's square, and zeros where there is none."""
+    leaves = [t.detach().requires_grad_(want) for t, want in zip(tensors, learned, strict=True)]
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    zeros = [torch.zeros_like(leaf) for leaf in wanted]
+    value = LOSSES[loss](*function(*leaves))
+    if not value.requires_grad:
+        return zeros
+    options: Any = {"allow_unused": True, "materialize_grads": True}
+    first = torch.autograd.grad(value, wanted, create_graph=True, **options)
+    penalty = torch.stack([(each * each).sum() for each in first]).sum()
+    if not penalty.requires_grad:
+        return zeros
+    return list(torch.autograd.grad(penalty, wanted, **options))
+
+
+@pytest.mark.parametrize("way", ["eager", "python", "operator"])
+@both_directions
+@pytest.mark.parametrize("operation", FROZEN, ids=lambda op: op.name)
+def test_double_backward_of_frozen_tensors(
+    native_device: Target, operation: Operation, inverse: bool, way: str
+) -> None:
+    """By each of a call's ways through autograd: C++, Python, and the operator's own kernel."""
+    call = _small(operation, native_device, inverse)
+    function = _function(call, inverse)
+    if way == "python":  # what a function mode watches
+        watched = function
+
+        def function(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.overrides.BaseTorchFunctionMode():
+                return watched(*tensors)
+
+    elif way == "operator":  # what vmap calls
+        single = function
+
+        def function(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+            y, logabsdet = vmap(single)(*(t.unsqueeze(0) for t in tensors))
+            return y[0], logabsdet[0]
+
+    reference = _reference(call, inverse)
+    for learned in itertools.product((False, True), repeat=len(call.tensors)):
+        for loss in LOSSES if any(learned) else ():
+            actual = _penalty_gradients(function, call.tensors, learned, loss)
+            _assert_close(actual, _penalty_gradients(reference, call.tensors, learned, loss))
+
+
+@both_directions
+def test_double_backward_of_an_affine_shift_and_scale_apart(
+    native_device: Target, inverse: bool
+) -> None:
+    def function(x: Tensor, shift: Tensor, logit: Tensor) -> tuple[Tensor, Tensor]:
+        return F.conditional_affine(x, shift, logit, inverse=inverse, scale="tanh_exp")
+
+    tensors = tuple(torch.randn(3, 2, 2, dtype=torch.float64, device=native_device.device))
+    for learned in itertools.product((False, True), repeat=3):
+        for loss in LOSSES if any(learned) else ():
+            actual = _penalty_gradients(function, tensors, learned, loss)
+            with robustflow.use_backend("reference"):
+                wanted = _penalty_gradients(function, tensors, learned, loss)
+            _assert_close(actual, wanted)
 
 
 @both_directions
@@ -315,3 +403,135 @@ def test_checkpoint_and_hooks(device_target: Target, operation: Operation) -> No
     )
     actual = torch.autograd.grad([o.sum() for o in again], call.tensors)
     assert all(torch.equal(a, b) for a, b in zip(actual, wanted, strict=True))
+
+
+def _every(call: Sample) -> tuple[int, ...]:
+    return tuple(range(len(call.tensors)))
+
+
+# Of a loss and its tensors.
+FUNC: dict[str, Callable[[Callable[..., Tensor], Sample], Any]] = {
+    "grad": lambda f, call: grad(f, _every(call))(*call.tensors),
+    "vjp": lambda f, call: vjp(f, *call.tensors)[1](torch.ones_like(call.x.sum())),
+    "jvp": lambda f, call: jvp(f, call.tensors, tuple(t.cos() for t in call.tensors)),
+    "jacrev": lambda f, call: jacrev(f, 1)(*call.tensors),
+    "jacfwd": lambda f, call: jacfwd(f, 1)(*call.tensors),
+    "hessian": lambda f, call: hessian(f)(*call.tensors),
+    "grad of grad": lambda f, call: grad(
+        lambda *t: sum(g.square().sum() for g in grad(f, _every(call))(*t)), _every(call)
+    )(*call.tensors),
+    "vmap of grad": lambda f, call: vmap(grad(f, _every(call)))(
+        *(torch.stack([t, t * 0.5]) for t in call.tensors)
+    ),
+}
+COMPILED: tuple[Operation, ...] = (
+    ModifiedRQ("softclip", interval=(-3.0, 3.0)),
+    RQ(4, "linear", "softmax", separate=True),
+    RQ(3, "circular", "softclip"),
+    Affine("tanh_exp", shift_first=False, reciprocal=True),
+)
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize(
+    ("operation", "transform"),
+    [
+        *((operation, name) for operation in COMPILED[:-1] for name in ("grad", "jvp")),
+        *((COMPILED[-1], name) for name in FUNC),  # whose reference is quickly traced
+    ],
+    ids=lambda each: each if isinstance(each, str) else each.name,
+)
+def test_compiled_func(native_device: Target, operation: Operation, transform: str) -> None:
+    """torch.compile around torch.func, in one graph: what it is without torch.compile."""
+    inverse = transform in ("jvp", "vjp")
+    call = _small(operation, native_device, inverse, Layout("tiny", (1, 2)))
+
+    def apply() -> Any:
+        return FUNC[transform](_scalar(_function(call, inverse)), call)
+
+    actual = torch.compile(apply, fullgraph=True, backend="aot_eager")()
+    wanted = FUNC[transform](_scalar(_reference(call, inverse)), call)
+    _assert_close(actual, wanted)
+    assert all(bool((t != 0).any()) for t in torch.utils._pytree.tree_leaves(actual))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiled_func_with_inductor(native_device: Target) -> None:
+    """The default backend: a density's score and a directional derivative, in one function."""
+    call = _small(Affine("tanh_exp"), native_device, False, Layout("tiny", (1, 2)))
+
+    def apply() -> Any:
+        loss = _scalar(_function(call, False))
+        return FUNC["grad"](loss, call), FUNC["jvp"](loss, call)
+
+    loss = _scalar(_reference(call, False))
+    wanted = FUNC["grad"](loss, call), FUNC["jvp"](loss, call)
+    _assert_close(torch.compile(apply, fullgraph=True)(), wanted)
+
+
+def _tangents(function: Callable[..., tuple[Tensor, ...]], call: Sample) -> list[Tensor | None]:
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(t, t.cos()) for t in call.tensors]
+        return [forward_ad.unpack_dual(t).tangent for t in function(*duals)]
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("operation", COMPILED, ids=lambda op: op.name)
+def test_forward_mode_around_a_compiled_call(native_device: Target, operation: Operation) -> None:
+    """Whatever it was compiled for first; the numbers themselves still come from the kernels."""
+    call = _small(operation, native_device, False)
+    function = _function(call, False)
+    wanted = _tangents(_reference(call, False), call)
+    for dual_first in (False, True):
+        torch._dynamo.reset()
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        if not dual_first:
+            compiled(*call.tensors)
+        _assert_close(_tangents(compiled, call), wanted)
+        actual = compiled(*call.tensors)
+        assert all(torch.equal(a, b) for a, b in zip(actual, function(*call.tensors), strict=True))
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("operation", COMPILED, ids=lambda op: op.name)
+def test_compiled_forward_mode(native_device: Target, operation: Operation) -> None:
+    """Dual numbers that are made and taken apart within the compiled function."""
+    call = _small(operation, native_device, False)
+
+    def apply() -> list[Tensor | None]:
+        return _tangents(_function(call, False), call)
+
+    compiled = torch.compile(apply, fullgraph=True, backend="aot_eager")
+    _assert_close(compiled(), _tangents(_reference(call, False), call))
+
+
+class _Module(torch.nn.Module):
+    def __init__(self, operation: Operation) -> None:
+        super().__init__()
+        self.operation = operation
+
+    def forward(self, x: Tensor, groups: list[Tensor]) -> tuple[Tensor, Tensor]:
+        return self.operation.call(x, tuple(groups), False, "sum")
+
+
+@pytest.mark.parametrize("operation", COMPILED, ids=lambda op: op.name)
+def test_func_of_an_exported_program(native_device: Target, operation: Operation) -> None:
+    """It calls the operators as they are."""
+    call = _small(operation, native_device, False)
+    program = torch.export.export(_Module(operation), (call.x, list(call.groups))).module()
+
+    def exported(x: Tensor, *groups: Tensor) -> tuple[Tensor, Tensor]:
+        return program(x, list(groups))
+
+    for transform in ("grad", "jvp", "hessian"):
+        actual = FUNC[transform](_scalar(exported), call)
+        _assert_close(actual, FUNC[transform](_scalar(_reference(call, False)), call))
+    _assert_close(_tangents(exported, call), _tangents(_reference(call, False), call))

@@ -333,6 +333,22 @@ def test_flow_compiles_without_graph_breaks() -> None:
     torch.testing.assert_close(inverse(latents, low), flow.inverse(latents, low))
 
 
+def test_torch_func_of_a_flow_compiles_without_graph_breaks() -> None:
+    """A directional derivative and a gradient of the log-density."""
+    flow = two_level_flow(Affine())
+    x, low = normal(2, 3, 8, 4), normal(2, 3, 4, 2)
+
+    def apply(x: Tensor) -> tuple[Tensor, ...]:
+        def log_prob(x: Tensor) -> Tensor:
+            return flow.log_prob(x, low).sum()
+
+        return (*torch.func.jvp(log_prob, (x,), (x.cos(),)), torch.func.grad(log_prob)(x))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(apply, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), apply(x))
+
+
 def test_wrong_uses_are_told_apart() -> None:
     flow = two_level_flow(Affine())
     with pytest.raises(ValueError, match="needs a context"):

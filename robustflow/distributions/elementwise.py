@@ -12,6 +12,7 @@ from torch.distributions import Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
 from robustflow._checks import check_tensor
+from robustflow._levels import in_torch_func
 from robustflow.distributions.kept import Kept, Traced
 
 
@@ -110,7 +111,9 @@ class ElementwiseTransform(Transform, ABC):
 
     def _keep(self, x: Tensor, y: Tensor, inverse: bool, logabsdet: Tensor) -> None:
         if torch.compiler.is_compiling():
-            self._traced = Traced(x, y, inverse, logabsdet)
+            # A transform of torch.func ends within the graph, and its tensors with it.
+            if not in_torch_func():
+                self._traced = Traced(x, y, inverse, logabsdet)
         else:
             self._kept = Kept(x, y, inverse, logabsdet, self._parameters)
 
@@ -140,6 +143,8 @@ class ElementwiseTransform(Transform, ABC):
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """y and log \\|dy/dx\\|, in one call (zuko's protocol)."""
+        if torch.compiler.is_compiling():
+            return self._compute("x", x, False)
         y = self(x)
         return y, self._logabsdet(x, y, False)
 
@@ -189,6 +194,8 @@ class Inverse(_InverseTransform):
         return self._inv._logabsdet(y, x, True)
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.compiler.is_compiling():
+            return self._inv._compute("y", x, True)
         y = self(x)
         return y, self.log_abs_det_jacobian(x, y)
 

@@ -7,9 +7,11 @@ A transform has *implementations*, each of which is a pair of operators of the s
 - ``triton``: ``robustflow::name_triton`` and ``robustflow::name_triton_backward``, around the
   functions of :mod:`robustflow.kernels`.
 
-The operators' own autograd (``torch.library.register_autograd``) is what torch.compile traces, but
-costs 100 us a call, as long as a small batch takes. An eager call therefore goes through a plain
-``autograd::Function`` around the operator, with the same formula: in C++ where the library
+The operators' own autograd (a kernel under the dispatch key Autograd) is what torch.compile, vmap
+and exported programs meet: reverse mode by the backward operator; forward mode, and whatever
+torch.func differentiates, by the reference, of which a graph then consists. An eager call does not
+take the dispatcher's way to a Python kernel, which is long beside a small batch: it goes through a
+plain ``autograd::Function`` around the operator, with the same formula, in C++ where the library
 `robustflow._eager` is loaded and the implementation is a pair of operators, else in Python.
 """
 
@@ -110,7 +112,7 @@ class Transform:
                 forward, backward = _on_its_device(forward, 0), _on_its_device(backward, 2)
             operators = self._wrap(f"{self.name}_{name}", (forward, backward), traced)
             calls = (_direct(forward, operators[0]), _direct(backward, operators[1]))
-        self._register(*operators)
+        self._register(*operators, traced)
         self.implementations[name] = Implementation(self._eager(*calls), *operators)
 
     def _wrap(
@@ -128,7 +130,7 @@ class Transform:
             )
         return _operators(LIBRARY.ns, name)
 
-    def _register(self, forward: OpOverload, backward: OpOverload) -> None:
+    def _register(self, forward: OpOverload, backward: OpOverload, traced: bool) -> None:
         """Fake kernels, autograd and vmap of two operators."""
         num_tensors, num_gradients = self._num_tensors, self._num_gradients
 
@@ -182,31 +184,16 @@ class Transform:
         for name, fake_kernel, rule in rules:
             torch.library.register_fake(name, fake_kernel, lib=library)
             torch.library.register_vmap(name, rule, lib=library)
-        torch.library.register_autograd(
-            names[0],
-            self._backward_formula(backward),
-            setup_context=self._setup_context,
-            lib=library,
-        )
+        reverse_mode = self._python_way(forward, backward)
 
-    def _setup_context(
-        self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
-    ) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[: self._num_tensors])
-        ctx.config = inputs[self._num_tensors :]
+        def autograd(*args: Any) -> tuple[Tensor, Tensor]:
+            if _in_torch_func_or_forward_mode(args[:num_tensors]):
+                return self.reference(*args)
+            return reverse_mode(*args)
 
-    def _backward_formula(self, call_backward: Function) -> Function:
-        """Of the operator, whose arguments the gradients returned must match."""
-        num_gradients = self._num_gradients
-        num_constants = self._num_tensors - num_gradients
-
-        def backward_formula(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-            needed = ctx.needs_input_grad[:num_gradients]
-            found = self._gradients(call_backward, ctx, needed, cotangents)
-            return *found, *(None,) * (num_constants + len(ctx.config))
-
-        return backward_formula
+        # Of triton_op's own kernel, which is for every device, one for a device takes the place.
+        for key in ("AutogradCPU", "AutogradCUDA") if traced else ("Autograd",):
+            library.impl(forward, autograd, key)
 
     def _gradients(
         self,
@@ -280,6 +267,27 @@ class Transform:
                 return call(*args)
 
         return eager
+
+
+def _in_torch_func_or_forward_mode(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a call under the key Autograd must be differentiable by more than reverse mode.
+
+    A transform of torch.func that is under way there is one that differentiates: vmap takes the
+    operator's own rule, beneath it.
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None or _any_dual(*tensors)
+
+
+def _any_dual_in_python(*tensors: Tensor | None) -> bool:
+    return any(
+        tensor is not None and torch._VF._unpack_dual(tensor, level=0).tangent is not None
+        for tensor in tensors
+    )
+
+
+# A graph may have entered forward mode where torch.autograd.forward_ad knows nothing of it: the
+# tensors themselves are asked. Each question costs Python some microseconds.
+_any_dual = getattr(_native.eager(), "any_dual", _any_dual_in_python)
 
 
 def _pair(name: str) -> tuple[str, str]:
@@ -377,17 +385,26 @@ def _reference_gradients(
 ) -> list[Tensor | None]:
     """Gradients that can be differentiated again, at the price of the reference's memory."""
     outputs = reference(*tensors, *config)
-    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if c is not None]
+    # One may depend on none of the tensors that require grad: of the affine transform, the
+    # log-determinant on x.
+    pairs = [
+        (output, cotangent)
+        for output, cotangent in zip(outputs, cotangents, strict=True)
+        if cotangent is not None and output.requires_grad
+    ]
     wanted = [t for t, need in zip(tensors, needed, strict=False) if need and t is not None]
-    made = iter(
-        torch.autograd.grad(
-            [output for output, _ in pairs],
-            wanted,
-            [cotangent for _, cotangent in pairs],
-            create_graph=True,
-            materialize_grads=True,
+    if not pairs:
+        made = iter([torch.zeros_like(tensor) for tensor in wanted])
+    else:
+        made = iter(
+            torch.autograd.grad(
+                [output for output, _ in pairs],
+                wanted,
+                [cotangent for _, cotangent in pairs],
+                create_graph=True,
+                materialize_grads=True,
+            )
         )
-    )
     return [next(made) if need else None for need in needed]
 
 

@@ -45,6 +45,36 @@ def test_log_prob_and_sample_are_one_graph(name: str) -> None:
         assert compat.patched()[library]["fallback"] == 0
 
 
+@pytest.mark.parametrize("name", [COMPILED[0], "zuko"])
+def test_torch_func_within_torch_compile(name: str) -> None:
+    """A density's directional derivative and gradient, as without the patch and the compiler."""
+    library, flow = flows.make(name)
+    flow = flow.eval()
+    x = torch.randn(6, flows.FEATURES, dtype=torch.float64)
+
+    def log_prob(x: Tensor) -> Any:
+        if library == "zuko":
+            y, ladj = flow.flow.transform.transforms[0]().call_and_ladj(x)
+            return y.sin().sum() + ladj.sum()
+        return flow.log_prob(x).sum()
+
+    def tangent(x: Tensor) -> Any:
+        return torch.func.jvp(log_prob, (x,), (x.cos(),))
+
+    def gradient(x: Tensor) -> Any:
+        return torch.func.grad(log_prob)(x)
+
+    expected = tangent(x), gradient(x)
+    torch._dynamo.reset()
+    with compat.patch(library):
+        found = tuple(
+            torch.compile(function, backend="aot_eager")(x) for function in (tangent, gradient)
+        )
+        assert compat.patched()[library]["kernel"] > 0
+        assert compat.patched()[library]["fallback"] == 0
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-8)
+
+
 @pytest.mark.parametrize("name", ["zuko", "zuko coupling"])
 def test_zuko_compiles(name: str) -> None:
     _, flow = flows.make(name)
