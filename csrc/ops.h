@@ -249,6 +249,19 @@ std::tuple<Tensor, Tensor> modified_rq_backward(const MaybeTensor& grad_y,
 
 // ---- K-bin RQ ----------------------------------------------------------------------------------
 
+Format format_of(DType dtype) {
+  switch (dtype) {
+    case DType::float64:
+      return kFloat64;
+    case DType::float32:
+      return kFloat32;
+    case DType::bfloat16:
+      return kBfloat16;
+    default:
+      return kFloat16;
+  }
+}
+
 // The arguments of the operator, and its operands in the order of operands::rq::Input.
 template <class Device>
 struct RqCall {
@@ -270,7 +283,8 @@ struct RqCall {
                min_bin_height,
                min_derivative,
                logit_scale,
-               -1 / std::log(min_derivative)},
+               -1 / std::log(min_derivative),
+               format_of(dtype_of(x))},
         edges{left, right, bottom, top},
         num_bins(config.num_bins),
         num_derivatives(rq_num_derivatives(num_bins, config.tails)),

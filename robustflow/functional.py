@@ -113,7 +113,11 @@ def rq_spline(
         unnormalized_derivatives: (\\*, K-1) with linear tails (the boundary's derivative is 1),
             (\\*, K) circular (the last knot's is the first's), (\\*, K+1) without tails.
         inverse: solve for the input instead.
-        tails: outside the box ``"linear"`` and ``"circular"`` are the identity; None gives NaN.
+        tails: outside the box ``"linear"`` and ``"circular"`` are the identity; None gives NaN. At
+            its edges linear tails have the derivative 1; those of the others belong to the spline.
+            Where the dtype of ``inputs`` cannot hold an edge, as half types often cannot, what it
+            rounds the edge to is the edge: ``y`` is rounded to nothing beyond, and so a chain of
+            splines without tails stays in its box.
         tail_bound: the box is [-tail_bound, tail_bound] on both axes: a number, or a sequence or
             tensor that broadcasts to ``inputs`` (one bound per dimension).
         left, right, bottom, top: the box edge by edge, instead of ``tail_bound``.

@@ -25,7 +25,8 @@ Pair: TypeAlias = tuple[mpf, mpf]
 class Spline:
     """A monotone rational-quadratic spline through knots (xs, ys) with derivatives ds.
 
-    ``tails`` is "identity" outside the open box, or "nan" outside the closed one.
+    ``tails`` is "identity" outside the open box, "circle" (the identity outside the closed one) or
+    "nan" there.
     """
 
     xs: tuple[mpf, ...]
@@ -36,7 +37,7 @@ class Spline:
     def forward(self, x: Number) -> Pair:
         """y and log dy/dx: equations 4 and 5 of Durkan et al. 2019."""
         x = mpf(x)
-        if (tail := self._tail(x, self.xs)) is not None:
+        if (tail := self._tail(x, inverse=False)) is not None:
             return tail
         k = _search(self.xs, x)
         x0, x1, y0, y1, d0, d1 = self._bin(k)
@@ -49,7 +50,7 @@ class Spline:
     def inverse(self, y: Number) -> Pair:
         """x and log dx/dy: equations 6 to 8."""
         y = mpf(y)
-        if (tail := self._tail(y, self.ys)) is not None:
+        if (tail := self._tail(y, inverse=True)) is not None:
             return tail
         k = _search(self.ys, y)
         x0, x1, y0, y1, d0, d1 = self._bin(k)
@@ -66,10 +67,17 @@ class Spline:
         k = _search(self.ys if inverse else self.xs, mpf(value))
         return min(self.xs[k + 1] - self.xs[k], self.ys[k + 1] - self.ys[k])
 
-    def _tail(self, value: mpf, knots: Sequence[mpf]) -> Pair | None:
-        if self.tails == "nan":
-            return (mp.nan, mp.nan) if value < knots[0] or value > knots[-1] else None
-        return (value, mpf(0)) if value <= knots[0] or value >= knots[-1] else None
+    def is_outside(self, value: Number, *, inverse: bool) -> bool:
+        """Whether ``value`` (an x, or a y) is the tails'."""
+        knots = self.ys if inverse else self.xs
+        if self.tails == "identity":
+            return not knots[0] < mpf(value) < knots[-1]
+        return mpf(value) < knots[0] or mpf(value) > knots[-1]
+
+    def _tail(self, value: mpf, *, inverse: bool) -> Pair | None:
+        if not self.is_outside(value, inverse=inverse):
+            return None
+        return (mp.nan, mp.nan) if self.tails == "nan" else (value, mpf(0))
 
     def _bin(self, k: int) -> tuple[mpf, mpf, mpf, mpf, mpf, mpf]:
         xs, ys, ds = self.xs, self.ys, self.ds
@@ -124,7 +132,7 @@ def rq_spline(
         _cumulate(left, sizes(widths, right - left, min_bin_width), right),
         _cumulate(bottom, sizes(heights, top - bottom, min_bin_height), top),
         tuple(ds),
-        "nan" if tails is None else "identity",
+        {"linear": "identity", "circular": "circle", None: "nan"}[tails],
     )
 
 

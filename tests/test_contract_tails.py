@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -30,13 +31,14 @@ LINE = Layout("line", (COUNT,), params_last=True)
 
 
 def _outside(operation: Operation, dtype: torch.dtype) -> Tensor:
-    """Inputs on and beyond both edges: the edges themselves, their neighbours, far and infinite."""
+    """Inputs beyond both edges, next to them, far and infinite; and, but on a circle, the edges."""
     low, high = operation.box
     edges = torch.tensor([low, high], dtype=dtype)
     away = torch.tensor([-math.inf, math.inf], dtype=dtype)
     next_out = torch.nextafter(edges, away)
     far = torch.tensor([1e30, -1e30, 2.0 * high, 2.0 * low, math.inf, -math.inf], dtype=dtype)
-    values = torch.cat([edges, next_out, far])
+    on_circle = isinstance(operation, RQ) and operation.tails == "circular"
+    values = torch.cat([next_out, far] if on_circle else [edges, next_out, far])
     return values.repeat(COUNT // values.numel() + 1)[:COUNT]
 
 
@@ -153,18 +155,141 @@ def test_slope_at_the_edges_is_the_tails(target: Target) -> None:
         assert float(logabsdet.abs().max()) < 1e-10
 
 
-def test_circular_tails_share_the_derivative_of_the_edges(target: Target) -> None:
-    """Just inside the two edges the slope is the first derivative, softplus(d_0) + minimum."""
+@both_directions
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_edges_of_circular_tails_are_one_point(
+    target: Target, dtype: torch.dtype, inverse: bool
+) -> None:
+    """At -pi, pi and just inside, the slope is that of the first derivative, softplus(d_0) + m."""
     operation = RQ(4, "circular", "softmax", bounds=(-math.pi, math.pi, -math.pi, math.pi))
-    params = torch.zeros(2, operation.num_params)
+    edges = torch.tensor([-math.pi, math.pi], dtype=dtype)
+    x = torch.cat([edges, torch.nextafter(edges, torch.zeros(2, dtype=dtype))])
+    layout = Layout("line", (4,), params_last=True)
+    params = operation.sample_params((1,), torch.Generator().manual_seed(3)).to(dtype).repeat(4, 1)
     params[:, 8] = 1.25
-    x = torch.nextafter(torch.tensor([-math.pi, math.pi]), torch.zeros(2))
-    layout = Layout("line", (2,), params_last=True)
-    _, logabsdet = Sample(
-        operation, layout, x.to(target.device), (params.to(target.device),)
-    ).call()
-    wanted = math.log(1e-3 + math.log1p(math.exp(1.25)))
-    torch.testing.assert_close(logabsdet.cpu(), torch.full((2,), wanted), rtol=0, atol=1e-5)
+    call = Sample(operation, layout, x.to(target.device), (params.to(target.device),))
+    y, logabsdet = call.requires_grad_().call(inverse)
+    slope = math.log1p(math.exp(1.25)) + 1e-3
+    sign = -1.0 if inverse else 1.0
+    tolerance: Any = {"rtol": 0, "atol": 1e-4 if dtype == torch.float32 else 1e-12}
+    wanted = torch.full((4,), sign * math.log(slope), dtype=dtype)
+    torch.testing.assert_close(logabsdet.cpu(), wanted, **tolerance)
+    assert torch.equal(y[:2].cpu(), edges)
+    by_x, by_params = torch.autograd.grad(y.sum(), call.tensors, retain_graph=True)
+    torch.testing.assert_close(by_x.cpu(), torch.full_like(x, slope**sign), **tolerance)
+    assert float(by_params[:2].abs().max()) < 1e-5  # the edges stay where they are
+    (by_params,) = torch.autograd.grad(logabsdet.sum(), call.groups)
+    by_derivative = torch.full((4,), sign / (1.0 + math.exp(-1.25)) / slope, dtype=dtype)
+    torch.testing.assert_close(by_params[:, 8].cpu(), by_derivative, **tolerance)
+
+
+# Edges that no half type has: of each, some are rounded outwards and some inwards. The last box is
+# one of each channel, as a tensor.
+ROUNDED = (
+    RQ(5, None, "softmax", bounds=(-0.3, 1.1, 0.1, 0.7)),
+    RQ(5, "circular", "softclip", separate=True, bounds=(-3.3, 2.9, -3.3, 2.9)),
+    RQ(3, None, "softclip", bounds=(-0.35, 0.35, -0.35, 0.35), per_dimension=True),
+)
+STORED = (
+    *((dtype, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)),
+    *((torch.float32, torch.float64), (torch.float16, torch.float32)),
+)
+each_pair = pytest.mark.parametrize(
+    "dtypes", STORED, ids=lambda pair: "+".join(str(d).removeprefix("torch.") for d in pair)
+)
+
+
+def _edges(operation: RQ, shape: tuple[int, ...], y_axis: bool) -> tuple[Tensor, Tensor]:
+    """Of each element, in float64."""
+    box = operation.box_tensor(torch.zeros(shape, dtype=torch.float64)).expand(*shape, 4)
+    return (box[..., 2], box[..., 3]) if y_axis else (box[..., 0], box[..., 1])
+
+
+@both_directions
+@each_pair
+@pytest.mark.parametrize("operation", ROUNDED, ids=lambda op: op.name)
+def test_edges_as_a_dtype_holds_them_are_inside(
+    target: Target, operation: RQ, dtypes: tuple[torch.dtype, torch.dtype], inverse: bool
+) -> None:
+    """As if they were the edges, in value and gradients; what lies beyond them is outside."""
+    dtype, params_dtype = dtypes
+    shape = (4, 3)
+    low, high = _edges(operation, shape, y_axis=inverse)
+    step = 3.0 * torch.finfo(dtype).eps * torch.maximum(low.abs(), high.abs())[0]
+    x = torch.stack([low[0], high[0], low[0] - step, high[0] + step]).to(dtype)
+    params = operation.sample_params(shape, torch.Generator().manual_seed(6)).to(params_dtype)
+    layout = Layout("rows", shape)
+    groups = layout.lay_params(params.to(target.device), operation.parts)
+    call = Sample(operation, layout, x.to(target.device), tuple(g.detach() for g in groups))
+    y, logabsdet = call.requires_grad_().call(inverse)
+    grad_y, grad_logabsdet = _cotangents(y, logabsdet)
+    grad_x, *grads = torch.autograd.grad((y, logabsdet), call.tensors, (grad_y, grad_logabsdet))
+    y, logabsdet, grad_x = y.detach().cpu(), logabsdet.detach().cpu(), grad_x.cpu()
+    grad_params = layout.canonical(tuple(grad.cpu() for grad in grads), operation.parts)
+
+    inner = torch.minimum(torch.maximum(x.double(), low), high)[:2].requires_grad_()
+    wide = params.double().requires_grad_()
+    exact = operation.oracle(torch.cat([inner, 0.5 * (low + high)[2:]]), wide, inverse)
+    exact_grads = torch.autograd.grad(
+        tuple(each[:2] for each in exact),
+        (inner, wide),
+        (grad_y.cpu().double()[:2], grad_logabsdet.cpu().double()[:2]),
+    )
+    size = 1.0 + float(exact_grads[1].abs().max())
+    tolerance: Any = {"rtol": 1e-3 + 2 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(y[:2].double(), exact[0][:2], atol=1e-6, **tolerance)
+    torch.testing.assert_close(logabsdet[:2].double(), exact[1][:2], rtol=0, atol=1e-3)
+    torch.testing.assert_close(grad_x[:2].double(), exact_grads[0], atol=1e-3, **tolerance)
+    tolerance["rtol"] += 2 * torch.finfo(params_dtype).eps
+    torch.testing.assert_close(
+        grad_params[:2].double(), exact_grads[1][:2], atol=1e-3 * size, **tolerance
+    )
+    assert bool((grad_params[2:] == 0).all())
+    if operation.tails is None:
+        assert bool(y[2:].isnan().all() and logabsdet[2:].isnan().all())
+        assert bool((grad_x[2:] == 0).all())
+    else:
+        assert torch.equal(y[2:], x[2:]) and bool((logabsdet[2:] == 0).all())
+        assert torch.equal(grad_x[2:], grad_y[2:].cpu())
+
+
+@each_pair
+@pytest.mark.parametrize("kind", ["softmax", "softclip"])
+@pytest.mark.parametrize("per_dimension", [False, True], ids=["numbers", "tensor"])
+def test_edges_hold_a_chain_of_splines(
+    target: Target, per_dimension: bool, kind: str, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    """Each takes what the one before gives, to either side: nothing leaves the box."""
+    dtype, params_dtype = dtypes
+    bounds = (-0.35, 0.35, -0.35, 0.35) if per_dimension else (-0.3, 1.1, -0.3, 1.1)
+    operation = RQ(5, None, kind, bounds=bounds, per_dimension=per_dimension)
+    shape = (101, 3)
+    low, high = _edges(operation, shape, y_axis=False)
+    generator = torch.Generator().manual_seed(7)
+    x = low + (high - low) * torch.linspace(0, 1, 101, dtype=torch.float64).unsqueeze(-1)
+    x = x.to(target.device, dtype)
+    low, high = (edge.to(target.device, dtype) for edge in (low, high))
+    layout = Layout("rows", shape)
+    for number in range(6):
+        # Steep and flat bins: much of what goes through them ends next to an edge.
+        params = 3.0 * operation.sample_params(shape, generator).to(target.device, params_dtype)
+        groups = layout.lay_params(params, operation.parts)
+        x, logabsdet = operation.call(x, groups, number % 2 == 1, "none")
+        assert bool(logabsdet.isfinite().all())
+        assert bool(((low <= x) & (x <= high)).all())
+
+
+def test_edges_hold_sizes_that_sum_to_more(target: Target) -> None:
+    """Ready-made sizes whose sum is rounded: an inner knot may lie beyond the end of the box."""
+    sizes = torch.tensor([[0.35, 0.35 * (1 + 2e-7), 1e-30]]).repeat(64, 1)
+    derivatives = torch.ones(64, 4)
+    x = torch.linspace(0.69999, 0.7, 64)
+    tensors: Any = [t.to(target.device) for t in (x, sizes, sizes, derivatives)]
+    options: Any = {"tails": None, "parametrization": "knots"}
+    options |= {"left": 0.0, "right": 0.7, "bottom": 0.0, "top": 0.7}
+    for inverse in (False, True):
+        y, _ = F.rq_spline(*tensors, **{**options, "inverse": inverse})
+        assert bool((y <= torch.tensor(0.7, device=y.device)).all())
 
 
 @pytest.mark.parametrize("num_bins", [1, 2, 8])

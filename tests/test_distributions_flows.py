@@ -281,6 +281,32 @@ def test_torch_func(make: Callable[..., ElementwiseTransform]) -> None:
     torch.testing.assert_close(tangent, expected.sum())
 
 
+@pytest.mark.parametrize(
+    ("name", "transform"),
+    [("affine", "grad"), ("affine", "jvp"), ("inverse", "jvp"), ("rq", "grad")],
+)
+def test_torch_func_within_torch_compile(name: str, transform: str) -> None:
+    """In one graph: what is kept of a call ends with the transform of torch.func."""
+    one_way = affine(3).inv if name == "inverse" else TRANSFORMS[name](3)
+    base = Normal(torch.zeros(3, dtype=DOUBLE), torch.ones(3, dtype=DOUBLE), validate_args=False)
+    distribution = TransformedDistribution(base, one_way, validate_args=False)
+
+    def loss(value: Tensor) -> Tensor:
+        y, ladj = one_way.call_and_ladj(value)
+        again = one_way.log_abs_det_jacobian(value, one_way(value))
+        return distribution.log_prob(value).sum() + (y.sin() + ladj * again).sum()
+
+    def apply(value: Tensor) -> Any:
+        if transform == "grad":
+            return torch.func.grad(loss)(value)
+        return torch.func.jvp(loss, (value,), (value.cos(),))
+
+    torch._dynamo.reset()
+    values = torch.randn(5, 3, dtype=DOUBLE)
+    compiled = torch.compile(apply, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(values), apply(values))
+
+
 def test_torch_func_over_parameters() -> None:
     def log_prob(params: Tensor, value: Tensor) -> Tensor:
         transform = ModifiedRQSplineTransform(params, interval=(-3, 3), cache_size=1)
@@ -293,6 +319,31 @@ def test_torch_func_over_parameters() -> None:
     hessian = torch.func.hessian(log_prob)(params[0], values[0])
     expected = torch.autograd.functional.hessian(lambda p: log_prob(p, values[0]), params[0])
     torch.testing.assert_close(hessian, expected)
+
+
+# Half types
+
+
+@pytest.mark.parametrize("sequences", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_validation_counts_an_edge_as_its_rounding(dtype: torch.dtype, sequences: bool) -> None:
+    """0.7, 0.3 and 1.1: each is rounded upwards by a half type, and so beyond float32's."""
+    tops = [0.7, 0.3, 1.1] if sequences else [1.1] * 3
+    box: dict[str, Any] = {"left": [0.0] * 3, "right": tops, "bottom": [0.0] * 3, "top": tops}
+    if not sequences:
+        box = {"left": 0.0, "right": 1.1, "bottom": 0.0, "top": 1.1}
+    transform = spline(3, tails=None, dtype=dtype, **box)
+    upper = torch.tensor(tops).to(dtype)
+    base = Uniform(torch.zeros(3, dtype=dtype), 2 * upper)
+    distribution = TransformedDistribution(base, transform, validate_args=True)
+    assert bool(transform.domain.check(upper).all())
+    assert not bool(transform.domain.check(1.02 * upper).any())
+    assert torch.equal(transform(upper), upper)
+    assert bool(distribution.log_prob(upper).isfinite().all())
+    for constraint in (transform.domain, transform.codomain):
+        inner = torch.distributions.biject_to(constraint)(torch.zeros(3))
+        torch.testing.assert_close(inner, torch.tensor(tops) / 2)
+        assert torch.equal(torch.distributions.transform_to(constraint)(torch.zeros(3)), inner)
 
 
 # zuko

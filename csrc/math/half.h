@@ -48,5 +48,34 @@ ROBUSTFLOW_FN float16 narrow_portably(float v, float16) {
   return {std::uint16_t(half | sign)};
 }
 
+// A floating-point format: its significant bits, with the leading one, and the exponent of its
+// smallest normal number.
+struct Format {
+  int digits, min_exponent;
+};
+inline constexpr Format kFloat64{53, -1022}, kFloat32{24, -126}, kBfloat16{8, -126},
+    kFloat16{11, -14};
+
+template <class V>
+ROBUSTFLOW_FN constexpr bool is_narrower(Format format) {
+  return format.digits <= ieee<scalar_t<V>>::mantissa_bits;
+}
+
+// A lane's numbers rounded as their conversion to a narrower format rounds them. Those beyond 2^100,
+// or beyond the range of float16, stay finite.
+template <class V>
+ROBUSTFLOW_FN V rounded_to(V v, Format format) {
+  using I = ieee<scalar_t<V>>;
+  const V magnitude = absolute(v);
+  const V at_normal = at_least(V(__builtin_ldexp(1.0, format.min_exponent)), magnitude);
+  V exponent;  // with the bias
+  convert(exponent_field(at_normal), exponent);
+  // Beside this power of two, the lane has no bits below the format's last.
+  const int above = I::mantissa_bits + 1 - format.digits - int(I::bias);
+  const V power = power_of_two(exponent + V(double(I::round_to_integer) + above));
+  const V rounded = select(magnitude < V(0x1p100), (magnitude + power) - power, magnitude);
+  return select(v < V(0), V(0) - rounded, rounded);
+}
+
 }  // namespace ROBUSTFLOW_ISA
 }  // namespace robustflow

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "elementary.h"
+#include "half.h"
 #include "rq_bin.h"
 
 namespace robustflow {
@@ -26,6 +27,7 @@ struct RqSplineConfig {
   double min_bin_width, min_bin_height, min_derivative;
   double logit_scale;
   double inverse_bound;  // 1 / |log slope| of the soft clipping
+  Format x_format;       // of x and y in memory
 };
 
 ROBUSTFLOW_FN int rq_num_derivatives(int num_bins, Tails tails) {
@@ -57,6 +59,7 @@ struct RqSpline {
   Tails tails;
   Parametrization parametrization;
   V min_bin_width, min_bin_height, min_derivative, logit_scale, inverse_bound;
+  Format x_format;
 
   struct Output {
     V value, slope;  // the transformed element and dy/dx of the forward transform
@@ -72,7 +75,8 @@ struct RqSpline {
         min_bin_height(c.min_bin_height),
         min_derivative(c.min_derivative),
         logit_scale(c.logit_scale),
-        inverse_bound(c.inverse_bound) {}
+        inverse_bound(c.inverse_bound),
+        x_format(c.x_format) {}
 
   // Bin k has the size step + slope * size[k]; knot k lies k steps and slope * (the sizes before
   // it) from the start, or, behind the middle, at the end less what is behind it.
@@ -181,12 +185,27 @@ struct RqSpline {
     Mask outside;
   };
 
+  // Asked this way, NaN is inside and stays NaN.
+  ROBUSTFLOW_FN Mask outside(V key, V lower, V upper) const {
+    if (tails == Tails::linear) return (key <= lower) | (key >= upper);
+    // The edges belong to the spline, and so do their roundings in memory, which may lie beyond.
+    if (is_narrower<V>(x_format)) {
+      lower = at_most(lower, as_stored(lower));
+      upper = at_least(upper, as_stored(upper));
+    }
+    return (key < lower) | (key > upper);
+  }
+  ROBUSTFLOW_FN V as_stored(V edge) const {
+    // Double precision is converted to half types through single precision.
+    if constexpr (!is_single<V>) edge = rounded_to(edge, kFloat32);
+    return rounded_to(edge, x_format);
+  }
+
   template <bool inverse, class Source>
   ROBUSTFLOW_FN Element locate(const Axis& x, const Axis& y, const Source& source, V key) const {
     Element e;
     const V lower = inverse ? y.start : x.start, upper = inverse ? y.end : x.end;
-    e.outside =
-        tails == Tails::none ? (key < lower) | (key > upper) : (key <= lower) | (key >= upper);
+    e.outside = outside(key, lower, upper);
     e.index = V(0);
     e.size_x = x.size[0];
     e.size_y = y.size[0];
@@ -251,7 +270,11 @@ struct RqSpline {
                         [&](int k) ROBUSTFLOW_INLINE { return source.height(k); });
     const Element e = locate<inverse>(x, y, source, key);
     const Output tail = tails_of(key);
-    const RqValue<V> point = rq_transform<inverse>(e.bin, key);
+    RqValue<V> point = rq_transform<inverse>(e.bin, key);
+    if (tails != Tails::linear) {  // an inner knot may be rounded past the end of the box
+      const Axis& result = inverse ? x : y;
+      point.value = at_least(result.start, at_most(result.end, point.value));
+    }
     return {select(e.outside, tail.value, point.value), select(e.outside, tail.slope, point.slope)};
   }
 

@@ -301,10 +301,14 @@ def _box_obstacle(inputs: Tensor, box: Sequence[Any], inverse: bool) -> str | No
 def is_outside(inputs: Tensor, low: Any, high: Any) -> bool:
     """Whether any input is outside a closed interval; on a GPU this waits for it.
 
-    A recorded program cannot ask: it gives NaN for such an input.
+    Of the interval as the inputs' dtype holds it, which is how torch compares with a number. A
+    recorded program cannot ask: it gives NaN for such an input.
     """
     if is_recorded():
         return False
+    low, high = (
+        in_dtype(edge, inputs.dtype) if isinstance(edge, Tensor) else edge for edge in (low, high)
+    )
     return bool(((inputs < low) | (inputs > high)).any())
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Size, Tensor
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints, transform_to
 
 from robustflow import functional as F
 from robustflow._checks import check_rq_parameters
@@ -122,9 +122,7 @@ class RQSplineTransform(ElementwiseTransform):
             return constraints.real
         lower, upper = self.settings[low], self.settings[high]
         bound = self.settings["tail_bound"]
-        return constraints.interval(
-            -bound if lower is None else lower, bound if upper is None else upper
-        )
+        return _Interval(-bound if lower is None else lower, bound if upper is None else upper)
 
     def _transform(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         return F.rq_spline(
@@ -138,6 +136,24 @@ class RQSplineTransform(ElementwiseTransform):
 
     def _extra_repr(self) -> str:
         return f", num_bins={self.num_bins}, tails={self.settings['tails']!r}"
+
+
+class _Interval(constraints.interval):  # named so since torch prints the name
+    """torch's, with bounds as the value's dtype holds them: a half type may round one outwards."""
+
+    def check(self, value: Tensor) -> Tensor:
+        lower, upper = (
+            bound.to(value.dtype) if isinstance(bound, Tensor) else bound
+            for bound in (self.lower_bound, self.upper_bound)
+        )
+        return (lower <= value) & (value <= upper)
+
+
+for _registry in (biject_to, transform_to):  # they ask for the very class
+    _registry.register(
+        _Interval,
+        lambda box, to=_registry: to(constraints.interval(box.lower_bound, box.upper_bound)),
+    )
 
 
 def _bound(bound: Any, widths: Tensor) -> Any:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from robustflow.kernels.elementary import at_least
+from robustflow.kernels.elementary import at_least, at_most
 from robustflow.kernels.indexing import (
     SUM_NOTHING,
     add_planes,
@@ -122,11 +122,15 @@ def rq_kernel(
             )  # fmt: skip
         if INVERSE:
             lower, upper = y_box
+            least, most = x_box
             value, slope = rq_inverse(spline_bin, key)
         else:
             lower, upper = x_box
+            least, most = y_box
             value, slope = rq_forward(spline_bin, key)
-        outside = rq_outside(key, lower, upper, TAILS)
+        outside = rq_outside(key, lower, upper, TAILS, x.dtype.element_ty)
+        if TAILS != TAILS_LINEAR:  # an inner knot may be rounded past the end of the box
+            value = at_least(least, at_most(most, value))
         if TAILS == TAILS_NONE:
             value = tl.where(outside, float("nan"), value)
             slope = tl.where(outside, float("nan"), slope)
@@ -246,7 +250,7 @@ def rq_gradient_kernel(
             lower, upper = y_box
         else:
             lower, upper = x_box
-        outside = rq_outside(key, lower, upper, TAILS)
+        outside = rq_outside(key, lower, upper, TAILS, x.dtype.element_ty)
         by_x, by_x0, by_x1, by_y0, by_y1, by_log_d0, by_log_d1, by_xs, by_ys = rq_gradient(
             spline_bin, key, by_output, by_logabsdet, INVERSE
         )

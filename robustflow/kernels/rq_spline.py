@@ -18,6 +18,7 @@ import triton.language as tl
 
 from robustflow.kernels.elementary import (
     at_least,
+    at_most,
     exponential,
     exponential_of_negative,
     soft_clip,
@@ -282,12 +283,25 @@ def rq_search(
 
 
 @triton.jit
-def rq_outside(key, lower, upper, TAILS: tl.constexpr):
-    """Asked this way, NaN is inside and stays NaN; without tails the closed box is inside."""
-    if TAILS == TAILS_NONE:
-        return (key < lower) | (key > upper)
-    else:
+def rq_outside(key, lower, upper, TAILS: tl.constexpr, X_DTYPE: tl.constexpr):
+    """Asked this way, NaN is inside and stays NaN.
+
+    But for linear tails the edges belong to the spline, and their roundings to x's dtype, which may
+    lie beyond.
+    """
+    if TAILS == TAILS_LINEAR:
         return (key <= lower) | (key >= upper)
+    else:
+        lower = at_most(lower, rq_as_stored(lower, X_DTYPE))
+        upper = at_least(upper, rq_as_stored(upper, X_DTYPE))
+        return (key < lower) | (key > upper)
+
+
+@triton.jit
+def rq_as_stored(edge, X_DTYPE: tl.constexpr):
+    """An edge of the box as x's dtype holds it, unless that is infinite."""
+    stored = edge.to(X_DTYPE).to(edge.dtype)
+    return tl.where(tl.abs(stored) == float("inf"), edge, stored)
 
 
 @triton.jit

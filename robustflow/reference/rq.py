@@ -58,7 +58,8 @@ def rq(
         num_bins: K.
         inverse: map y to x instead of x to y.
         tails: ``TAILS_NONE`` (NaN outside the closed box), ``TAILS_LINEAR`` (identity outside the
-            open box, derivative 1 at its edges) or ``TAILS_CIRCULAR`` (identity outside).
+            open box, derivative 1 at its edges) or ``TAILS_CIRCULAR`` (identity outside the closed
+            box). A half type may round an edge outwards: its rounding is then the edge.
         parametrization: of bin sizes, as fractions of the box, and of derivatives:
             ``PARAMETRIZATION_SOFTMAX``: m + (1 - K m) softmax(logit_scale w), m_d + softplus(d);
             ``PARAMETRIZATION_SOFTCLIP``: softmax(w' / (1 + |2 w' / log m_d|)) of
@@ -98,10 +99,15 @@ def rq(
 
     z = x.to(dtype)
     # Asked this way, NaN is inside and stays NaN.
-    outside = (z < low) | (z > high) if tails == TAILS_NONE else (z <= low) | (z >= high)
+    if tails == TAILS_LINEAR:
+        outside = (z <= low) | (z >= high)
+    else:
+        outside = (z < torch.minimum(low, _as_stored(low, x.dtype))) | (
+            z > torch.maximum(high, _as_stored(high, x.dtype))
+        )
     # The spline sees harmless inputs where its result is not wanted. Selecting the result alone
     # would not do: the gradient there would be 0 times whatever the formula makes of the element.
-    inner = torch.where(outside, low, z)
+    inner = _within(torch.where(outside, low, z), low, high)
     widths, heights, derivatives = (
         torch.where(outside.unsqueeze(-1), 1.0, p.to(dtype)) for p in (widths, heights, derivatives)
     )
@@ -126,6 +132,8 @@ def rq(
     )
     y, logabsdet = (rq_bin.inverse if inverse else rq_bin.forward)(inner, spline_bin)
 
+    if tails != TAILS_LINEAR:  # an inner knot may be rounded past the end of the box
+        y = _within(y, *((x_low, x_high) if inverse else (y_low, y_high)))
     if tails == TAILS_NONE:
         y = torch.where(outside, math.nan, y)
         logabsdet = torch.where(outside, math.nan, logabsdet)
@@ -147,6 +155,18 @@ def _edges(
     else:
         left, right, bottom, top = box.detach().to(dtype).unbind(-1)
     return left, right, bottom, top
+
+
+def _as_stored(edge: Tensor, dtype: torch.dtype) -> Tensor:
+    """An edge of the box as a tensor of this dtype holds it, unless that is infinite."""
+    stored = edge.to(dtype).to(edge.dtype)
+    return torch.where(stored.isinf(), edge, stored)
+
+
+def _within(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Clamped, with the gradient of what is not."""
+    nothing = value - value.detach()
+    return torch.where(value < low, low + nothing, torch.where(value > high, high + nothing, value))
 
 
 def _knots(

@@ -67,6 +67,20 @@ def test_a_box(library: tuple[str, Any], inverse: bool) -> None:
     compare(name, function, x, *groups((40,), 6), inverse=inverse, **edges)
 
 
+@pytest.mark.parametrize("edges", [0.7, torch.tensor([0.7])], ids=["number", "tensor"])
+def test_a_box_holds_a_chain_in_half_precision(library: tuple[str, Any], edges: Any) -> None:
+    """0.7 becomes 0.7002 in float16, and what is rounded to that is inside."""
+    name, module = library
+    x = torch.linspace(0.0, 0.7, 200).half()
+    box = {"left": 0.0, "right": edges, "bottom": 0.0, "top": edges}
+    with compat.patch(name):
+        for _ in range(4):
+            tensors = [2 * torch.randn(200, size).half() for size in (5, 5, 6)]
+            x, logabsdet = module.rational_quadratic_spline(x, *tensors, **box)
+            assert bool(x.isfinite().all() and logabsdet.isfinite().all())
+        assert compat.patched()[name] == {"kernel": 4, "fallback": 0}
+
+
 def test_the_defaults(library: tuple[str, Any]) -> None:
     name, module = library
     tensors = [double(40), *groups((40,), 4)]
@@ -124,6 +138,8 @@ def test_linear_tails_with_too_many_derivatives(library: tuple[str, Any]) -> Non
 def test_circular_tails(inverse: bool) -> None:
     splines = pytest.importorskip(MODULES["normflows"])
     tensors = [double(40, scale=2.0), *groups((40,), 5)]
+    with torch.no_grad():
+        tensors[0][:2] = torch.tensor([-math.pi, math.pi])  # which belong to the spline
     options = {"inverse": inverse, "tails": "circular", "tail_bound": math.pi}
     compare("normflows", splines.unconstrained_rational_quadratic_spline, *tensors, **options)
 

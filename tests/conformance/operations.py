@@ -245,7 +245,7 @@ class RQ(Operation):
     def box_tensor(self, x: Tensor) -> Tensor:
         """left, right, bottom, top of each element: broadcasts to (*S, 4)."""
         if not self.per_dimension:
-            return torch.tensor(self.bounds).to(x)
+            return torch.tensor(self.bounds, dtype=torch.float64).to(x)
         bound = self.dimension_bounds(tuple(x.shape)).to(x)
         return torch.stack([-bound, bound, -bound, bound], dim=-1)
 

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-# Of the tests that every backend runs, those of shapes that the suite does not have. (The
-# interpreter takes a tenth of a second for what a kernel takes a microsecond for.)
-CONTRACT = {"test_contract_shapes.py": "empty or zero_dim or broadcast or strange"}
+# Of the tests that every backend runs, those of what the suite does not have. (The interpreter
+# takes a tenth of a second for what a kernel takes a microsecond for.)
+CONTRACT = {
+    "test_contract_shapes.py": "empty or zero_dim or broadcast or strange",
+    "test_contract_tails.py": "edges",
+}
 
 pytestmark = [
     pytest.mark.interpreter,
