@@ -35,12 +35,15 @@ std::tuple<double, double, double, std::int64_t> summarise(std::uintptr_t x, std
   return {sums.peak, sums.total, sums.squares, sums.nonfinite};
 }
 
-void crossings(std::uintptr_t before, std::uintptr_t after, std::int64_t samples,
-               std::int64_t channels, std::int64_t positions, float growth, std::uintptr_t marks) {
+void find_crossings(std::uintptr_t before, std::uintptr_t after, std::uintptr_t mask,
+                    std::int64_t sample_stride, std::int64_t channel_stride, std::int64_t samples,
+                    std::int64_t channels, std::int64_t positions, float growth, float magnitude,
+                    std::uintptr_t marks) {
   const py::gil_scoped_release released;
-  robustflow::cpu::active_magnitudes().crossings(at<const float>(before), at<const float>(after),
-                                                 {samples, channels, positions}, growth,
-                                                 at<std::uint8_t>(marks));
+  robustflow::cpu::active_magnitudes().crossings(
+      at<const float>(before), at<const float>(after),
+      {at<const std::uint8_t>(mask), sample_stride, channel_stride}, {samples, channels, positions},
+      growth, magnitude, at<std::uint8_t>(marks));
 }
 
 }  // namespace
@@ -56,5 +59,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa_built", robustflow::cpu::isa_built);
   m.def("isa_supported", robustflow::cpu::isa_supported);
   m.def("summarise", summarise);
-  m.def("crossings", crossings);
+  m.def("find_crossings", find_crossings);
 }

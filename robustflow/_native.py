@@ -95,12 +95,12 @@ def eager() -> Any:
 
 
 def loops() -> Any:
-    """The library, for its functions ``summarise`` and ``crossings`` on addresses of memory.
+    """The library, for its functions ``summarise`` and ``find_crossings`` on addresses of memory.
 
     None where it is not loaded, or was built before it had them. Their arguments are addresses of
     contiguous memory and its shape, (N, C, S): csrc/cpu/magnitudes.h says of what.
     """
-    return _library if hasattr(_library, "crossings") else None
+    return _library if hasattr(_library, "find_crossings") else None
 
 
 def build_info() -> dict[str, Any]:

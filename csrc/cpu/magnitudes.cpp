@@ -13,6 +13,7 @@ inline namespace ROBUSTFLOW_ISA {
 namespace {
 
 using cpu::Magnitudes;
+using cpu::Mask;
 using cpu::Shape;
 using Index = std::int64_t;
 
@@ -126,18 +127,28 @@ Magnitudes summarise(const float* x, Shape shape, float* peaks) {
   return sums;
 }
 
-void crossings(const float* before, const float* after, Shape shape, float growth,
-               std::uint8_t* marks) {
-  for (Index n = 0; n < shape.samples; ++n, marks += shape.positions) {
-    for (Index s = 0; s < shape.positions; ++s) marks[s] = 0;
-    for (Index c = 0; c < shape.channels; ++c) {
-      for (Index s = 0; s < shape.positions; ++s) {
-        const float in = absolute(before[s]), out = absolute(after[s]);
-        const float least = growth * (in > 1 ? in : 1);
-        marks[s] |= static_cast<std::uint8_t>((out >= least) | !(out <= FLT_MAX));
+// 1 where a value crosses.
+inline std::uint8_t crosses(float before, float after, float growth, float magnitude) {
+  const float in = absolute(before), out = absolute(after);
+  const float least = growth * (in > 1 ? in : 1);
+  const bool grew = out >= least, reached = (out >= magnitude) & (in < magnitude);
+  return static_cast<std::uint8_t>((in <= FLT_MAX) & (grew | reached | !(out <= FLT_MAX)));
+}
+
+void crossings(const float* before, const float* after, Mask mask, Shape shape, float growth,
+               float magnitude, std::uint8_t* marks) {
+  const Index size = shape.positions;
+  for (Index n = 0; n < shape.samples; ++n, marks += size) {
+    for (Index s = 0; s < size; ++s) marks[s] = 0;
+    for (Index c = 0; c < shape.channels; ++c, before += size, after += size) {
+      if (mask.data == nullptr) {
+        for (Index s = 0; s < size; ++s)
+          marks[s] |= crosses(before[s], after[s], growth, magnitude);
+        continue;
       }
-      before += shape.positions;
-      after += shape.positions;
+      const std::uint8_t* masked = mask.data + n * mask.sample_stride + c * mask.channel_stride;
+      for (Index s = 0; s < size; ++s)
+        marks[s] |= crosses(before[s], after[s], growth, magnitude) & (masked[s] ^ 1);
     }
   }
 }

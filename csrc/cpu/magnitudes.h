@@ -12,6 +12,12 @@ struct Shape {
   std::int64_t samples, channels, positions;
 };
 
+// A mask over (N, C, S) whose positions lie side by side; null: none.
+struct Mask {
+  const std::uint8_t* data;
+  std::int64_t sample_stride, channel_stride;
+};
+
 struct Magnitudes {
   double peak;            // the largest |x|; NaN where there is one
   double total, squares;  // of the finite values, and of their squares
@@ -22,10 +28,11 @@ struct Magnitudes {
 struct MagnitudeTable {
   // peaks (N, S): the largest |x| of each position's channels; NaN where there is one.
   Magnitudes (*summarise)(const float* x, Shape shape, float* peaks);
-  // marks (N, S): 1 where, of a channel, |after| is `growth` times max(1, |before|) or more, or is
+  // marks (N, S): 1 where a channel crosses outside the mask: |before| is finite, and |after| is
+  // `growth` times max(1, |before|) or more, or as large as `magnitude` where |before| is not, or
   // not finite.
-  void (*crossings)(const float* before, const float* after, Shape shape, float growth,
-                    std::uint8_t* marks);
+  void (*crossings)(const float* before, const float* after, Mask mask, Shape shape, float growth,
+                    float magnitude, std::uint8_t* marks);
 };
 
 }  // namespace robustflow::cpu

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,22 +13,24 @@ from robustflow import _native
 _LARGE = 1e15  # squares of larger values leave float32
 _FEW = 16  # positions, for which the native loops do not pay
 _LOOPS = _native.loops()
+_MANY = 4096  # calls whose numbers are kept apart
+
+Numbers = tuple[float, int, int, float, float]  # those of a Summary
 
 
-@dataclass(frozen=True)
-class Summary:
+class Summary(NamedTuple):
     """Of one tensor z (N, C, \\*S).
 
     Attributes:
         peaks: largest |z| at each position, (N, \\*S); NaN where there is one.
         peak: the largest of them.
-        count, nonfinite: of elements, and of those that are not finite.
+        elements, nonfinite: how many there are, and are not finite.
         total, squares: sums over the finite ones, of z and of its square.
     """
 
     peaks: Tensor
     peak: float
-    count: int
+    elements: int
     nonfinite: int
     total: float
     squares: float
@@ -47,20 +49,59 @@ def summarise(z: Tensor) -> Summary:
     return Summary(peaks, peak, z.numel(), nonfinite, *sums)
 
 
-def grown(before: Tensor, after: Tensor, growth: float) -> Tensor:
-    """Positions of (N, C, \\*S) where some |after| is ``growth`` times max(1, |before|) or more.
+def crossing_positions(
+    before: Tensor, after: Tensor, growth: float, magnitude: float, mask: Tensor | None
+) -> Tensor:
+    """Positions of (N, C, \\*S) where a channel crosses, as :func:`crossing_rules` says.
 
-    Or where a value is not finite. bool, (N, \\*S).
+    Args:
+        mask: where none counts; bool, (N, C, \\*S).
+
+    Returns:
+        bool, (N, \\*S).
     """
     before, after = before.detach(), after.detach()
     if not (_served(after) and _served(before)):
-        least = growth * before.abs().clamp(min=1)
-        return ~(after.abs() < least).view(torch.uint8).amin(dim=1).view(torch.bool)
+        crossed = crossing_rules(before.abs(), after.abs(), growth, magnitude)[0]
+        if mask is not None:
+            crossed &= ~mask
+        return crossed.view(torch.uint8).amax(dim=1).view(torch.bool)
     batch, channels, *space = after.shape
     marks = torch.empty(batch, *space, dtype=torch.bool)
-    addresses = before.data_ptr(), after.data_ptr()
-    _LOOPS.crossings(*addresses, batch, channels, math.prod(space), growth, marks.data_ptr())
+    address, strides = 0, [0, 0]
+    if mask is not None:
+        if not mask[0, 0].is_contiguous():
+            mask = mask.contiguous()
+        address, strides = mask.data_ptr(), list(mask.stride()[:2])
+    _LOOPS.find_crossings(
+        before.data_ptr(),
+        after.data_ptr(),
+        address,
+        *strides,
+        batch,
+        channels,
+        math.prod(space),
+        growth,
+        magnitude,
+        marks.data_ptr(),
+    )
     return marks
+
+
+def crossing_rules(
+    before: Tensor, after: Tensor, growth: float, magnitude: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where magnitudes cross, where they do by growth, and where by not being finite.
+
+    Args:
+        before, after: absolute values; ``before`` broadcasts.
+        growth, magnitude: see :class:`InverseMonitor`.
+    """
+    largest = torch.finfo(after.dtype).max
+    grew = after >= growth * before.clamp(min=1)
+    reached = (after >= magnitude) & (before < magnitude)
+    fresh = ~(after <= largest)
+    return (before <= largest) & (grew | reached | fresh), grew, fresh
 
 
 def _served(z: Tensor) -> bool:
@@ -105,33 +146,41 @@ def _numbers(*scalars: Tensor) -> list[float]:
     return torch.stack(scalars).tolist()
 
 
-@dataclass
 class Moments:
     """Sums of :class:`Summary` over calls."""
 
-    count: int = 0
-    nonfinite: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-    peak: float = 0.0
+    def __init__(self) -> None:
+        self._calls: list[Numbers] = []  # summed when they are many, or asked for
 
     def add(self, summary: Summary) -> None:
-        self.count += summary.count
-        self.nonfinite += summary.nonfinite
-        self.total += summary.total
-        self.squares += summary.squares
-        # max() would drop NaN, which is the largest here.
-        self.peak = summary.peak if not summary.peak <= self.peak else self.peak
+        self._calls.append(summary[1:])
+        if len(self._calls) >= _MANY:
+            self._sum()
+
+    def _sum(self) -> Numbers:
+        if len(self._calls) > 1:
+            peaks, *columns = zip(*self._calls, strict=True)
+            # max() may drop NaN, which is the largest here.
+            peak = math.nan if any(math.isnan(each) for each in peaks) else max(peaks)
+            count, nonfinite, total, squares = map(sum, columns)
+            self._calls = [(peak, count, nonfinite, total, squares)]
+        return self._calls[0] if self._calls else (0.0, 0, 0, 0.0, 0.0)
+
+    @property
+    def nonfinite(self) -> int:
+        return self._sum()[2]
 
     @property
     def variance(self) -> float:
         """Of the finite values; NaN without any."""
-        finite = self.count - self.nonfinite
+        _, count, nonfinite, total, squares = self._sum()
+        finite = count - nonfinite
         if finite == 0:
             return math.nan
-        return max(0.0, self.squares / finite - (self.total / finite) ** 2)
+        return max(0.0, squares / finite - (total / finite) ** 2)
 
     @property
     def magnitude(self) -> float:
         """The largest absolute value: infinity where one is not finite."""
-        return self.peak if math.isfinite(self.peak) else math.inf
+        peak = self._sum()[0]
+        return peak if math.isfinite(peak) else math.inf

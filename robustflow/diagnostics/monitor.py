@@ -16,7 +16,6 @@ from robustflow.diagnostics._find import find_layers
 from robustflow.diagnostics._layers import (
     Block,
     Call,
-    Channels,
     Layer,
     Probe,
     Replay,
@@ -27,7 +26,7 @@ from robustflow.diagnostics._layers import (
     is_watchable,
 )
 from robustflow.diagnostics._moments import Moments, Summary, summarise
-from robustflow.diagnostics.figures import LayerMap, onset_panel, variance_figure
+from robustflow.diagnostics.figures import onset_panel, variance_figure
 from robustflow.diagnostics.onsets import (
     REASONS,
     Crossings,
@@ -38,7 +37,7 @@ from robustflow.diagnostics.onsets import (
     grouped,
     spread,
 )
-from robustflow.diagnostics.runs import Value, WatchedRun
+from robustflow.diagnostics.runs import Unchanged, Value, WatchedRun
 from robustflow.diagnostics.table import LayerRecord, MonitorReport
 
 if TYPE_CHECKING:
@@ -101,6 +100,7 @@ class _State(State):
         super().__init__()
         self.run: WatchedRun | None = None
         self.frames: list[_Frame] = []
+        self.params: dict[Layer, Unchanged] = {}  # those that were seen last
         self.paused = False
 
 
@@ -366,6 +366,9 @@ class InverseMonitor(Watcher):
     def params(self, layer: Layer, params: Tensor) -> Tensor:
         calls = self._state.calls
         if calls and layer.affine is not None and params.numel():
+            before = self._state.params.get(layer)
+            if before is not None and before.holds(params):
+                return params  # an injector's, for another block of samples
             logits = layer.affine.logits(params.detach())
             if layer.affine.counted is not None:
                 logits = logits[:, layer.affine.counted]
@@ -373,6 +376,8 @@ class InverseMonitor(Watcher):
             # Parameters of all features replace those of a pass that did not know all of them.
             several = layer.kind == "autoregressive" and logits.shape[1] > 1
             calls[-1].raw = raw if several else _wider(calls[-1].raw, raw)
+            if layer.kind == "injector":
+                self._state.params[layer] = Unchanged(params)
         return params
 
     def note(self, log_derivatives: Tensor, *, last: bool = False) -> None:
@@ -395,40 +400,63 @@ class InverseMonitor(Watcher):
         replay: Replay | None,
     ) -> None:
         layer = call.layer
-        before, after = _arranged(layer, inputs), _arranged(layer, outputs)
         frame = state.frames[-1] if state.frames else None
+        run, value = state.run, None
         if frame is None:
-            run, known = self._run_of(state, layer, density, inputs)
-            masks = run.masks_of(known, before)
-            sources, shapes = before, [each.shape for each in after]
-        else:
-            assert state.run is not None
-            run, known = state.run, [None]
-            masks, sources, shapes = [frame.mask], [frame.z], [frame.z.shape]
-        masks = spread(layer, masks, sources, shapes, probe, replay)
-        first = last = None
+            if run is not None and run.density == density:
+                value = run.value_of(inputs[0])
+            if run is None or value is None:
+                run, (value, *_) = self._run_of(state, layer, density, inputs)
+            else:
+                run.called.add(layer)
+        assert run is not None
+        before, after = _arranged(layer, inputs), _arranged(layer, outputs)
+        masks: list[Mask] = [None] * len(outputs)
+        if not run.clean:
+            masks = self._spread(layer, run, frame, inputs, before, after, probe, replay)
+        last = None
         onsets: list[Onset] = []
         if layer.kind != "reshape":
-            value = known[0]
-            first = value.summary_of(inputs[0]) if value is not None else None
-            first, last = first or summarise(before[0]), summarise(after[0])
-            within = None if frame is None else layer.changed
-            found = self._crossings(layer, before[0], after[0], (first, last), masks[0], within)
+            first = (value and value.summary_of(inputs[0])) or summarise(before[0])
+            last = summarise(after[0])
+            found = self._crossings(layer, before[0], after[0], (first, last), masks[0], frame)
             if found is not None:
-                if within is not None:
-                    every = torch.arange(shapes[0][1], device=after[0].device)
-                    found = found.of_channels(every[within])
-                masks[0] = found.joined(masks[0], shapes[0])
-                onsets = self._onsets(layer, run, found, shapes[0])
+                shape = after[0].shape
+                if frame is not None:
+                    shape = frame.z.shape
+                    every = torch.arange(shape[1], device=after[0].device)
+                    found = found.of_channels(every[layer.changed])
+                masks[0] = found.joined(masks[0], shape)
+                onsets = self._onsets(layer, run, found, shape)
             self._add(run, density, call, before[0], after[0], (first, last), onsets)
-        if frame is None:
+        if frame is not None:
+            frame.mask = masks[0]
+        else:
             for tensor, z, mask in zip(outputs, after, masks, strict=True):
                 run.remember(tensor, z, mask, last)
                 last = None  # of the first alone
-        else:
-            frame.mask = masks[0]
         if onsets:
+            run.clean = False
             self._tell(state, run, onsets)
+
+    def _spread(
+        self,
+        layer: Layer,
+        run: WatchedRun,
+        frame: _Frame | None,
+        inputs: Sequence[Tensor],
+        before: Sequence[Tensor],
+        after: Sequence[Tensor],
+        probe: Probe | None,
+        replay: Replay | None,
+    ) -> list[Mask]:
+        """What earlier crossings reach behind a layer."""
+        if frame is not None:
+            masks, sources, shapes = [frame.mask], [frame.z], [frame.z.shape]
+        else:
+            masks = run.masks_of([run.value_of(each) for each in inputs], before)
+            sources, shapes = list(before), [each.shape for each in after]
+        return spread(layer, masks, sources, shapes, probe, replay)
 
     def _run_of(
         self, state: _State, watched: Watched, density: bool, inputs: Sequence[Tensor]
@@ -462,16 +490,16 @@ class InverseMonitor(Watcher):
         after: Tensor,
         summaries: tuple[Summary, Summary],
         mask: Mask,
-        within: Channels | None,
+        frame: _Frame | None,
     ) -> Crossings | None:
         limits = self.limits
         least = min(limits.growth, limits.magnitude) if layer.conditional else limits.magnitude
         if summaries[1].peak < least:  # growth is no more than |out|
             return None
-        if mask is not None and within is not None:
-            mask = mask[:, within]
+        if mask is not None and frame is not None:
+            mask = mask[:, layer.changed]
         peaks = (summaries[0].peaks, summaries[1].peaks)
-        whole = within is None
+        whole = frame is None
         return find_crossings(
             layer, before.detach(), after.detach(), peaks, mask, limits, whole=whole
         )
@@ -501,7 +529,7 @@ class InverseMonitor(Watcher):
                 run.onsets += onsets
                 self.onsets += onsets[: _MOST_ONSETS - len(self.onsets)]
             if run.map_rows is None:  # not closed
-                if not run.maps:
+                if run.steps == 0:
                     self._map(run, None, before, summaries[0])
                 self._map(run, call.layer, after, summaries[1])
             run.steps += 1
@@ -539,13 +567,10 @@ class InverseMonitor(Watcher):
         magnitudes = summary.peaks
         if z.dim() == 2 and z.numel() <= _MOST_FEATURES:
             magnitudes = z.detach().abs()
-        if self._map_bytes + magnitudes.nbytes > _MOST_MAP_BYTES:
-            return
-        self._map_bytes += magnitudes.nbytes
-        if layer is None:
-            run.maps.append(LayerMap("latents", "other", run.steps - 1, magnitudes, 0))
-        else:
-            run.maps.append(LayerMap(layer.name, layer.kind, run.steps, magnitudes, layer.reach))
+        size = magnitudes.nbytes
+        if self._map_bytes + size <= _MOST_MAP_BYTES:
+            self._map_bytes += size
+            run.keep(layer, magnitudes)
 
     def _close(self, run: WatchedRun) -> None:
         self._map_bytes -= run.close()

@@ -14,11 +14,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from robustflow.compat.srflow._conditioner import NormalisedConv2d, ScaledConv2d
 from robustflow.diagnostics._layers import Layer, Probe, Replay
-from robustflow.diagnostics._moments import grown
+from robustflow.diagnostics._moments import crossing_positions, crossing_rules
 from robustflow.diagnostics.kinds import Kind
 from robustflow.nn.conditioner import TwoPartConditioner
 
@@ -197,25 +198,16 @@ def dilate(mask: Tensor, reach: Reach) -> Tensor:
     for dim, (before, after) in enumerate(reach, start=2):
         if min(before, after) < 0:
             return torch.zeros_like(mask)
-        mask = _towards(_towards(mask, dim, after, 1), dim, before, -1)
-    return mask
-
-
-def _towards(mask: Tensor, dim: int, distance: int, sign: int) -> Tensor:
-    """Each true element also at up to ``distance`` further positions, in one direction."""
-    side = mask.shape[dim]
-    distance = min(distance, side - 1)
-    done = 0
-    while done < distance:  # each round doubles what one element covers
-        step = min(done + 1, distance - done)
-        here, there = mask.narrow(dim, 0, side - step), mask.narrow(dim, step, side - step)
-        moved = torch.zeros_like(mask)
-        if sign > 0:
-            moved.narrow(dim, step, side - step).copy_(here)
-        else:
-            moved.narrow(dim, 0, side - step).copy_(there)
-        mask = mask | moved
-        done += step
+        side = mask.shape[dim]
+        before, after = min(before, side - 1), min(after, side - 1)
+        edges = [0, 0] * (mask.dim() - 1 - dim) + [after, before]
+        wide, width = functional.pad(mask, edges), 1
+        while width < before + after + 1:  # each round covers up to twice as much
+            step = min(width, before + after + 1 - width)
+            length = wide.shape[dim] - step
+            wide = wide.narrow(dim, 0, length) | wide.narrow(dim, step, length)
+            width += step
+        mask = wide
     return mask
 
 
@@ -323,51 +315,62 @@ def find_crossings(
     """Elements of a layer's output that cross, where the mask is false.
 
     Args:
-        layer: which; what is not conditional multiplies by constants, and its growth is none.
+        layer: which.
         before, after: its input and output.
         peaks: the largest |z| of both at each position.
         mask: what crossings before this one reached, of the output's shape.
         limits: of growth and of magnitude.
         whole: the tensors are all of z; otherwise a coupling's changed channels.
     """
-    candidates = ~(peaks[1] < limits.magnitude)  # NaN, too
-    if layer.conditional and layer.elementwise and before.shape == after.shape:
-        candidates |= grown(before, after, limits.growth)
-    elif layer.conditional:
-        candidates |= peaks[1] >= limits.growth
+    # What is the same for every input multiplies by constants: that is no growth.
+    bounds = (limits.growth if layer.conditional else math.inf, limits.magnitude)
+    alone = layer.elementwise and before.shape == after.shape
+    if alone:
+        candidates = crossing_positions(before, after, *bounds, mask)
+    elif peaks[0].shape == peaks[1].shape and layer.spread != "sample":
+        inside = None if mask is None else _everywhere(mask)
+        first, last = (each[:, None] for each in peaks)
+        candidates = crossing_positions(first, last, *bounds, inside)
+    else:
+        candidates = ~(peaks[1] < min(bounds))  # NaN, too
+    # Kept channels cross nowhere: they come out as they go in.
+    chosen = layer.changed if whole and layer.spread == "coupling" else slice(None)
+    part = after[:, chosen]
     if mask is not None:
-        # Kept channels cross nowhere: they come out as they go in.
-        changed = mask[:, layer.changed] if whole and layer.spread == "coupling" else mask
-        candidates &= ~changed.view(torch.uint8).amin(dim=1).view(torch.bool)
+        mask = mask[:, chosen]
     sample, *place = candidates.nonzero().unbind(1)
     if not len(sample):
         return None
     at: tuple[Any, ...] = (sample, slice(None), *place)
     position: tuple[Any, ...] = (sample, *place)
-    out = after[at].abs()  # (K, C)
-    if before.shape == after.shape and layer.elementwise:
-        reference = before[at].abs()
+    out = part[at].abs()  # (K, C)
+    if alone:
+        reference = before[:, chosen][at].abs()
     elif peaks[0].shape == peaks[1].shape and layer.spread != "sample":
         reference = peaks[0][position][:, None]
     elif len(peaks[0]) == len(peaks[1]):
         reference = peaks[0].flatten(1).amax(dim=1)[sample][:, None]
     else:
         return None  # the samples are not the same
-    growth = (out / reference.clamp(min=1)).nan_to_num(nan=math.inf, posinf=math.inf)
-    sound = reference.isfinite()
-    fresh = ~out.isfinite()
-    grew = growth >= limits.growth if layer.conditional else torch.zeros_like(fresh)
-    reached = (out >= limits.magnitude) & (reference < limits.magnitude)
-    crossed = sound & (grew | reached | fresh)
+    crossed, grew, fresh = crossing_rules(reference, out, *bounds)
     if mask is not None:
         crossed &= ~mask[at]
     row, channel = crossed.nonzero().unbind(1)
     if not len(row):
         return None
+    growth = (out / reference.clamp(min=1)).nan_to_num(nan=math.inf, posinf=math.inf)
     reasons = torch.where(fresh, 2, torch.where(grew, 0, 1))
+    found = (row, channel)
+    channel = torch.arange(after.shape[1], device=after.device)[chosen][channel]
     index = torch.stack([sample[row], channel, *(each[row] for each in place)], dim=1)
-    chosen = (row, channel)
-    return Crossings(index, growth[chosen], out[chosen], reasons[chosen])
+    return Crossings(index, growth[found], out[found], reasons[found])
+
+
+def _everywhere(mask: Tensor) -> Tensor:
+    """Positions all of whose channels are in a mask, (N, 1, \\*S)."""
+    if mask.stride(1) == 0:
+        return mask[:, :1]
+    return mask.view(torch.uint8).amin(dim=1, keepdim=True).view(torch.bool)
 
 
 def grouped(crossings: Crossings, size: Sequence[int]) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from robustflow.diagnostics._layers import Watched
+from robustflow.diagnostics._layers import Layer, Watched
 from robustflow.diagnostics._moments import Summary
 from robustflow.diagnostics.figures import LayerMap
 from robustflow.diagnostics.onsets import Mask, Onset, any_channel
@@ -18,23 +18,38 @@ from robustflow.diagnostics.onsets import Mask, Onset, any_channel
 _KEPT = 8  # latest tensors that are recognised: as many branches as a graph may have
 
 
-class Value:
-    """A tensor that came out of a layer, and what is known of it; its shape as (N, C, \\*S)."""
+class Unchanged:
+    """A tensor, recognised as long as nothing was written to it."""
 
-    __slots__ = ("device", "mask", "reference", "shape", "summary", "version")
+    __slots__ = ("reference", "version")
 
-    def __init__(self, tensor: Tensor, z: Tensor, mask: Mask, summary: Summary | None) -> None:
+    def __init__(self, tensor: Tensor) -> None:
         self.reference = weakref.ref(tensor)
         self.version = None if tensor.is_inference() else tensor._version
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether it is this one, as it was."""
+        return (
+            self.reference() is tensor
+            and self.version is not None
+            and self.version == tensor._version
+        )
+
+
+class Value(Unchanged):
+    """A tensor that came out of a layer, and what is known of it; its shape as (N, C, \\*S)."""
+
+    __slots__ = ("device", "mask", "shape", "summary")
+
+    def __init__(self, tensor: Tensor, z: Tensor, mask: Mask, summary: Summary | None) -> None:
+        super().__init__(tensor)
         self.shape, self.device = z.shape, z.device
         self.mask = mask
         self.summary = summary
 
     def summary_of(self, tensor: Tensor) -> Summary | None:
         """The summary, unless the tensor may have been written to since."""
-        return (
-            self.summary if self.version is not None and tensor._version == self.version else None
-        )
+        return self.summary if self.holds(tensor) else None
 
 
 @dataclass(eq=False)
@@ -56,8 +71,12 @@ class WatchedRun:
     onsets: list[Onset] = field(default_factory=list)
     # For the monitor.
     called: set[Watched] = field(default_factory=set, repr=False)
+    clean: bool = field(default=True, repr=False)  # nothing crossed
     steps: int = field(default=0, repr=False)
     maps: list[LayerMap] = field(default_factory=list, repr=False)
+    _kept: list[tuple[Layer | None, int, Tensor, int | None]] = field(
+        default_factory=list, repr=False
+    )
     map_rows: list[int] | None = field(default=None, repr=False)  # once it is closed
     _values: deque[Value] = field(default_factory=lambda: deque(maxlen=_KEPT), repr=False)
 
@@ -74,10 +93,12 @@ class WatchedRun:
 
     def value_of(self, tensor: Tensor) -> Value | None:
         """What is known of this very tensor."""
-        for value in reversed(self._values):
-            if value.reference() is tensor:
-                return value
-        return None
+        if not self._values:
+            return None
+        value = self._values[-1]
+        if value.reference() is tensor:  # as nearly always
+            return value
+        return next((each for each in self._values if each.reference() is tensor), None)
 
     def masks_of(self, known: Sequence[Value | None], inputs: Sequence[Tensor]) -> list[Mask]:
         """What earlier crossings reached of a layer's inputs (N, C, \\*S).
@@ -92,14 +113,27 @@ class WatchedRun:
         # Something in between made them of the last layer's output: split it, joined others to it.
         return [_fitted(mask, z) for z in inputs]
 
+    def keep(self, layer: Layer | None, magnitudes: Tensor) -> None:
+        """A map of z behind the layer, or of the latents, until :meth:`close`."""
+        reach = 0 if layer is None else layer.reach
+        self._kept.append((layer, self.steps, magnitudes, reach))
+
     def close(self) -> int:
         """Keep the maps of samples with onsets alone; how many bytes that frees."""
         if self.map_rows is not None:
             return 0
-        before = sum(each.magnitudes.nbytes for each in self.maps)
+        kept, self._kept = self._kept, []
+        before = sum(magnitudes.nbytes for _, _, magnitudes, _ in kept)
         self.map_rows = sorted({onset.sample - self.first_sample for onset in self.onsets})
-        if len(self.map_rows) < self.samples:
-            self.maps = [each.of(self.map_rows) for each in self.maps] if self.onsets else []
+        if not self.onsets:
+            return before
+        for layer, step, magnitudes, reach in kept:
+            if len(self.map_rows) < self.samples:
+                magnitudes = magnitudes[self.map_rows]
+            if layer is None:
+                self.maps.append(LayerMap("latents", "other", step - 1, magnitudes, 0))
+            else:
+                self.maps.append(LayerMap(layer.name, layer.kind, step, magnitudes, reach))
         return before - sum(each.magnitudes.nbytes for each in self.maps)
 
 

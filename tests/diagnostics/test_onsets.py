@@ -177,7 +177,7 @@ def test_the_native_loops_compute_what_pytorch_does(shape: tuple[int, ...]) -> N
         found, expected = moments.summarise(z), moments._summarise(z)
         torch.testing.assert_close(found.peaks, expected.peaks, rtol=0, atol=0, equal_nan=True)
         assert found.peak == pytest.approx(expected.peak, rel=0, abs=0, nan_ok=True)
-        assert (found.count, found.nonfinite) == (expected.count, expected.nonfinite)
+        assert (found.elements, found.nonfinite) == (expected.elements, expected.nonfinite)
         wide = z.double()[z.isfinite()]
         rounding = 1e-6 * float(wide.abs().sum())
         assert found.total == pytest.approx(float(wide.sum()), abs=rounding)
@@ -191,13 +191,26 @@ def test_the_native_crossings_are_the_definition(shape: tuple[int, ...], isa: st
     after = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 8
     after.view(-1)[::7] = math.nan
     before.view(-1)[3], after.view(-1)[3] = 2.0, 20.0  # at the threshold
+    before.view(-1)[5], after.view(-1)[5] = 29.0, 31.0  # reaches the magnitude
+    before.view(-1)[11] = math.inf
     growth = after.abs() / before.abs().clamp(min=1)
-    expected = (~(growth < 10)).any(dim=1)
+    reached = (after.abs() >= 30) & (before.abs() < 30)
+    crossed = before.isfinite() & ((growth >= 10) | reached | ~after.isfinite())
+    expected = crossed.any(dim=1)
     in_use = robustflow.build_info().get("isa")
     if isa == "baseline" and in_use is not None:
         _native.set_isa("baseline")
     try:
-        assert torch.equal(moments.grown(before, after, 10.0), expected)
+        found = moments.crossing_positions(before, after, 10.0, 30.0, None)
+        assert torch.equal(found, expected)
+        dense = random_mask(*shape, share=0.3)
+        for mask in (
+            dense,
+            dense[:, :1].expand(shape),
+            dense.transpose(0, -1).contiguous().transpose(0, -1),
+        ):
+            found = moments.crossing_positions(before, after, 10.0, 30.0, mask)
+            assert torch.equal(found, (crossed & ~mask).any(dim=1))
         assert moments.summarise(before).peak == float(before.abs().max())
     finally:
         if in_use is not None:
