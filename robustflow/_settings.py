@@ -22,6 +22,7 @@ from robustflow._checks import (
     check_minimum_bin,
     check_number,
     check_positive,
+    describe,
     once,
 )
 
@@ -163,7 +164,7 @@ def _edge(name: str, edge: Bound, x: Tensor) -> Tensor:
     """An edge of the box, or a bound, on the device of x and in what the kernels compute in."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     if not isinstance(edge, Tensor):
-        return torch.as_tensor(edge, dtype=dtype, device=x.device)
+        return bound_as_tensor(name, edge, dtype, x.device)
     if edge.requires_grad:
         raise ValueError(
             f"{name} must not require grad: the box is a constant of the transform; detach it, or "
@@ -171,3 +172,18 @@ def _edge(name: str, edge: Bound, x: Tensor) -> Tensor:
         )
     # A device that has no float64 may have either tensor, and the CPU the other.
     return edge.to(dtype).to(x.device) if edge.is_cpu else edge.to(x.device).to(dtype)
+
+
+def bound_as_tensor(name: str, bound: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number, or a sequence of them, as a tensor."""
+    try:
+        tensor = torch.as_tensor(bound, dtype=dtype, device=device)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name} must be a number, or a sequence or tensor of numbers, got {describe(bound)}."
+        ) from None
+    if name == "tail_bound" and isinstance(bound, (list, tuple)):
+        for i, each in enumerate(bound):
+            if isinstance(each, (int, float)):
+                check_positive(f"{name}[{i}]", each)
+    return tensor

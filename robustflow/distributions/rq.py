@@ -10,7 +10,7 @@ from torch.distributions import biject_to, constraints, transform_to
 
 from robustflow import functional as F
 from robustflow._checks import check_rq_parameters
-from robustflow._settings import Bound, box_of, rq_config
+from robustflow._settings import Bound, bound_as_tensor, box_of, rq_config
 from robustflow.distributions.elementwise import ElementwiseTransform
 
 _UNIT_BOX = (0.0, 1.0, 0.0, 1.0)  # stands for one that tensors hold
@@ -88,7 +88,7 @@ class RQSplineTransform(ElementwiseTransform):
             "bottom": bottom,
             "top": top,
         }
-        box = {name: _bound(bound, unnormalized_widths) for name, bound in bounds.items()}
+        box = {name: _bound(name, bound, unnormalized_widths) for name, bound in bounds.items()}
         others = {
             "min_bin_width": min_bin_width,
             "min_bin_height": min_bin_height,
@@ -156,9 +156,9 @@ for _registry in (biject_to, transform_to):  # they ask for the very class
     )
 
 
-def _bound(bound: Any, widths: Tensor) -> Any:
+def _bound(name: str, bound: Any, widths: Tensor) -> Any:
     """A sequence as a tensor beside the parameters, in the precision of the box."""
     if bound is None or isinstance(bound, (int, float, Tensor)):
         return bound
     dtype = torch.promote_types(widths.dtype, torch.float32)
-    return torch.as_tensor(bound, dtype=dtype, device=widths.device)
+    return bound_as_tensor(name, bound, dtype, widths.device)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from robustflow.nn.condition import Condition
 
-# Values of x in a block: on a CPU more of them run at half the speed or less, since each tensor's
-# memory is then touched for the first time; on a GPU fewer leave it idle.
+# Values of x in a block. With more, a CPU touches new memory for every tensor of a pass; with
+# fewer, a GPU idles.
 CPU_BLOCK, GPU_BLOCK = 2**18, 2**21
 
 

@@ -16,6 +16,7 @@ from robustflow import nn as rnn
 
 D, CONTEXT = 3, 2
 x, params, context = torch.randn(4, D), torch.randn(4, D * 4), torch.randn(4, CONTEXT)
+knots = [torch.randn(4, D, number) for number in (5, 5, 4)]
 spline: Any = rnn.RQSpline()
 
 
@@ -200,6 +201,26 @@ CASES: list[Case] = [
         lambda: functional.modified_rq_spline(x, params, interval=3),
     ),
     (
+        TypeError,
+        "tail_bound must be a number, or a sequence or tensor of numbers, got '3'",
+        lambda: functional.rq_spline(x, *knots, tail_bound="3"),
+    ),
+    (
+        TypeError,
+        "left must be a number, or a sequence or tensor of numbers, got a list",
+        lambda: functional.rq_spline(x, *knots, left=[0.0, "a", 1.0]),
+    ),
+    (
+        ValueError,
+        "tail_bound[1] must be a positive number, got -2.0",
+        lambda: functional.rq_spline(x, *knots, tail_bound=[1.0, -2.0, 3.0]),
+    ),
+    (
+        TypeError,
+        "tail_bound must be a number, or a sequence",
+        lambda: transforms.RQSplineTransform(*knots, tail_bound="3"),
+    ),
+    (
         ValueError,
         "interval must be finite and increasing",
         lambda: transforms.ModifiedRQSplineTransform(torch.randn(3, 4), interval=(3, -3)),
@@ -212,9 +233,7 @@ CASES: list[Case] = [
     (
         ValueError,
         "min_bin_width must lie in (0, 1/5)",
-        lambda: transforms.RQSplineTransform(
-            torch.randn(3, 5), torch.randn(3, 5), torch.randn(3, 4), min_bin_width=0.2
-        ),
+        lambda: transforms.RQSplineTransform(*knots, min_bin_width=0.2),
     ),
     # drop-ins
     (
