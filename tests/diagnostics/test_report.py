@@ -23,8 +23,8 @@ from robustflow.diagnostics import RobustnessReport, robustness_report
 from robustflow.diagnostics.report import page
 from robustflow.diagnostics.report.evidence import to_grid
 from robustflow.diagnostics.report.statistics import (
-    auroc,
     over_pictures,
+    pixel_auroc,
     rates_by_score,
     spearman,
 )
@@ -34,10 +34,12 @@ def test_statistics_are_those_of_the_libraries() -> None:
     generator = np.random.default_rng(0)
     scores = generator.normal(size=400).round(1)  # with ties
     failed = scores + generator.normal(size=400) > 0.7
-    assert auroc(scores, failed) == pytest.approx(roc_auc_score(failed, scores))
+    assert pixel_auroc([scores[:150], scores[150:]], [failed[:150], failed[150:]]).value == (
+        pytest.approx(roc_auc_score(failed, scores))
+    )
     other = scores + generator.normal(size=400)
     assert spearman(scores, other) == pytest.approx(spearmanr(scores, other).statistic)
-    assert math.isnan(auroc(scores, np.zeros(400, dtype=bool)))
+    assert math.isnan(pixel_auroc([scores], [np.zeros(400, dtype=bool)]).value)
     bins = rates_by_score(scores, failed, bins=4)
     assert [each.pixels for each in bins] == [100] * 4
     assert np.mean([each.rate for each in bins]) == pytest.approx(failed.mean())

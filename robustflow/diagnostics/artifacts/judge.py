@@ -14,11 +14,10 @@ from robustflow.diagnostics.artifacts.find import Artifacts
 from robustflow.diagnostics.intervals import (
     NOTHING,
     Estimate,
+    auroc_of_pictures,
     bootstrap_interval,
     wilson_interval,
 )
-
-_LEVELS = 4096  # that scores are rounded to for the AUROC
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def judge_detectors(
     for name in names:
         auroc = iou = false_alarms = hit_pictures = false_pictures = NOTHING
         if name in scores:
-            auroc = over_pictures(_auroc(scores[name].flatten(1).cpu(), flat_truth))
+            auroc = over_pictures(auroc_of_pictures(scores[name].flatten(1).cpu(), flat_truth))
         if name in masks:
             mask = masks[name].flatten(1).cpu()
             iou = over_pictures(_ratio(mask & flat_truth, mask | flat_truth))
@@ -132,28 +131,5 @@ def _ratio(part: Tensor, whole: Tensor) -> Callable[[Tensor], float]:
     def statistic(counts: Tensor) -> float:
         total = float(counts @ wholes)
         return float(counts @ parts) / total if total else math.nan
-
-    return statistic
-
-
-def _auroc(scores: Tensor, truth: Tensor) -> Callable[[Tensor], float]:
-    """Area under the ROC curve of (N, pixels), with pictures counted as drawn.
-
-    Exact for up to 4096 different scores; of more, neighbours are taken as equal.
-    """
-    ordered = scores.flatten().sort().values
-    picks = torch.linspace(0, len(ordered) - 1, min(_LEVELS, len(ordered))).long()
-    edges = ordered[picks].unique()
-    levels = torch.searchsorted(edges, scores.contiguous(), right=True)
-    of_level = torch.zeros(2, len(scores), len(edges) + 1, dtype=torch.float64)
-    for which, mask in enumerate((truth, ~truth)):
-        for number, (level, chosen) in enumerate(zip(levels, mask, strict=True)):
-            of_level[which, number] = torch.bincount(level[chosen], minlength=len(edges) + 1)
-
-    def statistic(counts: Tensor) -> float:
-        positives, negatives = counts @ of_level[0], counts @ of_level[1]
-        pairs = float(positives.sum() * negatives.sum())
-        below = negatives.cumsum(dim=0) - negatives / 2
-        return float(positives @ below) / pairs if pairs else math.nan
 
     return statistic

@@ -15,29 +15,10 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor
 
-from robustflow.diagnostics.intervals import Estimate, bootstrap_interval
+from robustflow.diagnostics.intervals import Estimate, auroc_of_pictures, bootstrap_interval
 
 Array = NDArray[np.float64]
 RESAMPLES = 500
-
-
-def auroc(scores: Array, failed: NDArray[np.bool_]) -> float:
-    """The probability that a failure scores above what did not fail, ties counted half.
-
-    Returns NaN where all or nothing failed.
-
-    Source: the Mann-Whitney statistic.
-
-    Example:
-        >>> auroc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True]))
-        0.75
-    """
-    positive = int(failed.sum())
-    negative = failed.size - positive
-    if positive == 0 or negative == 0:
-        return math.nan
-    ranks = rankdata(scores)
-    return float((ranks[failed].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
 def spearman(first: Array, second: Array) -> float:
@@ -75,25 +56,30 @@ def over_pictures(
 
 def pixel_auroc(scores: Sequence[Array], failed: Sequence[NDArray[np.bool_]]) -> Estimate:
     """AUROC over all pixels of all pictures; one array a picture."""
-
-    def statistic(chosen: Sequence[int]) -> float:
-        return auroc(
-            np.concatenate([scores[index] for index in chosen]),
-            np.concatenate([failed[index] for index in chosen]),
-        )
-
-    return over_pictures(statistic, len(scores))
+    statistic = auroc_of_pictures(*_tensors(scores, failed))
+    return bootstrap_interval(statistic, len(scores), resamples=RESAMPLES)
 
 
 def auroc_within(scores: Sequence[Array], failed: Sequence[NDArray[np.bool_]]) -> Estimate:
     """The mean over pictures of each picture's own AUROC: what a score tells inside a picture."""
-    own = np.array([auroc(s, f) for s, f in zip(scores, failed, strict=True)])
+    one = torch.ones(1, dtype=torch.float64)
+    pairs = zip(*_tensors(scores, failed), strict=True)
+    own = np.array([auroc_of_pictures([s], [f])(one) for s, f in pairs])
 
     def statistic(chosen: Sequence[int]) -> float:
         values = own[list(chosen)]
         return float(np.nanmean(values)) if not np.isnan(values).all() else math.nan
 
     return over_pictures(statistic, len(scores))
+
+
+def _tensors(
+    scores: Sequence[Array], failed: Sequence[NDArray[np.bool_]]
+) -> tuple[list[Tensor], list[Tensor]]:
+    return (
+        [torch.from_numpy(np.array(each)) for each in scores],
+        [torch.from_numpy(np.array(each)) for each in failed],
+    )
 
 
 def rank_correlation(scores: Array, rates: Array) -> Estimate:
