@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from robustflow import functional, nn, ops, reference
 from robustflow._backend import backends, current_backend, use_backend
 from robustflow._native import build_info
+from robustflow._patch_on_import import read_environment as _read_patches
 from robustflow.memory import retain_memory
 
 if TYPE_CHECKING:
@@ -44,3 +45,6 @@ def __getattr__(name: str) -> Any:
     if name == "convert_affine":
         return importlib.import_module("robustflow.compat.convert").convert_affine
     raise AttributeError(f"module 'robustflow' has no attribute {name!r}")
+
+
+_read_patches()

@@ -71,10 +71,12 @@ def diagnose() -> dict[str, Any]:
 
 def _problems(native: dict[str, Any], backends: dict[str, Any]) -> list[str]:
     """What is broken. A library that was built and fails is; one that was not built is a choice."""
+    from robustflow import _patch_on_import
     from robustflow._backend import setting_errors
 
     return [
         *setting_errors(),
+        *_patch_on_import.errors(),
         *(library["reason"] for library in _not_loaded(native) if _is_broken(library)),
         *(
             problem

@@ -12,5 +12,6 @@ from robustflow.compat._registry import (
     patched,
     unpatch,
 )
+from robustflow.compat._workers import worker_init
 
-__all__ = ["Patch", "PatchError", "patch", "patch_module", "patched", "unpatch"]
+__all__ = ["Patch", "PatchError", "patch", "patch_module", "patched", "unpatch", "worker_init"]

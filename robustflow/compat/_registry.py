@@ -18,19 +18,10 @@ from torch import Tensor
 
 from robustflow import ops, reference
 from robustflow._checks import describe
+from robustflow._patch_on_import import LIBRARIES
 from robustflow.compat._code import Change
 
 logger = logging.getLogger("robustflow.compat")
-
-# What `patch` knows, and the module that says what to change.
-LIBRARIES = {
-    "nflows": "robustflow.compat.nflows",
-    "normflows": "robustflow.compat.normflows",
-    "zuko": "robustflow.compat.zuko",
-    "FrEIA": "robustflow.compat.freia",
-    "glasflow": "robustflow.compat.glasflow",
-    "transformers": "robustflow.compat.transformers",
-}
 
 # Who served a call: a kernel, robustflow's PyTorch reference, or the library's own code.
 KERNEL, REFERENCE, FALLBACK = SERVERS = ("kernel", "reference", "fallback")
@@ -164,7 +155,7 @@ def patch(name: str) -> Patch:
             f"name must be one of {_names(LIBRARIES)}, got {name!r}; use patch_module for a module "
             "that holds a copy of nflows' functions."
         )
-    library = importlib.import_module(LIBRARIES[name])
+    library = importlib.import_module(LIBRARIES[name].changes)
     library.modules()  # imports, not under our lock: a thread may import one and wait for the lock
     with _lock:
         return _begin(name, library.changes)
@@ -208,13 +199,23 @@ def unpatch(name: str) -> None:
         TypeError: no string.
         ValueError: a name that neither function knows.
     """
-    _check_name(name)
+    check_known(name)
     with _lock:
         if name in _sessions:
             _end(_sessions[name])
-        elif name not in LIBRARIES and name not in _modules:
-            known = _names([*LIBRARIES, *sorted(_modules)])
-            raise ValueError(f"name must be one of {known}, got {name!r}.")
+
+
+def check_known(name: str) -> None:
+    """A library's name, or that of a module which :func:`patch_module` was given.
+
+    Raises:
+        TypeError: no string.
+        ValueError: neither.
+    """
+    _check_name(name)
+    if name not in LIBRARIES and name not in _modules:
+        known = _names([*LIBRARIES, *sorted(_modules)])
+        raise ValueError(f"name must be one of {known}, got {name!r}.")
 
 
 def _check_name(name: object) -> None:
@@ -240,8 +241,9 @@ def patched() -> dict[str, dict[str, int]]:
         library's own code. An autoregressive inverse whose network runs once for each feature,
         though its splines are served, counts as one more ``"fallback"``.
 
-        A call inside ``torch.compile`` counts once, when it is traced. A library whose patch could
-        not be undone whole is listed until it is.
+        A call inside ``torch.compile`` counts once, when it is traced. Each process counts its
+        own calls; one that was forked goes on from its parent's numbers. A library whose patch
+        could not be undone whole is listed until it is.
 
     Example:
         >>> import robustflow
