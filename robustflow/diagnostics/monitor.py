@@ -128,9 +128,13 @@ class InverseMonitor(Watcher):
     layer passed 3.8 (affine couplings), 4.8 (reparametrised) and 1.7 (modified RQ) in those that
     stayed clean, and every exploded sample, all of them affine, passed 1e4, the bound of one
     affine layer's inverse, after some layers at 10 to 700. The threshold of 10 is twice the
-    former, and still sees the beginning. A large derivative is no explosion: inside its box a
-    healthy spline passes 1e3 and moves nothing further than its box is wide. Layers that multiply
-    by constants (actnorms, 1x1 convolutions) change units; their growth is none.
+    former. It finds every explosion, and dates it a little late: rises of 2 to 8 a layer go before.
+    Of 40 explosions, holding the scale of the layer that is named at its median
+    (:func:`hold_scale`) removed 2, and 15 with ``growth=5``, which no layer passed in 1,400
+    samples that stayed calm: for layers that keep their values near 1, take 5 to ask where an
+    explosion begins. A large derivative is no explosion: inside its box a healthy spline passes
+    1e3 and moves nothing further than its box is wide. Layers that multiply by constants
+    (actnorms, 1x1 convolutions) change units; their growth is none.
     Where no layer's growth is large but their product is (FrEIA's couplings bound theirs to e^2),
     an element crosses as it passes ``magnitude``, behind any layer: 1000, when latents of clean
     samples stayed under 23. And a value that is not finite crosses, if it comes of finite ones.
