@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -265,16 +265,17 @@ def _begin(name: str, changes: Callable[[], Sequence[Change]]) -> Patch:
         session.apply()
     finally:
         _register(session)
+    if session.uses == 0:
+        _counts[name] = dict.fromkeys(SERVERS, 0)
     session.uses += 1
     return Patch(session)
 
 
 def _end(session: _Session) -> None:
-    session.uses = 0
     try:
         session.undo()
-    finally:
-        _register(session)
+    finally:  # its handles are over, and must not end what comes after
+        _register(replace(session, uses=0))
 
 
 def _register(session: _Session) -> None:

@@ -182,7 +182,15 @@ def test_an_undo_that_fails_stops_no_other(faulty: Faulty) -> None:
 
 
 def test_unpatch_tries_again(faulty: Faulty) -> None:
-    compat.patch("nflows")
+    handle = compat.patch("nflows")
+    FUNCTION(*arguments())
+    with pytest.raises(ZeroDivisionError):
+        compat.unpatch("nflows")
+    with compat.patch("nflows"):
+        handle.restore()  # of the patch before: not of this one
+        FUNCTION(*arguments())
+        assert compat.patched() == {"nflows": counts(kernel=1)}
+        compat.patch("nflows")
     with pytest.raises(ZeroDivisionError):
         compat.unpatch("nflows")
     faulty.fails = False
