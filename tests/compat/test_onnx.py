@@ -52,7 +52,8 @@ def test_patched(name: str, dynamo: bool, tmp_path: Path) -> None:
     free = [0] if library != "normflows" else []
     with compat.patch(library):
         check(module, batches if free else batches[:1], tmp_path, dynamo=dynamo, free=free)
-        assert compat.patched()[library]["fallback"] == 0
+        # Two layers' inverses are written down as the library's loops, around our splines.
+        assert compat.patched()[library]["fallback"] == (2 if "autoregressive" in name else 0)
 
 
 def test_stock_nflows_is_left_as_it_is(tmp_path: Path) -> None:
