@@ -133,6 +133,24 @@ def test_compile_with_inductor(native_device: Target, operation: Operation) -> N
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_reference_compiles_with_inductor() -> None:
+    """Gradients by bin sizes that a fused backward pass of softmax and cumsum would get wrong."""
+    operation = RQ(8, "linear", "softclip", separate=True)
+    call = sample(operation, layout=Layout("rows", (16, 8)))
+
+    def function(x: Tensor, *groups: Tensor) -> tuple[Tensor, Tensor]:
+        return operation.call(x, tuple(2.0 * group.tanh() for group in groups), False, "none")
+
+    with robustflow.use_backend("reference"):
+        found = [
+            _outputs_and_gradients(each, call)
+            for each in (torch.compile(function, fullgraph=True), function)
+        ]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
 def test_compile_with_a_box_per_dimension(native_device: Target) -> None:
     operation = RQ(8, "linear", "softmax", per_dimension=True)
     call = sample(operation, native_device)

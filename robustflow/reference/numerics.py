@@ -35,6 +35,24 @@ def softplus(logit: Tensor) -> Tensor:
     return torch.nn.functional.softplus(logit, threshold=LOGIT_LIMIT)
 
 
+def cumulative_sum(values: Tensor, *, from_end: bool = False) -> Tensor:
+    """Sums of ``values`` (..., K) up to each along the last dimension, or from each on.
+
+    torch.compile gets the additions one by one. The backward pass of ``cumsum`` flips, and where
+    Inductor of torch 2.13 fuses that with the one of a softmax, on the CPU, gradients are wrong.
+    """
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        sums = list(values.unbind(-1))
+        if from_end:
+            sums.reverse()
+        for k in range(1, len(sums)):
+            sums[k] = sums[k - 1] + sums[k]
+        if from_end:
+            sums.reverse()
+        return torch.stack(sums, -1)
+    return values.flip(-1).cumsum(-1).flip(-1) if from_end else values.cumsum(-1)
+
+
 def sum_from(logabsdet: Tensor, batch_dims: int) -> Tensor:
     """Sum all dimensions of ``logabsdet`` from ``batch_dims`` on: shape S[:batch_dims] is left."""
     if batch_dims == logabsdet.dim():

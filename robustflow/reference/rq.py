@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from robustflow.reference import rq_bin
-from robustflow.reference.numerics import compute_dtype, softclip, softplus, sum_from
+from robustflow.reference.numerics import (
+    compute_dtype,
+    cumulative_sum,
+    softclip,
+    softplus,
+    sum_from,
+)
 
 TAILS_NONE: Final = 0
 TAILS_LINEAR: Final = 1
@@ -192,11 +198,11 @@ def _knots(
         free = 1 - num_bins * min_bin
         sizes = (high - low) * (min_bin + free * torch.softmax(logits, -1))
 
-    before = sizes.cumsum(-1)[..., :-1]
+    before = cumulative_sum(sizes)[..., :-1]
     inner = low + before
     if parametrization != PARAMETRIZATION_KNOTS:
         # Sizes that sum to the box by construction: measure a knot from the nearer end of it.
-        after = sizes.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+        after = cumulative_sum(sizes, from_end=True)[..., 1:]
         inner = torch.where(before < after, inner, high - after)
     ends = (*raw.shape[:-1], 1)
     return torch.cat([low.expand(ends), inner, high.expand(ends)], -1)

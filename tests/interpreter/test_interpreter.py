@@ -12,8 +12,8 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 # Of the tests that every backend runs, those of what the suite does not have. (The interpreter
-# takes a tenth of a second for what a kernel takes a microsecond for, and cuts off what a number has
-# beyond bfloat16, where a GPU rounds.)
+# takes a tenth of a second for what a kernel takes a microsecond for, and cuts off what a number
+# has beyond bfloat16, where a GPU rounds.)
 CONTRACT = {
     "test_contract_shapes.py": "empty or zero_dim or broadcast or strange",
     "test_contract_tails.py": "edges and not bfloat16",
