@@ -64,6 +64,6 @@ def _inverse_matrix(side: int, scale: int) -> Tensor:
     """(side * scale, side), in float64."""
     length = side * scale
     # Each unit vector as a picture of one column; the columns beside it are alike.
-    units = torch.eye(length, dtype=torch.float64).view(length, 1, length, 1)
+    units = torch.eye(length, dtype=torch.float64, device="cpu").view(length, 1, length, 1)
     matrix = downsample(units.expand(-1, -1, -1, scale), scale)[:, 0, :, 0].mT
     return torch.linalg.pinv(matrix)

@@ -5,6 +5,7 @@ The meta device stands for one, with a mode in which it refuses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 import robustflow.functional as F
 import robustflow.nn as rnn
 from robustflow import distributions as D
+from robustflow._resizing import pseudo_inverse
 
 DEVICE = "meta"
 
@@ -133,6 +135,13 @@ LAYERS: dict[str, Callable[[], torch.nn.Module]] = {
         4, spatial_dims=0, hidden_channels=8
     ),
     "RQSplineAutoregressive": lambda: rnn.RQSplineAutoregressive(4),
+    "circular spline": lambda: rnn.RQSplineCoupling(
+        4, tails="circular", tail_bound=math.pi, spatial_dims=0, hidden_channels=8
+    ),
+    "a bound a channel": lambda: rnn.RQSplineCoupling(
+        4, tail_bound=(1.0, 2.0, 3.0, 4.0), spatial_dims=0, hidden_channels=8
+    ),
+    "PhaseShift": lambda: rnn.PhaseShift(4),
 }
 
 
@@ -149,6 +158,14 @@ def test_layers_made_under_a_default_device(name: str) -> None:
     assert all(g.shape for g in torch.autograd.grad(loss, list(flow.parameters())))
 
 
+def test_dequantize() -> None:
+    with torch.device(DEVICE):
+        layer = rnn.Dequantize(256)
+    for inverse in (False, True):
+        y, logabsdet = layer(there(5, 4), inverse=inverse)
+        assert y.shape == (5, 4) and logabsdet.shape == (5,)
+
+
 def test_convolution_is_a_rotation_in_the_defaults() -> None:
     """Whatever device made it: the default dtype, and a matrix whose inverse is its transpose."""
     for lu in (True, False):
@@ -156,3 +173,9 @@ def test_convolution_is_a_rotation_in_the_defaults() -> None:
         weight = mix.weight()
         assert {p.dtype for p in mix.parameters()} == {torch.float32}
         torch.testing.assert_close(weight @ weight.T, torch.eye(6), rtol=0, atol=1e-5)
+
+
+def test_pseudo_inverse_of_a_resizing() -> None:
+    """A matrix made in float64, on the CPU, whatever the default device."""
+    with torch.device(DEVICE):
+        assert pseudo_inverse(there(1, 3, 4, 4), 4).shape == (1, 3, 16, 16)

@@ -11,6 +11,7 @@ from robustflow.compat.convert import RescaledModifiedRQSpline
 from robustflow.diagnostics._calls import Call, CallWatcher
 from robustflow.diagnostics._layers import Layer
 from robustflow.diagnostics.bounds import Bounds
+from robustflow.diagnostics.scores.features import widest_dtype
 from robustflow.nn.elementwise import Affine, ModifiedRQSpline
 
 # Which of an element's raw parameters the shift is.
@@ -71,7 +72,8 @@ class ShiftWatcher(CallWatcher):
             y, x = (_changed(layer, each) for each in (y, x))
         if logits.shape != y.shape:
             return None
-        y, x, gain = y.double(), x.double(), log_gain.double().exp()
+        dtype = widest_dtype(y.device)
+        y, x, gain = y.to(dtype), x.to(dtype), log_gain.to(dtype).exp()
         shifts = gain * y - x if bounds.inverse.shift == 1 else y - x / gain
         return float(shifts.abs().max())
 

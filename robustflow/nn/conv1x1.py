@@ -124,16 +124,17 @@ def _iterated_inverse(matrix: Tensor) -> Tensor:
     """The inverse by matrix products alone, since ONNX has no other way to one.
 
     Newton's iteration, X <- X (2 - A X) from A^T / |A|^2, in float64. 64 steps serve condition
-    numbers to 1e7. A runtime that folds constants does them once, when it loads the program.
+    numbers to 1e7. A runtime that folds constants does them once, when it loads the program. On the
+    CPU, since not every device has float64.
 
     Source: Schulz 1933; Ben-Israel and Cohen 1966.
     """
-    wide = matrix.double()
+    wide = matrix.cpu().double()
     found = wide.T / wide.square().sum()
     twice = 2 * torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
     for _ in range(64):
         found = found @ (twice - wide @ found)
-    return found.to(matrix.dtype)
+    return found.to(matrix.dtype).to(matrix.device)
 
 
 def _by_default(tensor: Tensor) -> Tensor:

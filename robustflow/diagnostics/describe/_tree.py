@@ -214,7 +214,7 @@ def type_of(module: nn.Module) -> str:
 
 
 def _numbers(tensor: Any) -> Tensor:
-    return torch.as_tensor(tensor).detach().double().cpu()
+    return torch.as_tensor(tensor).detach().cpu().double()
 
 
 def _largest(values: Tensor) -> float:

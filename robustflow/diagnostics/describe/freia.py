@@ -256,16 +256,16 @@ def _tail_slope(base: Any, clamp: float | None) -> Range:
 def _fixed(module: Any, name: str) -> Tree | None:
     """Layers that no condition changes."""
     if isinstance(module, modules.ActNorm):
-        return scaling(name, module, module.scale.detach().double().exp(), module.bias)
+        return scaling(name, module, module.scale.detach().cpu().double().exp(), module.bias)
     if isinstance(module, modules.FixedLinearTransform):
         offset = module.b if isinstance(module.b, torch.Tensor) else None
         return linear(name, module, module.M.T, offset)
     if isinstance(module, modules.Fixed1x1Conv):
         return linear(name, module, module.M)
     if isinstance(module, modules.OrthogonalTransform):
-        scale = module._log_e(module.scaling.detach().double()).exp()
+        scale = module._log_e(module.scaling.detach().cpu().double()).exp()
         # Sampling multiplies by the transpose, which is the inverse after each correction.
-        transpose = torch.linalg.inv(module.weights.detach().double().T)
+        transpose = torch.linalg.inv(module.weights.detach().cpu().double().T)
         weight = linear(joined(name, "weights"), module, transpose)
         constant = scaling(joined(name, "scaling"), module, scale, module.bias * scale)
         return Chain((weight, constant))
@@ -275,11 +275,11 @@ def _fixed(module: Any, name: str) -> Tree | None:
         factor = 2 * (module.fac_rev if up else module.fac_fwd)
         return scaling(name, module, torch.tensor([factor]), kind="reshape")
     if isinstance(module, modules.LearnedElementwiseScaling):
-        return scaling(name, module, module.s.detach().double().exp(), kind="elementwise")
+        return scaling(name, module, module.s.detach().cpu().double().exp(), kind="elementwise")
     if isinstance(module, modules.InvAutoActTwoSided):
-        slopes = torch.stack([module.alpha_pos, module.alpha_neg]).detach().double().exp()
+        slopes = torch.stack([module.alpha_pos, module.alpha_neg]).detach().cpu().double().exp()
         return scaling(name, module, slopes, kind="elementwise")
     if isinstance(module, modules.InvAutoAct):
-        slopes = torch.stack([module.alpha, -module.alpha]).detach().double().exp()
+        slopes = torch.stack([module.alpha, -module.alpha]).detach().cpu().double().exp()
         return scaling(name, module, slopes, kind="elementwise")
     return same(name, module) if isinstance(module, _SAME) else None

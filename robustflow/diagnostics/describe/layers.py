@@ -53,7 +53,7 @@ def describe(module: nn.Module, name: str, child: Describe) -> Tree | None:
         return same(name, module)
     if isinstance(module, rnn.PhaseShift):
         # A circle's values are wrapped, which makes none larger.
-        phase = module.phase.double()
+        phase = module.phase.cpu().double()
         return scaling(name, module, torch.ones_like(phase), phase, kind="elementwise", source=TORI)
     if isinstance(module, rnn.Dequantize):
         low, high = module.interval
@@ -72,8 +72,8 @@ def describe(module: nn.Module, name: str, child: Describe) -> Tree | None:
 
 def actnorm(name: str, module: nn.Module, bias: Tensor, log_scale: Tensor) -> Part:
     """y = (x + bias) exp(log_scale)."""
-    scale = log_scale.double().exp()
-    return scaling(name, module, scale, bias.double() * scale, source=_GLOW)
+    scale = log_scale.cpu().double().exp()
+    return scaling(name, module, scale, bias.cpu().double() * scale, source=_GLOW)
 
 
 def _levels(levels: Sequence[nn.Module], name: str, child: Describe) -> Tree:
@@ -120,7 +120,7 @@ def transformed(
     if not isinstance(transform, RescaledModifiedRQSpline):
         what = f"transform {type(transform).__name__}"
         return elementwise(name, module, kind, bounds_of(transform), fraction, what=what)
-    scale = transform.log_scale.double().exp()
+    scale = transform.log_scale.cpu().double().exp()
     source = "robustflow.convert_affine"
     constant_name, spline_name = (joined(name, suffix) for suffix in CONVERTED)
     constant = scaling(
@@ -137,13 +137,13 @@ def _boxed(half_width: Tensor, centre: Tensor) -> Bounds:
     """
     unit = bounds_of(rnn.ModifiedRQSpline(interval=UNIT))
     assert unit is not None
-    widths = half_width.detach().double()
+    widths = half_width.detach().cpu().double()
     moved = unit.displacement * widths
     line = Line(1.0, float(moved.square().mean().sqrt()), float(widths.abs().max()))
     return Bounds(
         derivative=unit.derivative,
         tail=unit.tail,
-        radius=float((centre.detach().double().abs() + widths).max()),
+        radius=float((centre.detach().cpu().double().abs() + widths).max()),
         displacement=float(moved.max()),
         inverse=line,
         forward=line,

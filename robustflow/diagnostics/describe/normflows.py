@@ -147,7 +147,7 @@ def _coupling(module: Any, name: str) -> Tree:
 
 def _masked(module: Any, name: str) -> Tree:
     kind: Kind = "self-conditional"
-    fraction = float((module.b == 0).double().mean())
+    fraction = float((module.b == 0).cpu().double().mean())
     if isinstance(module, ModifiedRQMaskedFlow):
         return transformed(name, module, kind, module.rescaled, fraction)
     reason = overrides(module, nf.flows.MaskedAffineFlow, FORWARD, INVERSE)
@@ -176,7 +176,9 @@ def _autoregressive(module: Any, name: str) -> Tree:
 def _fixed(module: Any, name: str) -> Tree | None:
     """Layers that no condition changes, but for the class-conditional constants."""
     if isinstance(module, nf.flows.AffineConstFlow):  # ActNorm too
-        s, t = torch.broadcast_tensors(module.s.detach().double(), module.t.detach().double())
+        s, t = torch.broadcast_tensors(
+            module.s.detach().cpu().double(), module.t.detach().cpu().double()
+        )
         return scaling(name, module, torch.exp(-s), -t * torch.exp(-s))
     if isinstance(module, CCAffineConst):
         return elementwise(name, module, "injector", _EXP)

@@ -83,7 +83,7 @@ def _layer(module: Any, name: str) -> Tree:
         kind, known = "autoregressive", MaskedAutoregressiveTransform
     elif isinstance(module, GeneralCouplingTransform):
         kind, known = "self-conditional", GeneralCouplingTransform
-        fraction = float((~module.mask).double().mean())
+        fraction = float((~module.mask).cpu().double().mean())
     else:
         kind, known = (
             ("injector" if hasattr(module, "hyper") else "elementwise"),

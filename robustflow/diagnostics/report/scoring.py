@@ -124,7 +124,7 @@ def detached(features: Any) -> Any:
 
 def _add(evidence: Evidence, name: str, pixels: Tensor) -> None:
     """A map of scores, brought to the grid, and the picture's score, its mean."""
-    values: NDArray[np.float64] = pixels.double().cpu().numpy()
+    values: NDArray[np.float64] = pixels.cpu().double().numpy()
     evidence.maps[name] = _on_grid(values, evidence.grid)
     finite = values[np.isfinite(values)]
     evidence.scores[name] = float(finite.mean()) if finite.size else float("inf")
