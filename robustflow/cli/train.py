@@ -172,6 +172,7 @@ def out_folder(args: argparse.Namespace) -> Path:
 
 
 def _train(config: Config, args: argparse.Namespace, console: Any) -> int:
+    from robustflow.experiments.console import say
     from robustflow.experiments.imaging.progress import (
         Bar,
         Listeners,
@@ -190,18 +191,18 @@ def _train(config: Config, args: argparse.Namespace, console: Any) -> int:
         else:
             listeners.note("TensorBoard is not installed, so there are no logs for it.")
     weights = sum(weight.numel() for weight in trainer.flow.parameters())
-    console.print(
+    say(
+        console,
         f"{config.task.name}, {config.model.coupling}: {weights:,} weights, "
         f"{len(trainer.sources.training)} pictures, {config.training.iterations} updates, in "
         f"{folder}",
-        highlight=False,
     )
     with bar:
         state = trainer.run()
     done = state.step == config.training.iterations
-    console.print(
+    say(
+        console,
         f"{'Done' if done else 'Stopped'} at update {state.step}: "
         + (f"robustflow sample {folder} PICTURES" if done else "go on with --resume."),
-        highlight=False,
     )
     return 0

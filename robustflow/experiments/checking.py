@@ -23,6 +23,7 @@ import robustflow
 from robustflow._files import check_writable, write_atomically
 from robustflow.diagnostics.artifacts import KINDS, Thresholds, find_artifacts
 from robustflow.diagnostics.intervals import Estimate, wilson_interval
+from robustflow.experiments.console import say
 from robustflow.experiments.data.reading import (
     Skipped,
     UnreadablePicture,
@@ -282,15 +283,11 @@ def _print(report: Report, out: Path, console: Console) -> None:
             table.add_row(escape(name), found)
         console.print(table)
     if len(worst) > _SHOWN:
-        console.print(f"... and {len(worst) - _SHOWN} more.")
+        say(console, f"... and {len(worst) - _SHOWN} more.")
     for skipped in report.skipped:
-        console.print(
-            f"{skipped.path} is left out: {skipped.reason}.", style="yellow", markup=False
-        )
+        say(console, f"{skipped.path} is left out: {skipped.reason}.", style="yellow")
     for name in report.alone[:_SHOWN]:
-        console.print(
-            f"{name} has no low-resolution picture: checked without.", style="yellow", markup=False
-        )
+        say(console, f"{name} has no low-resolution picture: checked without.", style="yellow")
     if len(report.alone) > _SHOWN:
-        console.print(f"... and {len(report.alone) - _SHOWN} more without one.", style="yellow")
-    console.print(f"{out / 'check.json'} has all of it.", markup=False, highlight=False)
+        say(console, f"... and {len(report.alone) - _SHOWN} more without one.", style="yellow")
+    say(console, f"{out / 'check.json'} has all of it.")

@@ -26,6 +26,7 @@ import torch
 from robustflow._arguments import output_file, whole_number
 from robustflow._extras import explain
 from robustflow._files import check_writable, save
+from robustflow.experiments.console import say
 from robustflow.experiments.neural_posterior import (
     LIBRARIES,
     MODES,
@@ -99,14 +100,14 @@ def run_example(
     if figure_file is not None:
         figure = posterior_report.draw(outcome, settings)
         is_saved = _save(console, "Figure", figure_file, figure) and is_saved
-    console.print(f"{seconds:.0f} s in all.", highlight=False)
+    say(console, f"{seconds:.0f} s in all.")
     return is_saved
 
 
 def _save(console: Console, what: str, file: Path, content: bytes) -> bool:
     is_saved = save(file, content)
     if is_saved:
-        console.print(f"{what}: {file}", highlight=False)
+        say(console, f"{what}: {file}")
     return is_saved
 
 

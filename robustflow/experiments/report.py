@@ -26,6 +26,7 @@ from robustflow.experiments.comparison import (
     ModelResult,
     square,
 )
+from robustflow.experiments.console import say
 from robustflow.experiments.data.builtin import Picture
 from robustflow.experiments.faults import Faults, total_faults
 from robustflow.experiments.figures import Row, comparison_figure
@@ -197,8 +198,8 @@ def print_files(console: Console, files: Mapping[str, tuple[Path, bool]], second
     """Name the files that are there, by what they hold, and the time of it all."""
     for words, (file, is_there) in files.items():
         if is_there:
-            console.print(f"{words}: {file}", highlight=False)
-    console.print(f"{seconds:.0f} s in all.", highlight=False)
+            say(console, f"{words}: {file}")
+    say(console, f"{seconds:.0f} s in all.")
 
 
 def machine() -> dict[str, Any]:

@@ -33,6 +33,7 @@ from robustflow.diagnostics import (
     resample_onsets,
 )
 from robustflow.diagnostics.report.report import RobustnessReport, robustness_report
+from robustflow.experiments.console import say
 from robustflow.experiments.data.builtin import Split, split_of
 from robustflow.experiments.photographs import TRAINING, crop, load
 from robustflow.experiments.super_resolution import (
@@ -232,7 +233,7 @@ def run(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
         folder = out / name.replace(" ", "-")
         report = report_of(flow, settings, folder, f"the demonstration, {name}")
         console.rule(name)
-        console.print(str(report), highlight=False, markup=False)
+        say(console, str(report))
         answers[name] = {
             "summary": str(report).splitlines(),
             "page": str(report.path),

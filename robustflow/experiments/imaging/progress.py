@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from robustflow._files import replacing
+from robustflow.experiments.console import say
 from robustflow.experiments.imaging.checkpoints import State
 from robustflow.experiments.imaging.config import Config
 from robustflow.experiments.imaging.preview import Preview
@@ -54,7 +55,7 @@ class Bar(Listener):
         self._progress.stop()
 
     def note(self, sentence: str) -> None:
-        self.console.print(sentence, style="yellow", highlight=False)
+        say(self.console, sentence, style="yellow")
 
     def updated(self, update: Update, state: State) -> None:
         if not update.skipped:
@@ -68,11 +69,11 @@ class Bar(Listener):
         self._progress.update(self._task, completed=state.step, description=text)
         tenth = max(1, self.iterations // 10)
         if not self.console.is_terminal and state.step % tenth == 0:
-            self.console.print(f"{state.step}/{self.iterations}  {text}", highlight=False)
+            say(self.console, f"{state.step}/{self.iterations}  {text}")
 
     def validated(self, step: int, bits: float, best: bool) -> None:
         mark = ", the best so far" if best else ""
-        self.console.print(f"update {step}: validation {bits:.3f} bits/dim{mark}", highlight=False)
+        say(self.console, f"update {step}: validation {bits:.3f} bits/dim{mark}")
 
 
 def peak_memory_gib() -> float:

@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from robustflow._files import replacing
+from robustflow.experiments.console import say
 from robustflow.experiments.data.crops import generator_of
 from robustflow.experiments.data.reading import (
     Skipped,
@@ -103,7 +104,7 @@ def sample_files(
     if table.row_count:
         console.print(table)
     for each in skipped:
-        console.print(f"{each.path} is left out: {each.reason}.", style="yellow", highlight=False)
+        say(console, f"{each.path} is left out: {each.reason}.", style="yellow")
     return skipped
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 import robustflow
+from robustflow.experiments.console import say
 from robustflow.experiments.toy import attack, reading
 from robustflow.experiments.toy.law import LAWS
 from robustflow.experiments.toy.runs import LAYER_SAMPLES, Run, RunResult
@@ -40,7 +41,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     for table in (_couplings(outcome), _radii(outcome), _attacks(outcome)):
         console.print(table)
     for line in (*_explosions(outcome), *_rejected(outcome), *_controls(outcome)):
-        console.print(line, highlight=False)
+        say(console, line)
 
 
 def _table(title: str, caption: str, headings: Sequence[str]) -> Table:

@@ -1,0 +1,10 @@
+"""Sentences on the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+
+def say(console: Console, sentence: str, style: str | None = None) -> None:
+    """Print a sentence as it is: a path in it stays whole, and brackets are no markup."""
+    console.print(sentence, style=style, markup=False, highlight=False, soft_wrap=True)
