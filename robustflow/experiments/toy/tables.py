@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 import robustflow
-from robustflow.experiments.console import say
 from robustflow.experiments.toy import attack, reading
 from robustflow.experiments.toy.law import LAWS
 from robustflow.experiments.toy.runs import LAYER_SAMPLES, Run, RunResult
@@ -41,7 +40,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     for table in (_couplings(outcome), _radii(outcome), _attacks(outcome)):
         console.print(table)
     for line in (*_explosions(outcome), *_rejected(outcome), *_controls(outcome)):
-        say(console, line)
+        console.print(line, highlight=False)
 
 
 def _table(title: str, caption: str, headings: Sequence[str]) -> Table:
