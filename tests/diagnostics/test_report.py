@@ -235,3 +235,31 @@ def test_a_missing_package_is_said_before_the_work(
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'robustflow\[report\]'"):
         robustness_report(planted_flow(), contexts("a", "b"), {}, sample=sample, out=tmp_path)
     assert not sampled
+
+
+def test_vectors_are_no_pictures_and_not_judged_by_their_rule(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    step = rnn.flow_step(4, 3, rnn.Affine(), spatial_dims=0)
+    flow = rnn.ConditionalFlow([step]).eval()
+
+    def sample(
+        context: Tensor, number: int, temperature: float, generator: torch.Generator
+    ) -> Tensor:
+        z = temperature * torch.randn(number, 4, generator=generator)
+        return flow.inverse((z,), context.expand(number, -1))[0]
+
+    contexts = {str(index): torch.randn(1, 3) for index in range(6)}
+    report = robustness_report(
+        flow,
+        contexts,
+        {"far": torch.full((1, 3), 9.0)},
+        sample=sample,
+        num_samples=2,
+        temperatures=[1.0, 0.5],
+        out=tmp_path,
+    )
+    assert "published rule" not in str(report)
+    text = (tmp_path / "report.html").read_text()
+    assert "faulty of" not in text and "T = 0.5: onsets" in text
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert saved["contexts"][0]["temperatures"]["1.0"]["faulty"] is None

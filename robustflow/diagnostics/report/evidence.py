@@ -54,7 +54,7 @@ class Sampled:
     Attributes:
         onsets: all that the monitor found.
         contaminated: where an onset reached a sample, over all channels, (n, \\*S).
-        faulty: samples that break the published rule.
+        faulty: samples that break the published rule; None where they are no pictures.
         largest: largest absolute value.
         worst: the sample with the largest, (C, \\*S).
         worst_index: which it is.
@@ -62,7 +62,7 @@ class Sampled:
 
     onsets: list[Onset]
     contaminated: Mask
-    faulty: int
+    faulty: int | None
     largest: float
     worst: Tensor
     worst_index: int
@@ -184,13 +184,19 @@ def sample_and_watch(
         Sampled(
             onsets=list(monitor.onsets[known:]),
             contaminated=contaminated.numpy(),
-            faulty=int(faulty_pixels(samples).flatten(1).any(dim=1).sum()),
+            faulty=_count_faulty(samples),
             largest=float(sizes.max()),
             worst=samples[worst].clone(),
             worst_index=worst,
         ),
         samples,
     )
+
+
+def _count_faulty(samples: Tensor) -> int | None:
+    if samples.dim() < 4:  # the rule is about values of pictures, within [0, 1]
+        return None
+    return int(faulty_pixels(samples).flatten(1).any(dim=1).sum())
 
 
 def choose_temperature(

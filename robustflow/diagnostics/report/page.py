@@ -115,20 +115,19 @@ def _estimate(value: Estimate) -> Cell:
 def _contexts(report: RobustnessReport) -> dict[str, Any]:
     columns = ["context", "group"]
     temperatures = list(report.evidence[0].sampled)
+    pictures = all(each.faulty is not None for each in report.evidence[0].sampled.values())
     for temperature in temperatures:
-        columns += [
-            f"T = {temperature:g}: faulty of {report.number}",
-            "onsets",
-            "contaminated, %",
-            "largest |value|",
-        ]
+        names = [f"faulty of {report.number}"] * pictures
+        names += ["onsets", "contaminated, %", "largest |value|"]
+        columns += [f"T = {temperature:g}: {names[0]}", *names[1:]]
     rows = []
     for each in report.evidence:
         row = [_words(each.title), _words(each.group)]
         for temperature in temperatures:
             sampled = each.sampled[temperature]
+            if sampled.faulty is not None:
+                row.append(_number(sampled.faulty, "d", "bad" if sampled.faulty else ""))
             row += [
-                _number(sampled.faulty, "d", "bad" if sampled.faulty else ""),
                 _number(len(sampled.onsets), "d"),
                 _number(100 * sampled.rate, ".2f"),
                 _number(sampled.largest),

@@ -139,11 +139,11 @@ class RobustnessReport:
     def __str__(self) -> str:
         chosen = [each.sampled[self.temperature] for each in self.evidence]
         onsets = sum(len(each.onsets) for each in chosen)
-        faulty = sum(each.faulty for each in chosen)
+        faulty = [each.faulty for each in chosen if each.faulty is not None]
         lines = [
             f"{self.model}: {onsets} onsets in {self.number * len(chosen)} samples of "
-            f"{len(chosen)} contexts at temperature {self.temperature:g}; {faulty} samples are "
-            "faulty by the published rule.",
+            f"{len(chosen)} contexts at temperature {self.temperature:g}"
+            + (f"; {sum(faulty)} samples are faulty by the published rule." if faulty else "."),
             f"Certificate: {'passed' if self.certificate.passed else 'failed'}; "
             f"{self.certificate.growth}.",
         ]
