@@ -33,10 +33,11 @@ from robustflow.experiments.toy.reading import conditions
 
 LAW = LAWS["widening"]
 INSIDE, OUTSIDE = 1.0, 3.0  # largest |y|: of the training, and beyond
+GROWTH = 100.0  # in one layer; flows in two dimensions stretch more than those of pictures
 
 
 class Nflows(nn.Module):
-    """Eight affine couplings of nflows, y as context, each after an ActNorm: they cannot enlarge."""
+    """Eight affine couplings of nflows; as they cannot enlarge, each stands after an ActNorm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,13 +112,12 @@ def diagnose(name: str, flow: nn.Module, out: Path) -> None:
     generator = torch.Generator().manual_seed(1)
     for radius in (INSIDE, OUTSIDE):
         y = conditions(radius).repeat_interleave(32, dim=0)
-        with torch.no_grad(), InverseMonitor(flow) as monitor:
+        with torch.no_grad(), InverseMonitor(flow, growth=GROWTH) as monitor:
             x, _ = flow.inverse(torch.randn(len(y), 2, generator=generator), y)
         first = monitor.first_explosion
         where = f", first in {first.layer} ({first.kind})" if first else ""
-        print(
-            f"|y| = {radius:g}: {len(monitor.onsets)} onsets{where}; largest |x| {x.abs().max():.3g}"
-        )
+        print(f"|y| = {radius:g}: {len(monitor.onsets)} onsets{where}", end="; ")
+        print(f"largest |x| {x.abs().max():.3g}")
 
     _, seen = LAW.sample(2000, generator)
     for score in (MahalanobisScore(), KNNScore()):
@@ -138,6 +138,7 @@ def diagnose(name: str, flow: nn.Module, out: Path) -> None:
         {f"out {i}": y[None] for i, y in enumerate(conditions(OUTSIDE, 12))},
         sample=draw,
         num_samples=32,
+        growth=GROWTH,
         out=out / name,
         title=name,
     )

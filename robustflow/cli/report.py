@@ -55,6 +55,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="LIST",
         help="joined by commas (default: %(default)s)",
     )
+    parser.add_argument(
+        "--growth",
+        type=float,
+        metavar="X",
+        help="of |value| in one layer, which is an explosion (default: InverseMonitor's, 10)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the latents")
     parser.add_argument(
         "--out",
@@ -68,6 +74,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Report; 0 when it is written, 2 for a bad request."""
     from robustflow._files import UnwritablePath
+    from robustflow.diagnostics.monitor import GROWTH
     from robustflow.experiments.imaging.checkpoints import CheckpointError
     from robustflow.experiments.imaging.robustness import BadPictures, report_on
 
@@ -88,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
             size=args.size,
             number=args.number,
             temperatures=temperatures,
+            growth=GROWTH if args.growth is None else args.growth,
             seed=args.seed,
             out=args.out,
         )

@@ -113,6 +113,9 @@ _MOST_FEATURES = 2**16  # elements of a (N, C) tensor that is kept for panels as
 OnExplosion = Literal["warn", "raise"] | Callable[[Onset], object]
 
 
+GROWTH = 10.0  # in one layer, which is an explosion
+
+
 class InverseMonitor(Watcher):
     """Watches a flow's layers while the model samples, and finds where its inverse explodes.
 
@@ -132,9 +135,11 @@ class InverseMonitor(Watcher):
     Of 40 explosions, holding the scale of the layer that is named at its median
     (:func:`hold_scale`) removed 2, and 15 with ``growth=5``, which no layer passed in 1,400
     samples that stayed calm: for layers that keep their values near 1, take 5 to ask where an
-    explosion begins. A large derivative is no explosion: inside its box a healthy spline passes
-    1e3 and moves nothing further than its box is wide. Layers that multiply by constants
-    (actnorms, 1x1 convolutions) change units; their growth is none.
+    explosion begins. Flows in few dimensions stretch more and stay healthy: take 100 where x is
+    narrow given some conditions, as in the toy of docs/toy.md. A large derivative is no explosion:
+    inside its box a healthy spline passes 1e3 and moves nothing further than its box is wide.
+    Layers that multiply by constants (actnorms, 1x1 convolutions) change units; their growth is
+    none.
     Where no layer's growth is large but their product is (FrEIA's couplings bound theirs to e^2),
     an element crosses as it passes ``magnitude``, behind any layer: 1000, when latents of clean
     samples stayed under 23. And a value that is not finite crosses, if it comes of finite ones.
@@ -186,7 +191,7 @@ class InverseMonitor(Watcher):
         layers: Iterable[str | nn.Module] | None = None,
         on_explosion: OnExplosion | None = None,
         *,
-        growth: float = 10.0,
+        growth: float = GROWTH,
         magnitude: float = 1000.0,
         density: bool = False,
     ) -> None:

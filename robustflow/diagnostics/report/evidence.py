@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from robustflow.diagnostics.artifacts.published_rule import faulty_pixels
@@ -148,30 +148,27 @@ def to_grid(mask: Mask, grid: Sequence[int]) -> Mask:
 
 
 def sample_and_watch(
-    model: nn.Module,
     sampler: Sampler,
     context: Tensor,
     *,
     number: int,
     temperature: float,
     seed: int,
-    monitor: InverseMonitor | None = None,
+    monitor: InverseMonitor,
 ) -> tuple[Sampled, Tensor]:
     """Sample a context under a monitor.
 
     Args:
-        model: watched.
-        sampler: draws from it.
+        sampler: draws from the model.
         context: (1, C, \\*S).
         number: of samples.
         temperature: of the latents.
         seed: of the latents; the same for every context of a size.
-        monitor: to go on with; a new one by default.
+        monitor: of the model, which goes on.
 
     Returns:
         What was seen, and the samples (number, C, \\*S) on the CPU.
     """
-    monitor = monitor or InverseMonitor(model)
     known, runs = len(monitor.onsets), len(monitor.runs)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad(), monitor:

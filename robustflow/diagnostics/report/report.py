@@ -19,7 +19,7 @@ import robustflow
 from robustflow._files import check_writable, write_atomically
 from robustflow.diagnostics.certify import Certificate, certify
 from robustflow.diagnostics.intervals import NOTHING, Estimate
-from robustflow.diagnostics.monitor import InverseMonitor
+from robustflow.diagnostics.monitor import GROWTH, InverseMonitor
 from robustflow.diagnostics.report import scoring
 from robustflow.diagnostics.report.evidence import (
     Evidence,
@@ -171,6 +171,7 @@ def robustness_report(
     certified: nn.Module | None = None,
     num_samples: int = 5,
     temperatures: Sequence[float] = TEMPERATURES,
+    growth: float = GROWTH,
     seed: int = 0,
     out: str | Path | None = None,
     title: str | None = None,
@@ -197,6 +198,7 @@ def robustness_report(
         num_samples: of each context and temperature.
         temperatures: scores are judged at the highest at which under 5 % of pixels are
             contaminated.
+        growth: in one layer, which is an explosion: that of :class:`InverseMonitor`.
         seed: of the latents.
         out: a folder for ``report.html``, which needs no other file and no network, and
             ``report.json``. None: nothing is written.
@@ -248,12 +250,12 @@ def robustness_report(
     for each in evidence:
         for temperature in temperatures:
             each.sampled[temperature] = sample_and_watch(
-                model,
                 sampler,
                 each.context,
                 number=num_samples,
                 temperature=temperature,
                 seed=seed,
+                monitor=InverseMonitor(model, growth=growth),
             )[0]
     temperature = choose_temperature(evidence, temperatures)
     how: dict[str, Any] = {"number": num_samples, "temperature": temperature, "seed": seed}
@@ -264,7 +266,10 @@ def robustness_report(
         scoring.score_hidden(model, sampler, evidence, layer=layer, **how)
     scoring.score_gains(model, sampler, evidence)
     latent, context = _shares(_onset_counts(evidence, temperature, num_samples))
-    watched, control = _watch_again(model, sampler, evidence, how)
+    watched, control = InverseMonitor(model, growth=growth), InverseMonitor(model, growth=growth)
+    most = max(evidence, key=lambda each: len(each.sampled[temperature].onsets))
+    sample_and_watch(sampler, most.context, monitor=watched, **how)
+    sample_and_watch(sampler, evidence[0].context, monitor=control, **how)
     report = RobustnessReport(
         title or type(model).__name__,
         temperature,
@@ -370,20 +375,6 @@ def _shares(counts: NDArray[np.float64]) -> tuple[float, float]:
     if total == 0:
         return math.nan, math.nan
     return float(values.mean(axis=0).var() / total), float(values.mean(axis=1).var() / total)
-
-
-def _watch_again(
-    model: nn.Module, sampler: Sampler, evidence: Sequence[Evidence], how: Mapping[str, Any]
-) -> tuple[InverseMonitor, InverseMonitor]:
-    """Monitors of the context with the most onsets, and of the first one trained on."""
-    temperature = how["temperature"]
-    most = max(evidence, key=lambda each: len(each.sampled[temperature].onsets))
-    monitors = []
-    for each in (most, evidence[0]):
-        monitor = InverseMonitor(model)
-        sample_and_watch(model, sampler, each.context, monitor=monitor, **how)
-        monitors.append(monitor)
-    return monitors[0], monitors[1]
 
 
 def _plain(value: Any) -> Any:

@@ -33,6 +33,7 @@ def report_on(
     size: int,
     number: int,
     temperatures: Sequence[float],
+    growth: float,
     seed: int,
     out: Path,
 ) -> RobustnessReport:
@@ -42,7 +43,7 @@ def report_on(
         checkpoint: as for :func:`load_own_flow`.
         training, held_out, ood: folders of pictures; None: those that packages ship.
         size: of the squares, in pixels of x; made a multiple of the flow's.
-        number, temperatures, seed, out: as for :func:`robustness_report`.
+        number, temperatures, growth, seed, out: as for :func:`robustness_report`.
 
     Raises:
         CheckpointError: no checkpoint.
@@ -65,6 +66,7 @@ def report_on(
         certified=flow.flow,
         num_samples=number,
         temperatures=temperatures,
+        growth=growth,
         seed=seed,
         out=out,
         title=f"{config.task.name}, {config.model.coupling}",
