@@ -59,9 +59,10 @@ def total_faults(parts: Iterable[Faults]) -> Faults:
         Faults(samples=10, faulty=1, pixels=0.125, largest=2.0)
     """
     every = list(parts)
+    samples = sum(part.samples for part in every)
     return Faults(
-        sum(part.samples for part in every),
+        samples,
         sum(part.faulty for part in every),
-        sum(part.pixels for part in every) / len(every),
+        sum(part.pixels * part.samples for part in every) / samples,
         max(part.largest for part in every),
     )

@@ -40,8 +40,9 @@ def describe(path: Path) -> str:
 def _of_published(flow: PublishedFlow) -> list[str]:
     found = flow.structure
     steps = ", ".join(map(str, found.steps))
+    kind = f"{found.scale}x" if found.scale > 1 else "low light"
     lines = [
-        f"a published network, {found.scale}x, {found.coupling}; flow steps by level: {steps}",
+        f"a published network, {kind}, {found.coupling}; flow steps by level: {steps}",
         f"encoder: RRDB, {_weights(flow.RRDB):,} weights",
         f"flow: {_weights(flow.flowUpsamplerNet):,} weights, pictures in multiples of "
         f"{flow.size_multiple}",

@@ -12,7 +12,7 @@ from robustflow.experiments.imaging import checkpoints
 from robustflow.experiments.imaging.checkpoints import CheckpointError
 from robustflow.experiments.imaging.config import Config, ConfigError, from_toml
 from robustflow.experiments.imaging.model import ImagingFlow
-from robustflow.experiments.imaging.published import NotPublished, PublishedFlow
+from robustflow.experiments.imaging.published import NotPublished, PublishedFlow, published_flow
 from robustflow.experiments.tasks import Task
 
 _ENCODER = "encoder."
@@ -36,7 +36,7 @@ class Loaded:
 
 
 def load_flow(path: Path, task: Task | None = None) -> Loaded:
-    """A flow of `robustflow train`, or a published super-resolution network.
+    """A flow of `robustflow train`, or a published network.
 
     Args:
         path: a training's folder (its best checkpoint is taken, else its last), a checkpoint's
@@ -50,7 +50,7 @@ def load_flow(path: Path, task: Task | None = None) -> Loaded:
     tensors, metadata = checkpoints.read_model(file)
     if metadata.get("format") != checkpoints.FORMAT:
         try:
-            return Loaded(PublishedFlow(tensors).eval(), None, None, file)
+            return Loaded(published_flow(tensors).eval(), None, None, file)
         except NotPublished as error:
             raise CheckpointError(
                 f"{file} is neither of `robustflow train` nor a published network. {error}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,29 +15,13 @@ from robustflow.experiments.encoders import RRDB, RRDBEncoder, TinyEncoder
 from robustflow.experiments.encoders.weights import WeightsError, load_rrdb
 from robustflow.experiments.imaging.config import Config, ConfigError, ModelTable
 from robustflow.experiments.imaging.couplings import COUPLINGS
+from robustflow.experiments.imaging.sampling_flow import Conditioned, SamplingFlow
 from robustflow.experiments.tasks import Task
 from robustflow.experiments.tasks.base import WHITE
 from robustflow.nn.level import Activations
 
 
-@dataclass(frozen=True)
-class Conditioned:
-    """What a flow knows of its observations, computed once for any number of samples.
-
-    Attributes:
-        condition: of the flow.
-        guess: what the residual is added to, (N, C, H, W); None for a flow of x itself.
-        mean: of the last latent, (N, C', H', W'); None for zero.
-        size: height and width of x.
-    """
-
-    condition: rnn.Condition
-    guess: Tensor | None
-    mean: Tensor | None
-    size: tuple[int, int]
-
-
-class ImagingFlow(nn.Module):
+class ImagingFlow(SamplingFlow):
     """p(x | y) of a configuration: the density of pictures given an observation, and samples.
 
     x is (N, C, H, W) in [0, 1], y (N, C', H', W') as the task makes it. With ``noise > 0`` the
@@ -113,12 +96,7 @@ class ImagingFlow(nn.Module):
         Raises:
             ValueError: a size that the flow's levels do not divide.
         """
-        size = self.task.picture_size(y)
-        if any(side % self.size_multiple for side in size):
-            raise ValueError(
-                f"This flow needs pictures whose sides are multiples of {self.size_multiple}; an "
-                f"observation of {tuple(y.shape[-2:])} asks for one of {size}. Crop or pad it."
-            )
+        size = self.checked_size(y)
         features = self.features(y) if features is None else features
         if noise is None:
             noise = y.new_zeros(y.shape[0], self.noise_channels, *size)
@@ -177,75 +155,8 @@ class ImagingFlow(nn.Module):
             if channels
         ]
 
-    def draw_latents(
-        self,
-        number: int,
-        size: Sequence[int],
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-    ) -> list[Tensor]:
-        """Standard normal latents of ``number`` pictures; drawn on the CPU, so alike everywhere.
-
-        Args:
-            number: of pictures.
-            size: their height and width.
-            generator: on the CPU.
-            device: where the latents go; by default to the flow.
-        """
-        device = device or next(self.flow.parameters()).device
-        return [
-            torch.randn(number, *shape, generator=generator).to(device)
-            for shape in self.latent_shapes(size)
-        ]
-
-    @torch.no_grad()
-    def decode(
-        self, latents: Sequence[Tensor], prepared: Conditioned, temperature: float = 1.0
-    ) -> Tensor:
-        """Pictures (N, C, H, W) of latents, not clamped; a prepared batch of 1 serves all of them.
-
-        Args:
-            latents: as :meth:`draw_latents` gives them.
-            prepared: of N observations, or 1.
-            temperature: factor on the latents.
-        """
-        scaled = [temperature * latent for latent in latents]
-        if prepared.mean is not None:
-            scaled[-1] = scaled[-1] + prepared.mean
-        residual = self.flow.inverse(scaled, condition=prepared.condition)[0]
-        return residual if prepared.guess is None else residual + prepared.guess
-
-    @torch.no_grad()
-    def sample(
-        self,
-        y: Tensor,
-        num_samples: int = 1,
-        *,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-        features: Tensor | None = None,
-    ) -> Tensor:
-        """Samples of each observation, (N, num_samples, C, H, W), not clamped.
-
-        Args:
-            y: (N, C', H', W').
-            num_samples: for each of them.
-            temperature: standard deviation of the latents, at least 0.
-            generator: of the latents, on the CPU.
-            features: of :meth:`features`, where they are at hand.
-        """
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples!r}.")
-        if not temperature >= 0:
-            raise ValueError(f"temperature must be at least 0, got {temperature!r}.")
-        samples = []
-        for index in range(y.shape[0]):
-            part = slice(index, index + 1)
-            mine = None if features is None else features[part]
-            prepared = self.prepare(y[part], features=mine)
-            latents = self.draw_latents(num_samples, prepared.size, generator)
-            samples.append(self.decode(latents, prepared, temperature))
-        return torch.stack(samples)
+    def invert(self, latents: Sequence[Tensor], condition: rnn.Condition) -> Tensor:
+        return self.flow.inverse(latents, condition=condition)[0]
 
     def _prepared(
         self,

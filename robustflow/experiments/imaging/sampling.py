@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -22,11 +22,12 @@ from robustflow.experiments.data.reading import (
     picture_files,
     read_picture,
 )
-from robustflow.experiments.faults import count_faults
+from robustflow.experiments.faults import count_faults, total_faults
 from robustflow.experiments.imaging.loading import load_flow
 from robustflow.experiments.imaging.model import ImagingFlow
 from robustflow.experiments.imaging.preview import rgb
 from robustflow.experiments.imaging.published import PublishedFlow
+from robustflow.experiments.imaging.sampling_flow import SamplingFlow
 from robustflow.experiments.imaging.tiles import DEFAULT_HALO, sample_in_tiles
 from robustflow.experiments.tasks.base import WHITE
 
@@ -80,8 +81,17 @@ def sample_files(
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     files = files[rank::ranks]
     flow = load_flow(checkpoint).flow
-    if tile and isinstance(flow, PublishedFlow):
-        raise BadRequest("--tile is for flows of `robustflow train`, not for published networks.")
+    if isinstance(flow, PublishedFlow):
+        if tile:
+            raise BadRequest(
+                "--tile is for flows of `robustflow train`, not for published networks."
+            )
+        if unknown := flow.structure.unknown:
+            console.print(
+                f"Not recognised in {checkpoint}, and not used: {', '.join(unknown)}.",
+                style="yellow",
+                highlight=False,
+            )
     if torch.cuda.is_available():  # one GPU for each of torchrun's processes
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         flow.to("cuda")
@@ -95,11 +105,15 @@ def sample_files(
         except UnreadablePicture as error:
             skipped.append(Skipped(path, str(error)))
             continue
-        samples = _samples(flow, y, number, temperature, seed, tile, halo)
-        for index, sample in enumerate(samples):
-            write_picture(sample, out / f"{path.stem}-{index:02d}.png")
-        faults = count_faults(samples)
-        size = " x ".join(map(str, samples.shape[-2:]))
+        index = 0
+        parts = []
+        for samples in _samples(flow, y, number, temperature, seed, tile, halo):
+            for sample in samples:
+                write_picture(sample, out / f"{path.stem}-{index:02d}.png")
+                index += 1
+            parts.append(count_faults(samples))
+        faults = total_faults(parts)
+        size = " x ".join(map(str, flow.task.picture_size(y)))
         table.add_row(path.name, size, f"{faults.faulty} of {number}", f"{faults.largest:.3g}")
     if table.row_count:
         console.print(table)
@@ -108,40 +122,37 @@ def sample_files(
     return skipped
 
 
+@torch.no_grad()
 def _samples(
-    flow: ImagingFlow | PublishedFlow,
+    flow: SamplingFlow,
     y: Tensor,
     number: int,
     temperature: float,
     seed: int,
     tile: int,
     halo: int,
-) -> Tensor:
-    """(number, C, H, W) on the CPU; the same for a seed, whole or in tiles."""
+) -> Iterator[Tensor]:
+    """(n, C, H, W) on the CPU, until there were ``number``; the same for a seed in tiles, too."""
     generators = [generator_of(seed, index) for index in range(number)]
-    if isinstance(flow, PublishedFlow):
-        drawn_apart = [
-            flow.sample(y, temperature=temperature, generator=generator)[0]
-            for generator in generators
+    if tile and isinstance(flow, ImagingFlow):
+        for generator in generators:
+            sample = sample_in_tiles(
+                flow, y, tile=tile, halo=halo, temperature=temperature, generator=generator
+            )
+            yield sample[None]
+        return
+    prepared = flow.prepare(y)
+    block = flow.block_size(prepared.size)
+    for start in range(0, number, block):
+        drawn = [
+            flow.draw_latents(1, prepared.size, generator)
+            for generator in generators[start : start + block]
         ]
-        return torch.cat(drawn_apart).cpu()
-    if tile:
-        return torch.stack(
-            [
-                sample_in_tiles(
-                    flow, y, tile=tile, halo=halo, temperature=temperature, generator=generator
-                )
-                for generator in generators
-            ]
-        )
-    with torch.no_grad():
-        prepared = flow.prepare(y)
-    drawn = [flow.draw_latents(1, prepared.size, generator) for generator in generators]
-    latents = [torch.cat(each) for each in zip(*drawn, strict=True)]
-    return flow.decode(latents, prepared, temperature).cpu()
+        latents = [torch.cat(each) for each in zip(*drawn, strict=True)]
+        yield flow.decode(latents, prepared, temperature).cpu()
 
 
-def observation(flow: ImagingFlow | PublishedFlow, picture: Tensor, degrade: bool) -> Tensor:
+def observation(flow: SamplingFlow, picture: Tensor, degrade: bool) -> Tensor:
     """The observation (1, C, H, W) of a decoded picture (3, H, W), cut to what the flow divides."""
     y = picture[None].float() / WHITE
     scale = flow.task.scale
