@@ -289,6 +289,27 @@ def layers_of(found: Iterable[Watched]) -> list[Layer]:
     return layers
 
 
+class _Asking(threading.local):
+    depth = 0
+
+
+_ASKING = _Asking()
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """A tool calls the model for itself: no other one records that."""
+    _ASKING.depth += 1
+    try:
+        yield
+    finally:
+        _ASKING.depth -= 1
+
+
 def is_watchable() -> bool:
-    """Whether tensors have values to look at: not traced, batched, fake, nor dual numbers."""
-    return is_eager()
+    """Whether a call is the user's, and its tensors have values to look at.
+
+    Not calls that a tool makes to learn about a layer (:func:`asking`), nor tensors that are
+    traced, batched, fake, or dual numbers.
+    """
+    return not _ASKING.depth and is_eager()

@@ -259,6 +259,7 @@ def _rows(onset: Onset, maps: Sequence[LayerMap], radius: int) -> Figure:
     )
     axis.set_yticks(range(len(maps)), [f"{each.name} ({each.kind})" for each in maps], fontsize=7)
     axis.set_xlabel("position" if place else "feature", fontsize=8)
-    axis.set_title(str(onset), fontsize=8)
+    axis.locator_params(axis="x", integer=True)
+    figure.suptitle(str(onset), fontsize=8)
     figure.colorbar(shown, label="log10 |z|")
     return figure

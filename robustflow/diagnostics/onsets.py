@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from robustflow.compat.srflow._conditioner import NormalisedConv2d, ScaledConv2d
-from robustflow.diagnostics._layers import Layer, Probe, Replay
+from robustflow.diagnostics._layers import Layer, Probe, Replay, asking
 from robustflow.diagnostics._moments import crossing_positions, crossing_rules
 from robustflow.diagnostics.kinds import Kind
 from robustflow.nn.conditioner import TwoPartConditioner
@@ -175,7 +175,8 @@ def _measured(probe: Probe, kept: Tensor) -> Reach:
         marked = torch.zeros_like(kept)  # all samples, since the context has as many
         at: tuple[Any, ...] = (slice(None), slice(None), *corner)
         marked[at] = math.nan
-        params = probe(marked)
+        with asking():
+            params = probe(marked)
         if params.shape[2:] != size:
             return None
         found = params.isnan().flatten(0, 1).any(dim=0).nonzero()
@@ -260,7 +261,8 @@ def _replayed(masks: Sequence[Mask], inputs: Sequence[Tensor], replay: Replay) -
     for each, mask in zip(inputs, masks, strict=True):
         zeros = torch.zeros_like(each)
         marked.append(zeros if mask is None else zeros.masked_fill_(mask, math.nan))
-    return [out.isnan() for out in replay(marked)]
+    with asking():
+        return [out.isnan() for out in replay(marked)]
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ from robustflow.experiments.workers import run_in_processes
 
 NUM_SAMPLES = 5
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
+_SPLITS: tuple[Split, ...] = ("train", "held_out", "ood")
 
 
 def squares(split: Split, size: int) -> dict[str, Pair]:
@@ -152,8 +153,7 @@ def detectors(
     found: dict[str, list[Tensor]] = {}
     scored: dict[str, list[Tensor]] = {}
     truth = []
-    splits: tuple[Split, ...] = ("train", "held_out", "ood")
-    for split in splits:
+    for split in _SPLITS:
         for pair in squares(split, settings.sample_size).values():
             with torch.no_grad(), InverseMonitor(flow) as monitor:
                 generator = torch.Generator().manual_seed(settings.seed)
@@ -177,8 +177,8 @@ def detectors(
 def guards(
     flow: rnn.ConditionalFlow, settings: Settings, temperature: float
 ) -> list[dict[str, Any]]:
-    """Each guard on the training pictures, beside a plain temperature cut."""
-    pairs = list(squares("train", settings.sample_size).values())
+    """Each guard on one sample of every picture, beside a plain temperature cut."""
+    pairs = [pair for split in _SPLITS for pair in squares(split, settings.sample_size).values()]
     condition = flow.condition(torch.stack([pair.low for pair in pairs]))
     guess = torch.stack([pair.upsampled for pair in pairs])
     low = torch.stack([pair.low for pair in pairs])
@@ -241,7 +241,9 @@ def run(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
             "detectors": detectors(flow, settings, report.temperature),
         }
         if name == "affine":
-            answers[name]["guards"] = guards(flow, settings, report.temperature)
+            answers[name]["guards"] = {
+                temperature: guards(flow, settings, temperature) for temperature in TEMPERATURES[1:]
+            }
         write_atomically(out / "robustness.json", json.dumps(answers, indent=2))
     return answers
 

@@ -471,6 +471,19 @@ def test_monitors_overlap() -> None:
     assert methods_of(rnn.Coupling, rnn.Affine) == before
 
 
+def test_what_a_monitor_asks_of_a_layer_is_no_run_of_another() -> None:
+    """To follow an explosion through a squeeze, the inner monitor calls it once more."""
+    flow = planted_flow(2, channels=4)
+    plant(flow, 1, 0, 0, 6, 6)
+    squeezed = rnn.ConditionalFlow([[rnn.Squeeze(), *flow.levels[0].layers]]).eval()
+    z = torch.ones(1, 4, 12, 12)
+    with InverseMonitor(squeezed) as outer, InverseMonitor(squeezed) as inner:
+        inverse(squeezed, z)
+    assert len(inner.runs) == len(outer.runs) == 1
+    assert len(inner.onsets) == len(outer.onsets) == 1
+    assert torch.equal(outer.contaminated, inner.contaminated) and outer.contaminated.any()
+
+
 def test_threads_have_runs_of_their_own() -> None:
     flow = planted_flow(3)
     plant(flow, 1, 0, 0, 6, 6)

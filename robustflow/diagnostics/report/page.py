@@ -238,7 +238,7 @@ def _pictures(report: RobustnessReport, score: str) -> list[dict[str, Any]]:
             {
                 "title": each.title,
                 "group": each.group,
-                "text": f"{len(sampled.onsets)} onsets, {100 * sampled.rate:.1f} % contaminated",
+                "text": f"onsets: {len(sampled.onsets)}; {100 * sampled.rate:.1f} % contaminated",
                 "images": [
                     {"address": figures.picture(pixels), "caption": caption}
                     for pixels, caption in images
