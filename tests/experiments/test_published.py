@@ -22,6 +22,7 @@ from robustflow.cli import main
 from robustflow.experiments.imaging.loading import load_flow
 from robustflow.experiments.imaging.published import LowLightFlow, NotPublished, published_flow
 from robustflow.experiments.imaging.published.encoders import equalise
+from robustflow.experiments.imaging.published.layers import Step
 
 FEATURES, GROWTH, BLOCKS, HIDDEN, STEPS, LEVELS = 8, 4, 8, 6, 2, 3
 TAPS = (1, 3, 5, 7)
@@ -74,7 +75,16 @@ def low_light_weights(taps: int) -> Weights:
     return weights | flow_weights("affine", condition, std=False, frozen=False, split=False)
 
 
-def flow_weights(coupling: str, condition: int, *, std: bool, frozen: bool, split: bool) -> Weights:
+def flow_weights(
+    coupling: str,
+    condition: int,
+    *,
+    std: bool,
+    frozen: bool,
+    split: bool,
+    levels: int = LEVELS,
+    steps: int = STEPS,
+) -> Weights:
     weights: Weights = {}
 
     def actnorm(name: str, channels: int) -> None:
@@ -84,10 +94,10 @@ def flow_weights(coupling: str, condition: int, *, std: bool, frozen: bool, spli
     parameters = 4 if coupling == "rqspline" else 2
     net = "fRQspline" if coupling == "rqspline" else "fAffine"
     number, channels = 0, 3
-    for level in range(1, LEVELS + 1):
+    for level in range(1, levels + 1):
         channels *= 4
         number += 1  # the squeeze
-        for step in range(STEPS + 1):  # the first without a coupling
+        for step in range(steps + 1):  # the first without a coupling
             prefix = f"flowUpsamplerNet.layers.{number}"
             actnorm(f"{prefix}.actnorm", channels)
             rotation = torch.linalg.qr(torch.randn(channels, channels)).Q.contiguous()
@@ -322,6 +332,20 @@ def test_a_published_checkpoint_computes_what_the_published_network_does(
         latents, logdet = published_encode(weights, coupling, x, low, std)
     wanted = logdet + normal_log_prob(latents)
     torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-2)
+
+
+def test_8x_is_told_the_noise_in_the_last_16_steps_of_its_last_levels() -> None:
+    weights = encoder_weights(3, BLOCKS, ("upconv1", "upconv2", "upconv3")) | flow_weights(
+        "affine", CONDITION, std=True, frozen=False, split=True, levels=3, steps=17
+    )
+    flow = published_flow(weights)
+    assert (flow.structure.scale, flow.structure.steps) == (8, (17, 17, 17))
+    told = [
+        layer.told
+        for layer in flow.flowUpsamplerNet.layers
+        if isinstance(layer, Step) and layer.coupling
+    ]
+    assert told == [False] * 17 + [False] * 17 + [False] + [True] * 16
 
 
 @pytest.mark.parametrize("coupling", ["affine", "rqspline"])

@@ -26,6 +26,9 @@ from robustflow.experiments.imaging.published.layers import (
 from robustflow.experiments.imaging.sampling_flow import Conditioned, SamplingFlow
 from robustflow.experiments.tasks import LowLight, SuperResolution
 
+# By scale: of each level, how many of its last steps are told the noise in the published networks.
+_TOLD = {4: (0, 16, 16), 8: (0, 0, 16, 16)}
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -200,8 +203,11 @@ weight is named flowUpsamplerNet.layers.<n>.actnorm.bias.
     if not read:
         raise NotPublished("The flow has no coupling: no weight is named ....fFeatures.0.weight.")
     encoder = encoder_for(weights, read[0])
+    told = (
+        _TOLD.get(2**encoder.upsamplings, ()) if isinstance(encoder, SuperResolutionEncoder) else ()
+    )
     try:
-        flow = layers_for(weights, numbered)
+        flow = layers_for(weights, numbered, told)
     except KeyError as error:
         raise NotPublished(f"The weights of the network are not all there: {error}.") from None
     if isinstance(encoder, LowLightEncoder):
@@ -213,22 +219,16 @@ weight is named flowUpsamplerNet.layers.<n>.actnorm.bias.
 def _describe(
     weights: Mapping[str, Tensor], flow: Layers, scale: int, module: nn.Module
 ) -> Structure:
-    steps: list[int] = []
-    couplings = set()
-    std = False
-    for layer in flow.layers:
-        if isinstance(layer, nn.Identity):
-            steps.append(0)
-        elif isinstance(layer, Step) and layer.coupling is not None:
-            steps[-1] += 1
-            couplings.add(layer.coupling)
-            std = std or any("_std." in name for name, _ in layer.named_parameters())
+    couplings = [
+        layer for layer in flow.layers if isinstance(layer, Step) and layer.coupling is not None
+    ]
+    std = any("_std." in name for layer in couplings for name, _ in layer.named_parameters())
     known = set(module.state_dict())
     return Structure(
         scale,
-        "/".join(sorted(couplings)),
-        tuple(steps),
-        len(steps),
+        "/".join(sorted({str(layer.coupling) for layer in couplings})),
+        flow.steps,
+        flow.levels,
         std,
         tuple(sorted(name for name in weights if name not in known)),
     )

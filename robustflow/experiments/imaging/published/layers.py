@@ -57,6 +57,9 @@ class Step(nn.Module):
         options: of :mod:`robustflow.compat.srflow`'s coupling.
         frozen: whether the 1x1 convolution is a fixed rotation.
         std: whether the coupling has a net for the noise level.
+
+    Attributes:
+        told: whether that net is used.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Step(nn.Module):
         std: bool,
     ) -> None:
         super().__init__()
+        self.told = std
         self.actnorm = ActNorm(channels)
         self.invconv = Invconv(channels, frozen=frozen)
         self.coupling = coupling
@@ -112,7 +116,11 @@ class Step(nn.Module):
             return z, logabsdet
         layer = self.get_submodule(self.coupling)
         out: tuple[Tensor, Tensor] = layer(
-            input=z, logdet=logabsdet, reverse=inverse, ft=features, std=std
+            input=z,
+            logdet=logabsdet,
+            reverse=inverse,
+            ft=features,
+            std=std if self.told else None,
         )
         return out
 
@@ -151,14 +159,39 @@ class Layers(nn.Module):
 
     Args:
         layers: in order, a squeeze first.
+        told: of each level, how many of its last couplings are told the noise, where they have a
+            net for it; all of them in a level that is left out.
         unused: the convolution ``f`` that published files hold and no one calls.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], unused: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        told: Sequence[int] = (),
+        unused: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        for coupled, number in zip(self._coupled(), told, strict=False):
+            for step in coupled[: max(0, len(coupled) - number)]:
+                step.told = False
         if unused is not None:
             self.f = unused
+
+    def _coupled(self) -> list[list[Step]]:
+        """Of each level, the steps that have a coupling."""
+        levels: list[list[Step]] = []
+        for layer in self.layers:
+            if isinstance(layer, nn.Identity):
+                levels.append([])
+            elif isinstance(layer, Step) and layer.coupling is not None:
+                levels[-1].append(layer)
+        return levels
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Of each level, how many steps have a coupling."""
+        return tuple(map(len, self._coupled()))
 
     @property
     def levels(self) -> int:
@@ -172,15 +205,14 @@ class Layers(nn.Module):
         Args:
             z: x, or its residual.
             features: of each level.
-            std: the noise map, of which all levels but the first are told; None without one.
+            std: the noise map, for the steps that are told; None without one.
         """
         total = z.new_zeros(z.shape[0])
         level = 0
         latents = []
         for layer in self.layers:
             if isinstance(layer, Step):
-                told = std if level > 1 else None
-                z, change = layer(z, features[level - 1], told, inverse=False)
+                z, change = layer(z, features[level - 1], std, inverse=False)
                 total = total + change
             elif isinstance(layer, Split):
                 z, latent, change = layer(z, features[level - 1])
@@ -199,8 +231,7 @@ class Layers(nn.Module):
         level = self.levels
         for layer in reversed(self.layers):
             if isinstance(layer, Step):
-                told = std if level > 1 else None
-                z, _ = layer(z, features[level - 1], told, inverse=True)
+                z, _ = layer(z, features[level - 1], std, inverse=True)
             elif isinstance(layer, Split):
                 z, _ = layer.inverse(z, left.pop(), features[level - 1])
             else:
@@ -231,9 +262,11 @@ def by_layer(weights: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
 
 
 def layers_for(
-    weights: Mapping[str, Tensor], numbered: Mapping[int, Mapping[str, Tensor]]
+    weights: Mapping[str, Tensor],
+    numbered: Mapping[int, Mapping[str, Tensor]],
+    told: Sequence[int] = (),
 ) -> Layers:
-    """The flow of a checkpoint, with new weights.
+    """The flow of a checkpoint, with new weights; ``told`` as for :class:`Layers`.
 
     Raises:
         KeyError: a weight is missing.
@@ -245,7 +278,7 @@ def layers_for(
     unused = None
     if (weight := weights.get("flowUpsamplerNet.f.0.weight")) is not None:
         unused = nn.Sequential(nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1))
-    return Layers(built, unused)
+    return Layers(built, told, unused)
 
 
 def _layer_for(parts: Mapping[str, Tensor] | None) -> nn.Module:
