@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from robustflow._arguments import output_file
@@ -106,7 +107,7 @@ class Eager:
 
 def published_net(net: nn.Sequential, x: Tensor) -> Tensor:
     """A conditioner as published, on the weights of ours."""
-    convolve = torch.nn.functional.conv2d
+    convolve = functional.conv2d
     for index, padding in ((0, 1), (2, 0)):
         layer: Any = net[index]
         x = convolve(x, layer.weight, padding=padding)
@@ -116,29 +117,44 @@ def published_net(net: nn.Sequential, x: Tensor) -> Tensor:
 
 
 class Published(nn.Module):
-    """One of our couplings in the published design, without the std-conditional step."""
+    """One of our couplings in the published design.
 
-    def __init__(self, coupling: Any) -> None:
+    Args:
+        coupling: whose weights are used.
+        transform: in place of the same one in plain PyTorch, without masks.
+    """
+
+    def __init__(self, coupling: Any, transform: Any = None) -> None:
         super().__init__()
         self.coupling = coupling
-        self.transform = Eager(coupling.transform)
+        self.transform = transform or Eager(coupling.transform)
 
     def forward(
-        self, input: Tensor, logdet: Tensor, reverse: bool, ft: Tensor
+        self,
+        input: Tensor,
+        logdet: Tensor,
+        reverse: bool,
+        ft: Tensor,
+        std: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         z = input
 
         def inject() -> tuple[Tensor, Tensor]:
             return self.transform(z, published_net(self.coupling.fFeatures, ft), inverse=reverse)
 
-        def couple() -> tuple[Tensor, Tensor]:
+        def couple(net: nn.Sequential, condition: Tensor) -> tuple[Tensor, Tensor]:
             kept = self.coupling.kept_channels
             z1, z2 = z[:, :kept], z[:, kept:]
-            params = published_net(self.coupling._net(), torch.cat([z1, ft], dim=1))
+            params = published_net(net, torch.cat([z1, condition], dim=1))
             y2, change = self.transform(z2, params, inverse=reverse)
             return torch.cat([z1, y2], dim=1), change
 
-        for step in (couple, inject) if reverse else (inject, couple):
+        steps: list[Callable[[], tuple[Tensor, Tensor]]] = [inject]
+        if std is not None:
+            noise = functional.interpolate(std, size=input.shape[2:], mode="bicubic")
+            steps.append(lambda: couple(self.coupling._net("_std"), noise))
+        steps.append(lambda: couple(self.coupling._net(), ft))
+        for step in reversed(steps) if reverse else steps:
             z, change = step()
             logdet = logdet + change
         return z, logdet
