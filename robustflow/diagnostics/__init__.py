@@ -1,5 +1,6 @@
 """Exploding inverses: seen while a model samples, bounded, scored, and cured."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from robustflow.diagnostics.artifacts import (
@@ -41,6 +42,7 @@ from robustflow.diagnostics.search import Found, SearchResult
 from robustflow.diagnostics.table import LayerRecord, MonitorReport
 
 if TYPE_CHECKING:
+    from robustflow.diagnostics.posterior.report import PosteriorReport, posterior_report
     from robustflow.diagnostics.report.report import RobustnessReport, robustness_report
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "MahalanobisScore",
     "MonitorReport",
     "Onset",
+    "PosteriorReport",
     "Range",
     "RelativeMahalanobisScore",
     "RobustnessReport",
@@ -79,18 +82,22 @@ __all__ = [
     "hold_scale",
     "judge_detectors",
     "measure_guards",
+    "posterior_report",
     "project_onto_observation",
     "resample_onsets",
     "robustness_report",
     "tap",
 ]
 
-_OF_THE_REPORT = ("RobustnessReport", "robustness_report")  # which needs the extra `report`
+_LATER = {  # what needs an extra, and where it is
+    "PosteriorReport": "robustflow.diagnostics.posterior.report",
+    "posterior_report": "robustflow.diagnostics.posterior.report",
+    "RobustnessReport": "robustflow.diagnostics.report.report",
+    "robustness_report": "robustflow.diagnostics.report.report",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _OF_THE_REPORT:
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from robustflow.diagnostics.report import report
-
-    return getattr(report, name)
+    return getattr(importlib.import_module(_LATER[name]), name)

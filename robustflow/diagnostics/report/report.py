@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import robustflow
 from robustflow._files import check_writable, write_atomically
+from robustflow._plain import plain
 from robustflow.diagnostics.certify import Certificate, certify
 from robustflow.diagnostics.intervals import NOTHING, Estimate
 from robustflow.diagnostics.monitor import GROWTH, InverseMonitor
@@ -101,7 +102,7 @@ class RobustnessReport:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; what is not finite is a string."""
-        return _plain(
+        return plain(
             {
                 "robustflow": robustflow.__version__,
                 "torch": torch.__version__,
@@ -375,16 +376,3 @@ def _shares(counts: NDArray[np.float64]) -> tuple[float, float]:
     if total == 0:
         return math.nan, math.nan
     return float(values.mean(axis=0).var() / total), float(values.mean(axis=1).var() / total)
-
-
-def _plain(value: Any) -> Any:
-    """For JSON: what is not finite as a string, numpy's numbers as Python's."""
-    if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
