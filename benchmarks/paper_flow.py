@@ -79,7 +79,7 @@ class Shape:
     """
 
     pixels: int = 160
-    preset_pixels: int = 96
+    preset_pixels: int = 160
     steps: int = 0
     features: int = 320
     blocks: int = 23

@@ -4,8 +4,9 @@
 
 ``robustflow bench``, ``benchmarks.foundation`` and ``benchmarks.gpu`` give a picture of speed-ups,
 whole flows (``benchmarks.end_to_end``) one of their own; ``benchmarks.scaling`` time against N and
-K beside the floor, and the fraction of the floor; ``benchmarks.dropin`` what a patch gains. Each is
-written as FILE-PICTURE.svg and .png, with the command and the machine below it.
+K beside the floor, and the fraction of the floor; ``benchmarks.dropin`` what a patch gains;
+``benchmarks.reversible`` error and memory against depth. Each is written as FILE-PICTURE.svg and
+.png, with the command and the machine below it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from . import plot_bars, plot_lines, plot_style
+from . import plot_bars, plot_lines, plot_reversible, plot_style
 from .rows import read_json
 
 Record = Mapping[str, Any]
@@ -42,6 +43,8 @@ def pictures(record: Record) -> Iterator[tuple[str, Figure]]:
     if any("sweep" in row for row in rows):
         yield from _scaling(record)
         rows = [row for row in rows if "sweep" not in row]
+    if "reversible" in record:
+        yield "reversible", plot_reversible.reversible(record["reversible"])
     compared = [row for row in rows if row.get("ratio")]
     flows = [row for row in compared if row["name"].startswith("end-to-end.")]
     kernels = [row for row in compared if row not in flows]
@@ -126,7 +129,8 @@ def draw(file: Path, out: Path) -> list[Path]:
     if not written:
         raise ValueError(
             f"{file} has nothing to draw: pass what robustflow bench, benchmarks.foundation, "
-            "benchmarks.scaling, benchmarks.end_to_end or benchmarks.dropin wrote with --json."
+            "benchmarks.scaling, benchmarks.end_to_end, benchmarks.dropin or benchmarks.reversible "
+            "wrote with --json."
         )
     return written
 
