@@ -39,7 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # compat needs torch._dynamo, which takes longer to import than all the rest.
+    # Imported where somebody asks for them.
     if name in ("compat", "distributions"):
         return importlib.import_module(f"robustflow.{name}")
     if name == "convert_affine":

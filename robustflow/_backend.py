@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robustflow import _native, _triton
+from robustflow._call_state import Kind, asked_while_tracing, is_tracing
 from robustflow._preferences import preferred
 
 
@@ -156,19 +157,20 @@ def setting_errors() -> list[str]:
     return list(_setting_errors)
 
 
-def implementation(transform: str, x: Tensor, params: Tensor, inverse: bool) -> str:
+def implementation(transform: str, x: Tensor, params: Tensor, inverse: bool, kind: Kind) -> str:
     """Which implementation of a transform serves a call, or "reference".
 
     Args:
         transform: its name.
         x, params: of the call, the parameters (or the first tensor of them) in canonical form.
         inverse: the call's direction.
+        kind: what :func:`robustflow._call_state.kind_of_call` says of it.
 
     Raises:
         RuntimeError: a backend was forced that cannot serve the device of ``x``, or the
             environment asks for what there is not.
     """
-    if is_recorded():
+    if _compiled_for_onnx() if kind == "compiled" else is_tracing():
         return "reference"
     if _choice == "auto":
         if x.is_cpu:
@@ -194,9 +196,7 @@ def is_recorded() -> bool:
     Inside ``torch.onnx.export`` and ``torch.jit.trace``: then the reference serves, whatever the
     choice. ``torch.compile`` and ``torch.export`` keep the operators.
     """
-    if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting() and _in_onnx_export()
-    return bool(torch._C._is_tracing())
+    return _compiled_for_onnx() if torch.compiler.is_compiling() else is_tracing()
 
 
 def is_onnx_export() -> bool:
@@ -204,13 +204,13 @@ def is_onnx_export() -> bool:
     return is_recorded() and _in_onnx_export()
 
 
+def _compiled_for_onnx() -> bool:
+    return torch.compiler.is_exporting() and _in_onnx_export()
+
+
+@asked_while_tracing  # Dynamo takes torch's function to be False without asking it
 def _in_onnx_export() -> bool:
     return torch.onnx.is_in_onnx_export()
-
-
-# Dynamo takes torch's function to be False without asking it. This is what
-# torch.compiler.assume_constant_result sets, which would import torch._dynamo now.
-_in_onnx_export._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _on_gpu(transform: str, x: Tensor, params: Tensor, inverse: bool) -> str:

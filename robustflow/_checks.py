@@ -14,9 +14,6 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_RQ_PARAMETERS = ("unnormalized_widths", "unnormalized_heights", "unnormalized_derivatives")
-_EXTRA_DERIVATIVES = {"linear": -1, "circular": 0, None: 1}  # beyond one a bin
-_TAILS = tuple(_EXTRA_DERIVATIVES)
 
 
 Checked = TypeVar("Checked")
@@ -161,35 +158,3 @@ def check_leading_shape(
         raise ValueError(
             f"{name} has dimensions {tuple(shape)} where {tuple(wanted)} are wanted: {meaning}."
         )
-
-
-def count_derivatives(num_bins: int, tails: str | None) -> int:
-    """Of a spline with so many bins: one a knot, but those that the tails settle."""
-    check_choice("tails", tails, _TAILS)
-    return num_bins + _EXTRA_DERIVATIVES[tails]
-
-
-def check_rq_parameters(
-    groups: tuple[Tensor, Tensor, Tensor], x: Tensor, tails: str | None
-) -> tuple[int, torch.Size | None]:
-    """The number of bins of separate parameters, and their leading shape where it is one."""
-    for name, group in zip(_RQ_PARAMETERS, groups, strict=True):
-        check_tensor(name, group)
-        check_same_device(name, group, x)
-        if group.dim() == 0:
-            raise ValueError(f"{name} must have the bins as its last dimension, got a 0-d tensor.")
-    widths, heights, derivatives = (group.shape for group in groups)
-    num_bins = static(widths[-1])
-    num_derivatives = count_derivatives(num_bins, tails)
-    for name, shape, wanted in (
-        (_RQ_PARAMETERS[1], heights, num_bins),
-        (_RQ_PARAMETERS[2], derivatives, num_derivatives),
-    ):
-        if shape[-1] != wanted:
-            raise ValueError(
-                f"{name} must have a last dimension of {wanted} for {num_bins} bins with "
-                f"tails={tails!r}, got shape {tuple(shape)}."
-            )
-    leading = widths[:-1]
-    same = heights == widths and derivatives[:-1] == leading
-    return num_bins, leading if same else None

@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from robustflow._call_state import is_tracing
+
 Around = Callable[..., Any]
 
 _ABSENT: Any = object()
@@ -80,7 +82,7 @@ class _Site:
 
             @functools.wraps(like)
             def method(this: Any, *args: Any, **kwargs: Any) -> Any:
-                if torch.compiler.is_compiling() or torch._C._is_tracing():
+                if torch.compiler.is_compiling() or is_tracing():
                     return self.original(this, *args, **kwargs)
                 proceed = functools.partial(self.original, this)
                 return self._around(id(this), proceed)(*args, **kwargs)
@@ -89,7 +91,7 @@ class _Site:
 
         @functools.wraps(like)
         def function(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling() or torch._C._is_tracing():
+            if torch.compiler.is_compiling() or is_tracing():
                 return self.original(*args, **kwargs)
             return self._around(id(self.owner), self.original)(*args, **kwargs)
 

@@ -15,12 +15,11 @@ from robustflow import ops
 from robustflow._checks import (
     check_choice,
     check_leading_shape,
-    check_rq_parameters,
     check_same_device,
     check_tensor,
-    count_derivatives,
 )
-from robustflow._settings import Bound, affine_config, box_of, modified_rq_config, rq_config
+from robustflow._rq_arguments import Bound, box_of, check_rq_parameters
+from robustflow._transforms import AFFINE, MODIFIED_RQ, RQ, count_derivatives
 
 Reduce = Literal["sum", "none"]
 ParamOrder = Literal["channel", "parameter"]
@@ -78,10 +77,11 @@ def modified_rq_spline(
         (torch.Size([2]), True)
     """
     check_tensor("x", x)
-    config = modified_rq_config(
+    config = MODIFIED_RQ.config(
         inverse, interval, min_bin, min_derivative, derivative, reduce, x.dim()
     )
-    return ops.modified_rq(x, _unpack("params", params, x, 4, param_order), *config)
+    params = _unpack("params", params, x, MODIFIED_RQ.num_params, param_order)
+    return ops.MODIFIED_RQ.apply(x, params, *config)
 
 
 def rq_spline(
@@ -154,20 +154,20 @@ def rq_spline(
     if leading is None or leading != inputs.shape:
         inputs = inputs.expand(_broadcast(inputs, groups))
     box, edges = box_of(inputs, tail_bound, left, right, bottom, top)
-    config = rq_config(
+    config = RQ.config(
         num_bins,
         inverse,
         tails,
+        parametrization,
         edges,
         min_bin_width,
         min_bin_height,
         min_derivative,
-        parametrization,
         logit_scale,
         reduce,
         inputs.dim(),
     )
-    return ops.rq(inputs, *groups, box, *config)
+    return ops.RQ.apply(inputs, *groups, box, *config)
 
 
 def rq_spline_packed(
@@ -211,22 +211,22 @@ def rq_spline_packed(
     """
     check_tensor("x", x)
     box, edges = box_of(x, tail_bound, left, right, bottom, top)
-    config = rq_config(
+    config = RQ.config(
         num_bins,
         inverse,
         tails,
+        parametrization,
         edges,
         min_bin_width,
         min_bin_height,
         min_derivative,
-        parametrization,
         logit_scale,
         reduce,
         x.dim(),
     )
     num_params = 2 * num_bins + count_derivatives(num_bins, tails)
     params = _unpack("params", params, x, num_params, param_order)
-    return ops.rq(x, params, None, None, box, *config)
+    return ops.RQ.apply(x, params, None, None, box, *config)
 
 
 def conditional_affine(
@@ -289,16 +289,16 @@ def conditional_affine(
         True
     """
     check_tensor("x", x)
-    config = affine_config(inverse, scale, eps, clamp, shift_first, reciprocal, reduce, x.dim())
+    config = AFFINE.config(inverse, scale, eps, clamp, shift_first, reciprocal, reduce, x.dim())
     if log_scale is None:
-        shift = _unpack("params", params, x, 2, param_order)
+        shift = _unpack("params", params, x, AFFINE.num_params, param_order)
     else:
         for name, tensor in (("params", params), ("log_scale", log_scale)):
             check_tensor(name, tensor)
             check_same_device(name, tensor, x)
             check_leading_shape(name, tensor.shape, x.shape, "x's shape (or 1 where shared)")
         shift, log_scale = params.unsqueeze(-1), log_scale.unsqueeze(-1)
-    return ops.affine(x, shift, log_scale, *config)
+    return ops.AFFINE.apply(x, shift, log_scale, *config)
 
 
 def _unpack(name: str, params: Tensor, x: Tensor, num_params: int, order: str) -> Tensor:

@@ -12,20 +12,10 @@ import torch
 from torch import Tensor
 
 from robustflow import reference
+from robustflow._transforms import SCALES, count_derivatives
 
 Pair = tuple[Tensor, Tensor]
 Call = Callable[..., Pair]
-
-TAILS: dict[str | None, int] = {None: 0, "linear": 1, "circular": 2}
-PARAMETRIZATIONS = {"softmax": 0, "softclip": 1, "knots": 2}
-SCALES = {
-    "sigmoid": 0,
-    "exp": 1,
-    "softplus": 2,
-    "atan_exp": 3,
-    "tanh_exp": 4,
-    "softclip_exp": 5,
-}
 
 
 def modified_rq(
@@ -40,9 +30,8 @@ def modified_rq(
     batch_dims: int | None = None,
 ) -> Pair:
     keep = x.dim() if batch_dims is None else batch_dims
-    softclip = derivative == "softclip"
     return reference.modified_rq(
-        x, params, inverse, *interval, min_bin, min_derivative, softclip, keep
+        x, params, inverse, *interval, min_bin, min_derivative, derivative, keep
     )
 
 
@@ -73,8 +62,8 @@ def rq(
         box_tensor,
         num_bins,
         inverse,
-        TAILS[tails],
-        PARAMETRIZATIONS[parametrization],
+        tails,
+        parametrization,
         *box,
         min_bin_width,
         min_bin_height,
@@ -99,13 +88,8 @@ def affine(
 ) -> Pair:
     keep = x.dim() if batch_dims is None else batch_dims
     return reference.affine(
-        x, params, log_scale, inverse, SCALES[scale], eps, clamp, shift_first, reciprocal, keep
+        x, params, log_scale, inverse, scale, eps, clamp, shift_first, reciprocal, keep
     )
-
-
-def num_derivatives(num_bins: int, tails: str | None) -> int:
-    """D of a spline with K bins."""
-    return num_bins + {"linear": -1, "circular": 0, None: 1}[tails]
 
 
 def random_knots(
@@ -117,7 +101,7 @@ def random_knots(
         raw = torch.exp(torch.rand(num_bins, dtype=torch.float64) * torch.tensor(smallest).log())
         return length * raw / raw.sum()
 
-    spread = torch.rand(num_derivatives(num_bins, tails), dtype=torch.float64) * 14 - 7
+    spread = torch.rand(count_derivatives(num_bins, tails), dtype=torch.float64) * 14 - 7
     return torch.cat([sizes(), sizes(), spread.exp()])
 
 
@@ -133,7 +117,7 @@ def calls() -> list[Any]:
         call = partial(
             rq, num_bins=3, tails=tails, parametrization=parametrization, logit_scale=0.6
         )
-        cases.append((f"rq-{parametrization}-{tails}", call, 6 + num_derivatives(3, tails)))
+        cases.append((f"rq-{parametrization}-{tails}", call, 6 + count_derivatives(3, tails)))
     for scale in SCALES:
         cases.append((f"affine-{scale}", partial(affine, scale=scale), 2))
     cases.append(("affine-reciprocal", partial(affine, shift_first=False, reciprocal=True), 2))

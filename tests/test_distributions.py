@@ -16,15 +16,16 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import AffineTransform, constraints
 
-import robustflow
 from robustflow import functional as F
 from robustflow import reference
+from robustflow._transforms import default_clamp
 from robustflow.distributions import (
     ConditionalAffineTransform,
     ModifiedRQSplineTransform,
     RQSplineTransform,
 )
 from robustflow.distributions.elementwise import ElementwiseTransform
+from robustflow.ops.registry import Transform
 
 BINS = 5
 
@@ -51,9 +52,9 @@ class Case:
 
 
 def modified_reference(
-    x: Tensor, params: Tensor, inverse: bool, *, half: float, softclip: bool
+    x: Tensor, params: Tensor, inverse: bool, *, half: float, derivative: str
 ) -> tuple[Tensor, Tensor]:
-    return reference.modified_rq(x, params, inverse, -half, half, 1e-3, 1e-3, softclip, x.dim())
+    return reference.modified_rq(x, params, inverse, -half, half, 1e-3, 1e-3, derivative, x.dim())
 
 
 def rq_reference(
@@ -67,7 +68,6 @@ def rq_reference(
     kind: Any,
     box: tuple[float, float, float, float],
 ) -> tuple[Tensor, Tensor]:
-    tail, parametrization = robustflow.ops.TAILS[tails], robustflow.ops.PARAMETRIZATIONS[kind]
     return reference.rq(
         x,
         widths,
@@ -76,8 +76,8 @@ def rq_reference(
         None,
         BINS,
         inverse,
-        tail,
-        parametrization,
+        tails,
+        kind,
         *box,
         1e-3,
         1e-3,
@@ -91,11 +91,13 @@ def affine_reference(
     x: Tensor, params: Tensor, *rest: Any, scale: str, reciprocal: bool
 ) -> tuple[Tensor, Tensor]:
     *log_scale, inverse = rest
-    kind, clamp = robustflow.ops.SCALES[scale]
+    clamp = default_clamp(scale)
     shift, logits = params, None
     if log_scale:
         shift, logits = params.unsqueeze(-1), log_scale[0].unsqueeze(-1)
-    return reference.affine(x, shift, logits, inverse, kind, 1e-4, clamp, True, reciprocal, x.dim())
+    return reference.affine(
+        x, shift, logits, inverse, scale, 1e-4, clamp, True, reciprocal, x.dim()
+    )
 
 
 def rq_case(tails: Any, extra: int, kind: Any, **settings: Any) -> Case:
@@ -118,13 +120,13 @@ CASES = [
         "modified",
         ModifiedRQSplineTransform,
         ((4,),),
-        partial(modified_reference, half=0.5, softclip=False),
+        partial(modified_reference, half=0.5, derivative="exp"),
     ),
     Case(
         "modified-softclip",
         partial(ModifiedRQSplineTransform, interval=(-1.5, 1.5), derivative="softclip"),
         ((4,),),
-        partial(modified_reference, half=1.5, softclip=True),
+        partial(modified_reference, half=1.5, derivative="softclip"),
     ),
     rq_case("linear", -1, "softmax"),
     rq_case("circular", 0, "softclip"),
@@ -247,14 +249,13 @@ def test_shared_parameters_reach_the_operator_as_they_are(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
-    for name in ("modified_rq", "rq", "affine"):
-        original = getattr(robustflow.ops, name)
+    original = Transform.apply
 
-        def spy(x: Tensor, *args: Any, original: Any = original) -> Any:
-            seen.extend(arg for arg in args if isinstance(arg, Tensor))
-            return original(x, *args)
+    def spy(transform: Transform, x: Tensor, *args: Any) -> Any:
+        seen.extend(arg for arg in args if isinstance(arg, Tensor))
+        return original(transform, x, *args)
 
-        monkeypatch.setattr(robustflow.ops, name, spy)
+    monkeypatch.setattr(Transform, "apply", spy)
     parameters = case.parameters(3)
     case.make(*parameters)(case.x(50, 20, 3))
     assert [s.data_ptr() for s in seen] == [p.data_ptr() for p in parameters]

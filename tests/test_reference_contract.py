@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from reference_calls import SCALES, Call, affine, calls, modified_rq, num_derivatives, rq
+from reference_calls import Call, affine, calls, modified_rq, rq
+from robustflow._transforms import SCALES, count_derivatives
 
 INF, NAN = math.inf, math.nan
 
@@ -31,7 +32,7 @@ def test_tails_are_the_identity_and_depend_on_no_parameter(
         if tails == "linear":  # of the circle the edges are a part
             outside += [-1.0, 1.0]
         x = torch.tensor(outside, dtype=dtype, requires_grad=True)
-        params = torch.full((len(outside), 6 + num_derivatives(3, tails)), junk, dtype=dtype)
+        params = torch.full((len(outside), 6 + count_derivatives(3, tails)), junk, dtype=dtype)
         params.requires_grad_()
         for parametrization in ("softmax", "softclip", "knots"):
             outputs = rq(
@@ -138,7 +139,7 @@ def test_huge_parameters_give_finite_results_and_gradients(
                     logit_scale=2.0 if num_bins == 8 else 0.25,
                 ),
                 x,
-                parameters(500, 2 * num_bins + num_derivatives(num_bins, tails)),
+                parameters(500, 2 * num_bins + count_derivatives(num_bins, tails)),
             )
     for scale, reciprocal in itertools.product(SCALES, (False, True)):
         params = parameters(500, 2)

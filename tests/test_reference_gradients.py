@@ -19,10 +19,10 @@ from reference_calls import (
     calls,
     inputs,
     modified_rq,
-    num_derivatives,
     random_knots,
     rq,
 )
+from robustflow._transforms import count_derivatives
 from robustflow.reference import rq_bin
 
 
@@ -37,7 +37,7 @@ def test_derivatives_of_separate_parameters_and_of_knots() -> None:
     x, _ = inputs(1)
     for tails, inverse in itertools.product(("linear", "circular", None), (False, True)):
         raw = random_knots(3, tails, smallest=0.2).expand(6, -1)
-        groups = [p.clone() for p in raw.split([3, 3, num_derivatives(3, tails)], -1)]
+        groups = [p.clone() for p in raw.split([3, 3, count_derivatives(3, tails)], -1)]
         groups[2].pow_(0.2)
         groups = [p.requires_grad_() for p in groups]
         call = partial(rq, num_bins=3, tails=tails, parametrization="knots", inverse=inverse)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from reference_calls import affine, num_derivatives, rq
+from reference_calls import affine, rq
+from robustflow._transforms import count_derivatives
 
 
 def raw(num_bins: int, tails: str | None, count: int = 4000) -> list[Tensor]:
-    sizes = [num_bins, num_bins, num_derivatives(num_bins, tails)]
+    sizes = [num_bins, num_bins, count_derivatives(num_bins, tails)]
     return [2 * torch.randn(count, size, dtype=torch.float64) for size in sizes]
 
 

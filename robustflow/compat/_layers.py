@@ -19,7 +19,8 @@ from torch import Tensor
 
 from robustflow import ops
 from robustflow._checks import once, static
-from robustflow._settings import box_of, rq_config
+from robustflow._rq_arguments import box_of
+from robustflow._transforms import EXTRA_DERIVATIVES, RQ
 from robustflow.compat._calls import (
     bound_obstacle,
     in_dtype,
@@ -39,7 +40,7 @@ from robustflow.compat._probe import (
     uniform,
 )
 from robustflow.compat._registry import fell_back, served_rq
-from robustflow.compat._splines import EXTRA_DERIVATIVES, is_outside
+from robustflow.compat._splines import is_outside
 from robustflow.nn._in_order import NotInOrder, check_can_run, invert_in_order
 from robustflow.nn._precision import no_change
 
@@ -291,7 +292,7 @@ def _serve_wide(
     if config is None:
         return None
     by = served_rq(library, inputs, params, num_bins, inverse)
-    return ops.rq(inputs, params, None, None, box, *config, by=by)
+    return ops.RQ.apply(inputs, params, None, None, box, *config, by=by)
 
 
 @once
@@ -319,7 +320,7 @@ def _config(
     if not isinstance(edges, tuple) and number_obstacle(edges):
         return None
     scale = logit_scale or 1.0
-    return rq_config(num_bins, inverse, tails, edges, *minima, "softmax", scale, reduce, dims)
+    return RQ.config(num_bins, inverse, tails, "softmax", edges, *minima, scale, reduce, dims)
 
 
 def _logit_scale(net: Any, names: Sequence[str]) -> float | None:

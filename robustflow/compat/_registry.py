@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustflow import ops, reference
+from robustflow import ops
+from robustflow._call_state import asked_while_tracing
 from robustflow._checks import describe
 from robustflow._patch_on_import import LIBRARIES
 from robustflow.compat._code import Change
@@ -294,7 +295,7 @@ def _forget_compiled() -> None:
         torch._dynamo.reset()
 
 
-@torch.compiler.assume_constant_result
+@asked_while_tracing
 def served(library: str, by: str) -> None:
     """Count a call; torch.compile calls this when it traces, and leaves it out of the graph."""
     with _lock:
@@ -304,13 +305,13 @@ def served(library: str, by: str) -> None:
 
 
 def served_rq(library: str, x: Tensor, widths: Tensor, num_bins: int, inverse: bool) -> Any:
-    """Count a call of ``ops.rq`` before it is made; returns what serves it, its argument ``by``."""
-    by = ops.rq_route(x, widths, num_bins, inverse)
-    served(library, REFERENCE if by is reference.rq else KERNEL)
+    """Count a call of ``ops.RQ`` before it is made; returns what serves it, its argument ``by``."""
+    by = ops.RQ.route(x, widths, inverse, num_bins)
+    served(library, REFERENCE if by is ops.RQ.reference else KERNEL)
     return by
 
 
-@torch.compiler.assume_constant_result
+@asked_while_tracing
 def fell_back(library: str, function: str, reason: str) -> None:
     """Count a call that the library's own code serves, and say why the first time."""
     served(library, FALLBACK)

@@ -17,6 +17,7 @@ from torch import Tensor
 from robustflow import functional as F
 from robustflow._backend import is_recorded
 from robustflow._checks import static
+from robustflow._transforms import EXTRA_DERIVATIVES
 from robustflow.compat._calls import (
     bound_obstacle,
     broadcasts_to,
@@ -52,8 +53,6 @@ _MAIN = "enable_identity_init"  # of nflows' main branch: another softplus
 UNCONSTRAINED = "unconstrained_rational_quadratic_spline"
 BOXED = "rational_quadratic_spline"
 
-# Beyond one a bin, by kind of tails.
-EXTRA_DERIVATIVES = {"linear": -1, "circular": 0, None: 1}
 # Kinds of tails that a copy of the functions may have; nflows has the first only.
 _MIXED = "a list"
 _KINDS = ("linear", "circular", _MIXED)

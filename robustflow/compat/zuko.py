@@ -23,8 +23,10 @@ from torch import Tensor
 
 from robustflow import functional as F
 from robustflow import ops
+from robustflow._call_state import in_torch_func
 from robustflow._checks import static
-from robustflow._settings import box_of, rq_config
+from robustflow._rq_arguments import box_of
+from robustflow._transforms import RQ
 from robustflow._versions import versions
 from robustflow.compat._calls import in_dtype, number_obstacle, promoted_dtype, tensor_obstacle
 from robustflow.compat._code import (
@@ -170,19 +172,19 @@ def _spline(
         packed = parameters[0]
         dtype = promoted_dtype(x, packed)
         box, edges = box_of(x, bound)
-        config = rq_config(
+        config = RQ.config(
             num_bins,
             inverse,
             "linear",
+            "softclip",
             edges,
             *_SMALLEST_BIN,
             slope,
-            "softclip",
             1.0,
             "none",
             x.dim(),
         )
-        y, ladj = ops.rq(in_dtype(x, dtype), packed, None, None, box, *config, by=by)
+        y, ladj = ops.RQ.apply(in_dtype(x, dtype), packed, None, None, box, *config, by=by)
         return y, in_dtype(ladj, dtype)
     widths, heights, derivatives = _groups(parameters, num_bins)
     dtype = promoted_dtype(x, widths, heights, derivatives)
@@ -470,9 +472,7 @@ def _is_traced() -> bool:
     In a graph those that nobody reads cost nothing. In a transform of torch.func they are tensors
     of its level, of which nothing can be computed when it has ended, and the object may live on.
     """
-    if torch.compiler.is_compiling():
-        return True
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return torch.compiler.is_compiling() or in_torch_func()
 
 
 def _kept(parameter: Any) -> Any:

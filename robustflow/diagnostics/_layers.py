@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from robustflow._call_state import is_plain_eager
 from robustflow._intercept import Around, Interception, intercept
-from robustflow.compat.srflow._once import is_eager
 from robustflow.diagnostics.kinds import Kind
 
 Run = Callable[[], Any]
@@ -312,4 +312,4 @@ def is_watchable() -> bool:
     Not calls that a tool makes to learn about a layer (:func:`asking`), nor tensors that are
     traced, batched, fake, or dual numbers.
     """
-    return not _ASKING.depth and is_eager()
+    return not _ASKING.depth and is_plain_eager()

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Literal
 
-from robustflow import ops
 from robustflow._checks import check_choice
+from robustflow._transforms import SCALES, default_clamp
 from robustflow.nn.circle import CircularShift
 from robustflow.nn.elementwise import Affine, ModifiedRQSpline, RQSpline
 from robustflow.reference.numerics import LINEAR_LIMIT, LOGIT_LIMIT
@@ -182,8 +182,8 @@ def scale_range(scale: str, eps: float, clamp: float | None) -> tuple[Range, Ran
         >>> scale_range("sigmoid", 1e-4, None)[0]
         Range(low=0.0001, high=1.0001)
     """
-    check_choice("scale", scale, tuple(ops.SCALES))
-    bound = ops.SCALES[scale][1] if clamp is None else clamp
+    check_choice("scale", scale, SCALES)
+    bound = default_clamp(scale) if clamp is None else clamp
     limit = LOGIT_LIMIT
     if scale == "sigmoid":
         least = 1 / (1 + math.exp(limit))
@@ -404,7 +404,7 @@ def bounds_of(transform: object) -> Bounds | None:
 
 @bounds_of.register
 def _(transform: Affine) -> Bounds:
-    clamp = ops.SCALES[transform.scale][1] if transform.clamp is None else transform.clamp
+    clamp = default_clamp(transform.scale) if transform.clamp is None else transform.clamp
     scale, computed = scale_range(transform.scale, transform.eps, clamp)
     formula = _SCALE_FORMULAS[transform.scale].format(eps=transform.eps, clamp=clamp)
     if transform.reciprocal:

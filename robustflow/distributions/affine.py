@@ -8,7 +8,7 @@ from torch import Size, Tensor
 
 from robustflow import functional as F
 from robustflow._checks import check_same_device, check_tensor
-from robustflow._settings import affine_config
+from robustflow._transforms import AFFINE
 from robustflow.distributions.elementwise import ElementwiseTransform, check_parameters, with_dims
 
 
@@ -63,7 +63,7 @@ class ConditionalAffineTransform(ElementwiseTransform):
         cache_size: int = 0,
     ) -> None:
         if log_scale is None:
-            check_parameters("params", params, 2)
+            check_parameters("params", params, AFFINE.num_params)
         else:
             check_tensor("params", params)
             check_tensor("log_scale", log_scale)
@@ -77,7 +77,7 @@ class ConditionalAffineTransform(ElementwiseTransform):
             "shift_first": shift_first,
             "reciprocal": reciprocal,
         }
-        affine_config(False, *settings.values(), "none", params.dim())
+        AFFINE.config(False, *settings.values(), "none", params.dim())
         super().__init__(settings, cache_size)
 
     def _leading_shapes(self) -> list[Size]:

@@ -11,8 +11,8 @@ from torch import Size, Tensor
 from torch.distributions import Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
+from robustflow._call_state import in_torch_func
 from robustflow._checks import check_tensor
-from robustflow._levels import in_torch_func
 from robustflow.distributions.kept import Kept, Traced
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from robustflow import functional as F
-from robustflow._settings import modified_rq_config
+from robustflow._transforms import MODIFIED_RQ
 from robustflow.distributions.elementwise import ElementwiseTransform, check_parameters, with_dims
 
 
@@ -57,7 +57,7 @@ class ModifiedRQSplineTransform(ElementwiseTransform):
         derivative: Literal["exp", "softclip"] = "exp",
         cache_size: int = 0,
     ) -> None:
-        check_parameters("params", params, 4)
+        check_parameters("params", params, MODIFIED_RQ.num_params)
         self.params = params
         settings = {
             "interval": interval,
@@ -65,7 +65,7 @@ class ModifiedRQSplineTransform(ElementwiseTransform):
             "min_derivative": min_derivative,
             "derivative": derivative,
         }
-        modified_rq_config(False, *settings.values(), "none", params.dim())
+        MODIFIED_RQ.config(False, *settings.values(), "none", params.dim())
         super().__init__(settings, cache_size)
 
     def _transform(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,8 @@ from torch import Size, Tensor
 from torch.distributions import biject_to, constraints, transform_to
 
 from robustflow import functional as F
-from robustflow._checks import check_rq_parameters
-from robustflow._settings import Bound, bound_as_tensor, box_of, rq_config
+from robustflow._rq_arguments import Bound, bound_as_tensor, box_of, check_rq_parameters
+from robustflow._transforms import RQ
 from robustflow.distributions.elementwise import ElementwiseTransform
 
 _UNIT_BOX = (0.0, 1.0, 0.0, 1.0)  # stands for one that tensors hold
@@ -93,13 +93,13 @@ class RQSplineTransform(ElementwiseTransform):
             "min_bin_width": min_bin_width,
             "min_bin_height": min_bin_height,
             "min_derivative": min_derivative,
-            "parametrization": parametrization,
             "logit_scale": logit_scale,
         }
-        numbers = not any(isinstance(bound, Tensor) for bound in box.values())
-        edges = box_of(unnormalized_widths, *box.values())[1] if numbers else _UNIT_BOX
-        rq_config(self.num_bins, False, tails, edges, *others.values(), "none", 0)
-        super().__init__({"tails": tails, **box, **others}, cache_size)
+        in_numbers = not any(isinstance(bound, Tensor) for bound in box.values())
+        edges = box_of(unnormalized_widths, *box.values())[1] if in_numbers else _UNIT_BOX
+        kinds = {"tails": tails, "parametrization": parametrization}
+        RQ.config(self.num_bins, False, *kinds.values(), edges, *others.values(), "none", 0)
+        super().__init__({**kinds, **box, **others}, cache_size)
 
     def _leading_shapes(self) -> list[Size]:
         bounds = (self.settings[name] for name in ("tail_bound", *_EDGES))

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from robustflow._call_state import is_plain_eager
+
 
 def per_channel(values: Sequence[float], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Numbers (C,) that broadcast against (N, C, \\*S), in its dtype unless one is given."""
@@ -30,11 +32,9 @@ def _tensor(
 
     Not what is made inside a trace or a mode, which may be no tensor of numbers.
     """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return torch.tensor(values, dtype=dtype, device=device)
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return torch.tensor(values, dtype=dtype, device=device)
-    return _remembered(values, dtype, device)
+    if is_plain_eager():
+        return _remembered(values, dtype, device)
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 @functools.lru_cache(maxsize=256)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules import module as _every
 
+from robustflow._call_state import PLAIN_TYPES, is_plain_eager
 from robustflow._versions import versions
 
 # Of one number each. Not PReLU, which may have a weight for each unit.
@@ -344,18 +345,12 @@ def check_can_run(*tensors: Tensor) -> None:
     first = tensors[0]
     if torch.is_grad_enabled():
         raise NotInOrder("gradients are enabled")
-    if torch.compiler.is_compiling() or torch._C._is_tracing():
-        raise NotInOrder("the call is compiled or traced")
-    if (
-        torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-    ):
-        raise NotInOrder("it is called in a transform of torch.func, or in forward mode")
-    if (
-        torch._C._len_torch_dispatch_stack() > 0
-        or first.is_meta
-        or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors)
-    ):
+    if not is_plain_eager():
+        raise NotInOrder(
+            "the call is compiled or traced, or in a transform of torch.func, in forward mode, or "
+            "watched by a mode"
+        )
+    if first.is_meta or any(type(tensor) not in PLAIN_TYPES for tensor in tensors):
         raise NotInOrder("its tensors are not plain ones with data")
     if torch.is_autocast_enabled(first.device.type):
         raise NotInOrder("autocast is on")

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
+from robustflow._call_state import in_torch_func
 from robustflow._checks import check_at_least_zero
 from robustflow.nn._checks import check_counts, check_shape
 from robustflow.nn._precision import float32_at_least, wide_dtype
@@ -81,7 +82,7 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def _initialise_once(self, z: Tensor) -> None:
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if in_torch_func():
             raise RuntimeError(
                 "A new ActNorm sets itself from its first batch in training mode, which it cannot "
                 "inside a torch.func transform: call the flow on a batch before, or put it in "

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from robustflow import functional as F
-from robustflow._checks import check_choice, count_derivatives
-from robustflow._settings import affine_config, modified_rq_config, rq_config
+from robustflow._checks import check_choice
+from robustflow._transforms import AFFINE, MODIFIED_RQ, RQ, count_derivatives
 from robustflow.nn._checks import check_flags
 from robustflow.nn._constants import per_channel, take_channels
 from robustflow.nn._precision import wide_dtype
@@ -94,12 +94,12 @@ class Affine:
     shift_first: bool = True
     reciprocal: bool = False
 
-    num_params: ClassVar[int] = 2
+    num_params: ClassVar[int] = AFFINE.num_params
 
     def __post_init__(self) -> None:
         check_flags(shift_first=self.shift_first, reciprocal=self.reciprocal)
         settings = (self.scale, self.eps, self.clamp, self.shift_first, self.reciprocal)
-        affine_config(False, *settings, "sum", _DIMS)
+        AFFINE.config(False, *settings, "sum", _DIMS)
 
     @property
     def identity_params(self) -> tuple[float, ...]:
@@ -159,12 +159,12 @@ class ModifiedRQSpline:
     min_derivative: float = 1e-3
     derivative: Derivative = "softclip"
 
-    num_params: ClassVar[int] = 4
-    identity_params: ClassVar[tuple[float, ...]] = (0.0, 0.0, 0.0, 0.0)
+    num_params: ClassVar[int] = MODIFIED_RQ.num_params
+    identity_params: ClassVar[tuple[float, ...]] = (0.0,) * num_params
 
     def __post_init__(self) -> None:
         settings = (self.interval, self.min_bin, self.min_derivative, self.derivative)
-        modified_rq_config(False, *settings, "sum", _DIMS)
+        MODIFIED_RQ.config(False, *settings, "sum", _DIMS)
 
     @classmethod
     def published(cls) -> ModifiedRQSpline:
@@ -246,13 +246,13 @@ class RQSpline:
         minima = (self.min_bin_width, self.min_bin_height, self.min_derivative)
         for tails in _each(self.tails):
             for bound in _each(self.tail_bound):
-                rq_config(
+                RQ.config(
                     self.num_bins,
                     False,
                     tails,
+                    self.parametrization,
                     bound,
                     *minima,
-                    self.parametrization,
                     1.0,
                     "sum",
                     _DIMS,

@@ -2,18 +2,11 @@
 
 Operators take tensors in canonical form: ``x`` of any shape S, and parameters whose last
 dimension is the parameter axis and whose other dimensions equal S or are 1. A packed tensor is
-brought to that form by a view. Each transform has implementations (``registry``), of which
-:mod:`robustflow._backend` names the one that serves a call.
+brought to that form by a view. A transform is described in robustflow/_transforms.py. It has
+implementations (``registry``), of which :mod:`robustflow._backend` names the one that serves a
+call.
 """
 
-from robustflow.ops.transforms import (
-    PARAMETRIZATIONS,
-    SCALES,
-    TAILS,
-    affine,
-    modified_rq,
-    rq,
-    rq_route,
-)
+from robustflow.ops.transforms import AFFINE, MODIFIED_RQ, RQ
 
-__all__ = ["PARAMETRIZATIONS", "SCALES", "TAILS", "affine", "modified_rq", "rq", "rq_route"]
+__all__ = ["AFFINE", "MODIFIED_RQ", "RQ"]

@@ -27,7 +27,15 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from robustflow import _native
+from robustflow import _call_state, _native
+from robustflow._backend import implementation
+from robustflow._call_state import (
+    below_autograd,
+    is_plain_eager,
+    is_plain_tensor,
+    kind_of_call,
+)
+from robustflow._spec import Spec
 
 LIBRARY = torch.library.Library("robustflow", "DEF")
 
@@ -45,38 +53,99 @@ class Implementation:
 
 
 class Transform:
-    """One transform: its reference, its schemas and its implementations.
+    """One transform, and its implementations.
 
     Args:
-        name: of its operators.
-        reference: the same function in plain PyTorch, with the same positional arguments.
-        parameters: schema arguments of the differentiable parameter tensors, in order.
-        constants: schema arguments of tensors without a gradient.
-        config: schema arguments of the rest; the last is ``int batch_dims``.
+        spec: what it is.
+        reference: the same function in plain PyTorch, with the same positional arguments, but for
+            names in place of the numbers of choices.
 
-    The backward operator returns a gradient for ``x`` and for each parameter; bit i of ``needed``
-    says that gradient i is wanted, and one that is not is an empty tensor.
+    Attributes:
+        reference: the same with numbers, as the operators take them.
+
+    The backward operator returns a gradient for ``x`` and for each tensor of parameters; bit i of
+    ``needed`` says that gradient i is wanted, and one that is not is an empty tensor.
     """
 
-    def __init__(
-        self,
-        name: str,
-        reference: Transformed,
-        parameters: Sequence[str],
-        constants: Sequence[str],
-        config: Sequence[str],
-    ) -> None:
-        self.name = name
-        self.reference = reference
+    def __init__(self, spec: Spec, reference: Transformed) -> None:
+        self.name = spec.name
+        self.spec = spec
         self.implementations: dict[str, Implementation] = {}
-        tensors = ("Tensor x", *parameters, *constants)
+        tensors = ("Tensor x", *spec.tensors)
         self._num_tensors = len(tensors)
-        self._num_gradients = 1 + len(parameters)
-        arguments = (*tensors, *config)
+        self._num_gradients = 1 + len(spec.groups)
+        # Of the arguments after x.
+        self._num_others = len(spec.tensors)
+        self._has_size = bool(spec.size)
+        self._inverse_at = self._num_others + self._has_size
+        self._has_options = self._num_others > 1
+
+        @functools.wraps(reference)
+        def with_names(*arguments: Any) -> tuple[Tensor, Tensor]:
+            given, config = arguments[: len(tensors)], arguments[len(tensors) :]
+            return reference(*given, *spec.named(config))
+
+        self.reference: Transformed = with_names
+        arguments = (*tensors, *spec.numbers)
         backward = ("Tensor? grad_y", "Tensor? grad_logabsdet", *arguments, "int needed")
         # Arguments and number of results, of the operator and of its backward.
         self._schemas = ((arguments, 2), (backward, self._num_gradients))
-        self.add_implementation("native", *self.define(LIBRARY, name))
+        self.add_implementation("native", *self.define(LIBRARY, self.name))
+
+    def apply(
+        self, x: Tensor, *arguments: Any, by: Transformed | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(y, logabsdet), by a kernel, or by the reference where no kernel serves the call.
+
+        Args:
+            x: of any shape.
+            arguments: tensors of parameters and constants, whose last dimension is an element's and
+                whose others broadcast to x, or None; then the configuration.
+            by: what :meth:`route` said of this call, where it was asked before.
+        """
+        if by is None:
+            at = self._inverse_at
+            size = arguments[at - 1] if self._has_size else 0
+            by = self.route(x, arguments[0], arguments[at], size)
+        if self._has_options and by is not self.reference:
+            arguments = self._aligned(x, arguments)
+        return by(x, *arguments)
+
+    def route(self, x: Tensor, parameters: Tensor, inverse: bool, size: int = 0) -> Transformed:
+        """What serves a call: an implementation, by one of its two ways, or the reference.
+
+        Args:
+            x, parameters: of the call, the parameters' first tensor.
+            inverse, size: of its configuration.
+
+        The operators know reverse mode and vmap. In forward mode, and inside a torch.func transform
+        that differentiates, the reference answers: PyTorch would return a silent zero.
+        """
+        if size > self.spec.max_size:
+            return self.reference
+        kind = kind_of_call()
+        name = implementation(self.name, x, parameters, inverse, kind)
+        if name == "reference":
+            return self.reference
+        if kind == "plain":
+            return self.implementations[name].eager
+        return self.reference if kind == "differentiated" else self.implementations[name].operator
+
+    def _aligned(self, x: Tensor, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The same with groups of parameters that broadcast alike, and constants that do."""
+        count, dims = self._num_gradients - 1, x.dim() + 1
+        if arguments[count - 1] is not None:
+            groups = arguments[:count]
+            leading = [group.shape[:-1] for group in groups]
+            for shape in leading:
+                if shape != leading[0] or len(shape) + 1 < dims:
+                    arguments = (*_same_leading_shape(dims, groups), *arguments[count:])
+                    break
+        for at in range(count, self._num_others):
+            if arguments[at] is not None:
+                constant = _with_dims(arguments[at], dims)
+                arguments = (*arguments[:at], constant, *arguments[at + 1 :])
+        return arguments
 
     def define(self, library: torch.library.Library, name: str) -> tuple[OpOverload, OpOverload]:
         """Define ``name`` and ``name_backward`` in a library: the operators, without a kernel."""
@@ -210,7 +279,7 @@ class Transform:
         mask = 0
         for i, need in enumerate(needed):
             mask |= need << i
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             made: list[Tensor | None] = list(
                 call_backward(*cotangents, *ctx.saved_tensors, *ctx.config, mask)
             )
@@ -247,7 +316,7 @@ class Transform:
                 ctx.set_materialize_grads(False)
                 ctx.save_for_backward(*tensors)
                 ctx.config = config
-                with torch._C._AutoDispatchBelowAutograd():
+                with below_autograd():
                     return call(*tensors, *config)
 
             @staticmethod
@@ -263,7 +332,7 @@ class Transform:
                 for tensor in args[:num_gradients]:
                     if tensor is not None and tensor.requires_grad:
                         return apply(args[num_tensors:], *args[:num_tensors])
-            with torch._C._AutoDispatchBelowAutograd():
+            with below_autograd():
                 return call(*args)
 
         return eager
@@ -275,19 +344,11 @@ def _in_torch_func_or_forward_mode(tensors: Sequence[Tensor | None]) -> bool:
     A transform of torch.func that is under way there is one that differentiates: vmap takes the
     operator's own rule, beneath it.
     """
-    return torch._C._functorch.peek_interpreter_stack() is not None or _any_dual(*tensors)
+    return _call_state.innermost_transform() is not None or _has_tangent(*tensors)
 
 
-def _any_dual_in_python(*tensors: Tensor | None) -> bool:
-    return any(
-        tensor is not None and torch._VF._unpack_dual(tensor, level=0).tangent is not None
-        for tensor in tensors
-    )
-
-
-# A graph may have entered forward mode where torch.autograd.forward_ad knows nothing of it: the
-# tensors themselves are asked. Each question costs Python some microseconds.
-_any_dual = getattr(_native.eager(), "any_dual", _any_dual_in_python)
+# Each tensor that is asked costs Python some microseconds.
+_has_tangent = getattr(_native.eager(), "any_dual", _call_state.has_tangent)
 
 
 def _pair(name: str) -> tuple[str, str]:
@@ -307,23 +368,15 @@ def _direct(function: Function, operator: Function) -> Function:
     """A Python function without the dispatcher, where nothing but the dispatcher would notice."""
 
     def call(*args: Any) -> Any:
-        if (
-            torch._C._len_torch_dispatch_stack() == 0
-            and torch._C._functorch.peek_interpreter_stack() is None
-            and all(_is_plain(arg) for arg in args if isinstance(arg, Tensor))
-        ):
+        if is_plain_eager() and all(map(is_plain_tensor, _tensors_of(args))):
             return function(*args)
         return operator(*args)
 
     return call
 
 
-_PLAIN = {Tensor, torch.nn.Parameter}
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Neither of another class nor of the batched kind that `is_grads_batched` makes."""
-    return type(tensor) in _PLAIN and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+def _tensors_of(args: Sequence[Any]) -> list[Tensor]:
+    return [arg for arg in args if isinstance(arg, Tensor)]
 
 
 def _on_its_device(function: Function, position: int) -> Function:
@@ -332,7 +385,7 @@ def _on_its_device(function: Function, position: int) -> Function:
     @functools.wraps(function)
     def call(*args: Any) -> Any:
         tensor = args[position]
-        if type(tensor) in _PLAIN and tensor.is_cuda:
+        if type(tensor) in _call_state.PLAIN_TYPES and tensor.is_cuda:
             index = tensor.get_device()
             if index != torch.cuda.current_device():
                 with torch.cuda.device(index):
@@ -426,3 +479,14 @@ def _batch_first(
             tensor = tensor.unsqueeze(0)
             out.append(tensor.expand(batch_size, *tensor.shape[1:]) if expand else tensor)
     return out
+
+
+def _with_dims(tensor: Tensor, dims: int) -> Tensor:
+    return tensor[(None,) * (dims - tensor.dim())] if tensor.dim() < dims else tensor
+
+
+def _same_leading_shape(dims: int, groups: Sequence[Tensor]) -> list[Tensor]:
+    """Groups of parameters that broadcast alike (the kernels sum one pattern of gradients)."""
+    views = [_with_dims(group, dims) for group in groups]
+    shape = torch.broadcast_shapes(*(view.shape[:-1] for view in views))
+    return [view.expand(*shape, view.shape[-1]) for view in views]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -18,20 +17,13 @@ from robustflow.reference.numerics import (
     sum_from,
 )
 
-SCALE_SIGMOID: Final = 0
-SCALE_EXP: Final = 1
-SCALE_SOFTPLUS: Final = 2
-SCALE_ATAN_EXP: Final = 3
-SCALE_TANH_EXP: Final = 4
-SCALE_SOFTCLIP_EXP: Final = 5
-
 
 def affine(
     x: Tensor,
     params: Tensor,
     log_scale: Tensor | None,
     inverse: bool,
-    scale: int,
+    scale: str,
     eps: float,
     clamp: float,
     shift_first: bool,
@@ -46,10 +38,10 @@ def affine(
             ``log_scale`` is given.
         log_scale: broadcasts to S + (1,): the scale logit a; or None.
         inverse: y / s - t, or (y - t) / s.
-        scale: ``SCALE_SIGMOID`` sigmoid(a + 2) + eps; ``SCALE_EXP`` exp(a); ``SCALE_SOFTPLUS``
-            softplus(a) + eps; ``SCALE_ATAN_EXP`` exp(clamp 0.636 atan(a)); ``SCALE_TANH_EXP``
-            exp(clamp tanh(a)); ``SCALE_SOFTCLIP_EXP`` exp(a / (1 + |a| / clamp)). Logits of sigmoid
-            and exp saturate at +-40, those of softplus at -40 and 2**60.
+        scale: "sigmoid", sigmoid(a + 2) + eps; "exp", exp(a); "softplus", softplus(a) + eps;
+            "atan_exp", exp(clamp 0.636 atan(a)); "tanh_exp", exp(clamp tanh(a)); "softclip_exp",
+            exp(a / (1 + |a| / clamp)). Logits of sigmoid and exp saturate at +-40, those of
+            softplus at -40 and 2**60.
         eps: added to sigmoid and softplus.
         clamp: bound of the soft-clamped log-scales.
         shift_first: which of the two forms.
@@ -61,7 +53,7 @@ def affine(
         the compute dtype: float64 if x or any parameter is, else float32. It is NaN where x is.
 
     Example:
-        >>> affine(torch.ones(1), torch.zeros(2), None, False, SCALE_EXP, 0.0, 2.0, True, False, 1)
+        >>> affine(torch.ones(1), torch.zeros(2), None, False, "exp", 0.0, 2.0, True, False, 1)
         (tensor([1.]), tensor([0.]))
     """
     dtype = compute_dtype(x, params, log_scale)
@@ -78,12 +70,12 @@ def affine(
 
 
 def _factor(
-    logit: Tensor, scale: int, eps: float, clamp: float, *, divide: bool
+    logit: Tensor, scale: str, eps: float, clamp: float, *, divide: bool
 ) -> tuple[Tensor, Tensor]:
     """What multiplies x (the scale, or one over it when ``divide``), and its logarithm."""
-    if scale == SCALE_SOFTPLUS:
+    if scale == "softplus":
         value = softplus(saturate(logit, -LOGIT_LIMIT, LINEAR_LIMIT)) + eps
-    elif scale == SCALE_SIGMOID and eps > 0:
+    elif scale == "sigmoid" and eps > 0:
         value = torch.sigmoid(saturate(logit + 2)) + eps
     else:
         log_value = _log_scale(logit, scale, clamp)
@@ -94,14 +86,14 @@ def _factor(
     return (1 / value, -log_value) if divide else (value, log_value)
 
 
-def _log_scale(logit: Tensor, scale: int, clamp: float) -> Tensor:
+def _log_scale(logit: Tensor, scale: str, clamp: float) -> Tensor:
     """The logarithm of the scales that are exponentials; sigmoid is one when nothing is added."""
-    if scale == SCALE_SIGMOID:
+    if scale == "sigmoid":
         return torch.nn.functional.logsigmoid(saturate(logit + 2))
-    if scale == SCALE_ATAN_EXP:
+    if scale == "atan_exp":
         logit = clamp * 0.636 * torch.atan(logit)
-    elif scale == SCALE_TANH_EXP:
+    elif scale == "tanh_exp":
         logit = clamp * torch.tanh(logit)
-    elif scale == SCALE_SOFTCLIP_EXP:
+    elif scale == "softclip_exp":
         logit = softclip(logit, clamp)
     return saturate(logit)

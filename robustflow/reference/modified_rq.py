@@ -19,7 +19,7 @@ def modified_rq(
     right: float,
     min_bin: float,
     min_derivative: float,
-    softclip: bool,
+    derivative: str,
     batch_dims: int,
 ) -> tuple[Tensor, Tensor]:
     """Two-bin spline on the box (left, right)^2, the identity outside it, plus a shift everywhere.
@@ -31,7 +31,7 @@ def modified_rq(
         left, right: the box, the same in x and y.
         min_bin: smallest bin size, as a fraction of the box, in (0, 1/2).
         min_derivative: smallest derivative at the middle knot, in (0, 1).
-        softclip: False: m + (1 - m) exp(d), the paper's; True: exp(d / (1 + |d| / c))
+        derivative: "exp", m + (1 - m) exp(d), the paper's; "softclip", exp(d / (1 + |d| / c))
             with c = -log m, which lies in [m, 1 / m].
         batch_dims: the log-determinant is summed over the dimensions of x from this one on.
 
@@ -41,7 +41,7 @@ def modified_rq(
 
     Example:
         >>> y, logabsdet = modified_rq(
-        ...     torch.tensor([0.25, 3.0]), torch.zeros(4), False, -0.5, 0.5, 1e-3, 1e-3, False, 1
+        ...     torch.tensor([0.25, 3.0]), torch.zeros(4), False, -0.5, 0.5, 1e-3, 1e-3, "exp", 1
         ... )
         >>> y
         tensor([0.2500, 3.0000])
@@ -60,7 +60,7 @@ def modified_rq(
 
     x_mid = _middle_knot(w, left, right, min_bin)
     y_mid = _middle_knot(h, left, right, min_bin)
-    if softclip:
+    if derivative == "softclip":
         d_mid = torch.exp(numerics.softclip(d, -math.log(min_derivative)))
     else:
         d_mid = min_derivative + (1 - min_derivative) * torch.exp(saturate(d))

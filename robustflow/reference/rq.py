@@ -7,7 +7,6 @@ clipping), and ready-made knots serve for any other.
 from __future__ import annotations
 
 import math
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -21,14 +20,6 @@ from robustflow.reference.numerics import (
     sum_from,
 )
 
-TAILS_NONE: Final = 0
-TAILS_LINEAR: Final = 1
-TAILS_CIRCULAR: Final = 2
-
-PARAMETRIZATION_SOFTMAX: Final = 0
-PARAMETRIZATION_SOFTCLIP: Final = 1
-PARAMETRIZATION_KNOTS: Final = 2
-
 
 def rq(
     x: Tensor,
@@ -38,8 +29,8 @@ def rq(
     box: Tensor | None,
     num_bins: int,
     inverse: bool,
-    tails: int,
-    parametrization: int,
+    tails: str | None,
+    parametrization: str,
     left: float,
     right: float,
     bottom: float,
@@ -63,16 +54,15 @@ def rq(
             the four numbers. No gradient flows to it.
         num_bins: K.
         inverse: map y to x instead of x to y.
-        tails: ``TAILS_NONE`` (NaN outside the closed box), ``TAILS_LINEAR`` (identity outside the
-            open box, derivative 1 at its edges) or ``TAILS_CIRCULAR`` (identity outside the closed
-            box). A half type may round an edge outwards: its rounding is then the edge.
+        tails: None (NaN outside the closed box), "linear" (identity outside the open box,
+            derivative 1 at its edges) or "circular" (identity outside the closed box). A half type
+            may round an edge outwards: its rounding is then the edge.
         parametrization: of bin sizes, as fractions of the box, and of derivatives:
-            ``PARAMETRIZATION_SOFTMAX``: m + (1 - K m) softmax(logit_scale w), m_d + softplus(d);
-            ``PARAMETRIZATION_SOFTCLIP``: softmax(w' / (1 + |2 w' / log m_d|)) of
-            w' = logit_scale w, and exp(d / (1 + |d / log m_d|));
-            ``PARAMETRIZATION_KNOTS``: sizes (in units of the box; they sum to it) and derivatives
-            as they are. The box's edges are constants: for 0 < j < K, knot j is left + the sum of
-            the first j sizes.
+            "softmax": m + (1 - K m) softmax(logit_scale w), m_d + softplus(d);
+            "softclip": softmax(w' / (1 + |2 w' / log m_d|)) of w' = logit_scale w, and
+            exp(d / (1 + |d / log m_d|));
+            "knots": sizes (in units of the box; they sum to it) and derivatives as they are. The
+            box's edges are constants: for 0 < j < K, knot j is left + the sum of the first j sizes.
         left, right, bottom, top: the box.
         min_bin_width, min_bin_height: m above; K m < 1.
         min_derivative: m_d above, positive.
@@ -87,8 +77,7 @@ def rq(
         >>> K = 4
         >>> y, logabsdet = rq(
         ...     torch.tensor([0.3, 7.0]), torch.zeros(3 * K - 1), None, None, None, K, False,
-        ...     TAILS_LINEAR, PARAMETRIZATION_SOFTCLIP,
-        ...     -5.0, 5.0, -5.0, 5.0, 0.0, 0.0, 1e-3, 1.0, 1,
+        ...     "linear", "softclip", -5.0, 5.0, -5.0, 5.0, 0.0, 0.0, 1e-3, 1.0, 1,
         ... )
         >>> y
         tensor([0.3000, 7.0000])
@@ -105,7 +94,7 @@ def rq(
 
     z = x.to(dtype)
     # Asked this way, NaN is inside and stays NaN.
-    if tails == TAILS_LINEAR:
+    if tails == "linear":
         outside = (z <= low) | (z >= high)
     else:
         outside = (z < torch.minimum(low, _as_stored(low, x.dtype))) | (
@@ -138,9 +127,9 @@ def rq(
     )
     y, logabsdet = (rq_bin.inverse if inverse else rq_bin.forward)(inner, spline_bin)
 
-    if tails != TAILS_LINEAR:  # an inner knot may be rounded past the end of the box
+    if tails != "linear":  # an inner knot may be rounded past the end of the box
         y = _within(y, *((x_low, x_high) if inverse else (y_low, y_high)))
-    if tails == TAILS_NONE:
+    if tails is None:
         y = torch.where(outside, math.nan, y)
         logabsdet = torch.where(outside, math.nan, logabsdet)
     else:
@@ -179,7 +168,7 @@ def _knots(
     raw: Tensor,
     low: Tensor,
     high: Tensor,
-    parametrization: int,
+    parametrization: str,
     min_bin: float,
     slope: float,
     logit_scale: float,
@@ -187,9 +176,9 @@ def _knots(
     """The K + 1 knots (..., K + 1) of raw sizes (..., K), from ``low`` to ``high``."""
     num_bins = raw.shape[-1]
     low, high = low.unsqueeze(-1), high.unsqueeze(-1)
-    if parametrization == PARAMETRIZATION_KNOTS:
+    if parametrization == "knots":
         sizes = raw
-    elif parametrization == PARAMETRIZATION_SOFTCLIP:
+    elif parametrization == "softclip":
         sizes = (high - low) * torch.softmax(softclip(logit_scale * raw, -math.log(slope) / 2), -1)
     else:
         # Softmax does not see a common shift. Taken off first, the largest logit cannot overflow
@@ -200,7 +189,7 @@ def _knots(
 
     before = cumulative_sum(sizes)[..., :-1]
     inner = low + before
-    if parametrization != PARAMETRIZATION_KNOTS:
+    if parametrization != "knots":
         # Sizes that sum to the box by construction: measure a knot from the nearer end of it.
         after = cumulative_sum(sizes, from_end=True)[..., 1:]
         inner = torch.where(before < after, inner, high - after)
@@ -208,18 +197,18 @@ def _knots(
     return torch.cat([low.expand(ends), inner, high.expand(ends)], -1)
 
 
-def _slopes(raw: Tensor, tails: int, parametrization: int, min_derivative: float) -> Tensor:
+def _slopes(raw: Tensor, tails: str | None, parametrization: str, min_derivative: float) -> Tensor:
     """The derivatives (..., K + 1) at the knots, of the D raw ones."""
-    if parametrization == PARAMETRIZATION_KNOTS:
+    if parametrization == "knots":
         slopes = raw
-    elif parametrization == PARAMETRIZATION_SOFTCLIP:
+    elif parametrization == "softclip":
         slopes = torch.exp(softclip(raw, -math.log(min_derivative)))
     else:
         slopes = min_derivative + softplus(raw)
 
-    if tails == TAILS_LINEAR:  # exactly the tails' derivative, not a rounded softplus of a constant
+    if tails == "linear":  # exactly the tails' derivative, not a rounded softplus of a constant
         return torch.nn.functional.pad(slopes, (1, 1), value=1.0)
-    if tails == TAILS_CIRCULAR:
+    if tails == "circular":
         return torch.cat([slopes, slopes[..., :1]], -1)
     return slopes
 

@@ -15,7 +15,8 @@ import torch
 
 import robustflow
 from compat.served import counts
-from robustflow import compat, ops
+from robustflow import compat
+from robustflow._transforms import MAX_BINS
 
 splines = pytest.importorskip("nflows.transforms.splines.rational_quadratic")
 FUNCTION = splines.unconstrained_rational_quadratic_spline
@@ -122,7 +123,7 @@ def test_another_signature_is_refused(monkeypatch: Any) -> None:
 
 @pytest.mark.parametrize("why", ["chosen", "no native library", "too many bins"])
 def test_the_reference_is_counted_as_such(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    bins = ops.transforms.MAX_BINS + 1 if why == "too many bins" else 5
+    bins = MAX_BINS + 1 if why == "too many bins" else 5
     if why == "no native library":
         monkeypatch.setattr("robustflow._native._library", None)
     choice = robustflow.use_backend("reference") if why == "chosen" else nullcontext()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compat.served import counts
 from robustflow import compat, ops
+from robustflow.ops.registry import Transform
 
 FEATURES, BINS = 3, 5
 LINEAR = 3 * BINS - 1
@@ -73,14 +74,15 @@ def coupling(library: str, net: Callable[[int, int], nn.Module], **options: Any)
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
     """The tensors that reach the operator."""
     found: list[tuple[Any, ...]] = []
-    own = ops.rq
+    own = Transform.apply
 
-    def rq(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
-        found.append(args)
-        return own(*args, **options)
+    def call(transform: Transform, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        if transform is ops.RQ:
+            found.append(args)
+        return own(transform, *args, **options)
 
     with monkeypatch.context() as context:
-        context.setattr(ops, "rq", rq)
+        context.setattr(Transform, "apply", call)
         yield found
 
 

@@ -45,7 +45,7 @@ def through_knots(
     sizes: tuple[Tensor, Tensor],
     derivatives: Tensor,
     box: Tensor,
-    tails: int,
+    tails: str | None,
     inverse: bool,
 ) -> tuple[Tensor, Tensor]:
     """The spline with bins of the given widths and heights (*S, K); box (..., 4)."""
@@ -59,7 +59,7 @@ def through_knots(
         widths.shape[-1],
         inverse,
         tails,
-        2,  # knots
+        "knots",
         *(0.0, 1.0, 0.0, 1.0),
         *(1e-3, 1e-3, 1e-3, 1.0),
         x.dim(),

@@ -17,12 +17,10 @@ from torch import Tensor
 import robustflow.functional as F
 from conformance import knots
 from robustflow import reference
+from robustflow._transforms import PARAMETRIZATIONS, SCALES, TAILS, count_derivatives
 
 Pair = tuple[Tensor, Tensor]
 Patterns = tuple[Tensor, Tensor]
-TAILS = {None: 0, "linear": 1, "circular": 2}
-PARAMETRIZATIONS = {"softmax": 0, "softclip": 1, "knots": 2}
-SCALES = {"sigmoid": 0, "exp": 1, "softplus": 2, "atan_exp": 3, "tanh_exp": 4, "softclip_exp": 5}
 # Knots are sampled as whole multiples of 1/64 of a box whose size is a power of two: exact in every
 # dtype, so that they sum to the box in bfloat16 as they do in float64.
 _KNOT_UNITS = 64
@@ -134,7 +132,7 @@ class ModifiedRQ(Operation):
             *self.interval,
             self.min_bin,
             self.min_derivative,
-            self.derivative == "softclip",
+            self.derivative,
             x.dim() if batch_dims is None else batch_dims,
         )
 
@@ -159,7 +157,7 @@ class ModifiedRQ(Operation):
         box = torch.tensor([low, high, low, high]).to(x)
         z = x - shift if inverse else x
         y, logabsdet = knots.through_knots(
-            z, (sizes[0], sizes[1]), slope.unsqueeze(-1), box, TAILS["linear"], inverse
+            z, (sizes[0], sizes[1]), slope.unsqueeze(-1), box, "linear", inverse
         )
         return (y if inverse else y + shift), logabsdet
 
@@ -194,7 +192,7 @@ class RQ(Operation):
 
     @property
     def num_derivatives(self) -> int:
-        return self.num_bins + {"linear": -1, "circular": 0, None: 1}[self.tails]
+        return count_derivatives(self.num_bins, self.tails)
 
     @property
     def num_params(self) -> int:
@@ -275,9 +273,7 @@ class RQ(Operation):
             derivatives = self.min_derivative + knots.softplus(derivatives)
         elif self.parametrization == "softclip":
             derivatives = torch.exp(knots.softclip(derivatives, slope))
-        return knots.through_knots(
-            x, (sizes[0], sizes[1]), derivatives, box, TAILS[self.tails], inverse
-        )
+        return knots.through_knots(x, (sizes[0], sizes[1]), derivatives, box, self.tails, inverse)
 
     def oracle(
         self, x: Tensor, params: Tensor, inverse: bool, batch_dims: int | None = None
@@ -291,8 +287,8 @@ class RQ(Operation):
             box,
             self.num_bins,
             inverse,
-            TAILS[self.tails],
-            PARAMETRIZATIONS[self.parametrization],
+            self.tails,
+            self.parametrization,
             *self.bounds,
             self.min_bin_width,
             self.min_bin_height,
@@ -381,7 +377,7 @@ class Affine(Operation):
             params,
             None,
             inverse,
-            SCALES[self.scale],
+            self.scale,
             self.eps,
             CLAMP,
             self.shift_first,

@@ -21,6 +21,7 @@ from conformance.layouts import Layout
 from conformance.operations import RQ, Affine, ModifiedRQ, Operation
 from interpreter.backend import TARGET
 from robustflow import kernels, reference
+from robustflow._transforms import MODIFIED_RQ
 from robustflow.kernels import plan
 
 # One program each, some of whose lanes are idle.
@@ -115,7 +116,7 @@ def test_more_dimensions_than_arguments(shared: tuple[int, ...], batch_dims: int
     config: Any = (False, -0.5, 0.5, 1e-3, 1e-3, False, batch_dims)
     y, logabsdet = kernels.modified_rq(x, params, *config)
     wide = x.double().requires_grad_(), params.double().requires_grad_()
-    wanted = reference.modified_rq(*wide, *config)
+    wanted = reference.modified_rq(*wide, *MODIFIED_RQ.named(config))
     torch.testing.assert_close(y.double(), wanted[0], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(logabsdet.double(), wanted[1], rtol=1e-5, atol=1e-5)
     backward: Any = (None, torch.ones_like(logabsdet), x, params, *config, 3)

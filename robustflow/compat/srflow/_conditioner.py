@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustflow.compat.srflow._once import is_eager, once
+from robustflow._call_state import is_plain_eager
+from robustflow.compat.srflow._once import once
 from robustflow.nn.actnorm import standardisation
 
 
@@ -144,7 +145,7 @@ class Conditioner(nn.Sequential):
         projected = once(self, context, first.weights, first.of_last)
         hidden = first.of_first(z1)
         # In place on what no one else holds; not under vmap, where one may be batched alone.
-        hidden = hidden.add_(projected) if is_eager() else hidden + projected
+        hidden = hidden.add_(projected) if is_plain_eager() else hidden + projected
         return self._after_first(hidden)
 
     def forward(self, x: Tensor) -> Tensor:

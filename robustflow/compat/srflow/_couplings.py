@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robustflow._call_state import is_plain_eager
 from robustflow._checks import fits
 from robustflow.compat.srflow._conditioner import Conditioner
-from robustflow.compat.srflow._once import is_eager
 from robustflow.compat.srflow._options import FLOW, option
 from robustflow.nn.elementwise import Affine, ElementwiseTransform, ModifiedRQSpline
 
@@ -161,7 +161,7 @@ class _SeparatedAndCond(nn.Module, ABC):
         """Transform the second half of z given the first, into z itself where it is ours."""
         z1, z2 = z.split((self.kept_channels, self.in_channels - self.kept_channels), dim=1)
         y2, change = self._transform_of(net)(z2, params_of(z1), inverse=reverse)
-        if own and not torch.is_grad_enabled() and is_eager():
+        if own and not torch.is_grad_enabled() and is_plain_eager():
             z2.copy_(y2)
             return z, change
         return torch.cat([z1, y2], dim=1), change

@@ -17,10 +17,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from robustflow._call_state import PLAIN_TYPES, is_plain_eager
+
 Compute = Callable[[Tensor], Tensor]
 Weights = Callable[[], Sequence[Tensor]]
-
-_PLAIN = {Tensor, nn.Parameter}
 
 
 class _Snapshot:
@@ -112,7 +112,7 @@ def once(owner: nn.Module, context: Tensor, weights: Weights, compute: Compute) 
         weights: gives all tensors that ``compute`` reads besides.
     """
     # Asked first: torch.compile cannot read a thread's own state.
-    if not is_eager() or _memory.depth == 0:
+    if not is_plain_eager() or _memory.depth == 0:
         return compute(context)
     tensors = (context, *weights())
     if not _can_be_followed(tensors):
@@ -129,20 +129,9 @@ def once(owner: nn.Module, context: Tensor, weights: Weights, compute: Compute) 
     return result
 
 
-def is_eager() -> bool:
-    """Whether tensors are what they seem: not traced, batched, nor dual numbers."""
-    return (
-        not torch.compiler.is_compiling()
-        and not torch._C._is_tracing()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch.autograd.forward_ad._current_level < 0
-        and torch._C._len_torch_dispatch_stack() == 0
-    )
-
-
 def _can_be_followed(tensors: Sequence[Tensor]) -> bool:
     """Whether every change can be seen, and the result is good for more than one use."""
-    if any(type(tensor) not in _PLAIN for tensor in tensors):
+    if any(type(tensor) not in PLAIN_TYPES for tensor in tensors):
         return False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return False  # a graph serves one backward
