@@ -202,7 +202,7 @@ def triton_subject(name: str, elements: float) -> Subject | None:
 _TRITON = re.compile(
     r"(?P<transform>modified_rq|affine|rq8)-(?P<way>forward|inverse)-"
     r"(?P<layout>planar|packed_rows)-(?P<dtype>fp32|bf16):"
-    r"(modified_rq|affine|rq)_(?P<gradient>gradient_)?kernel"
+    r"(transform|(?P<gradient>gradient))_kernel"
 )
 _TRITON_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 

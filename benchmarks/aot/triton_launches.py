@@ -6,7 +6,7 @@ launches are recorded instead of run. So a signature here is that of a call, nev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from robustflow import kernels
+from robustflow import _transforms, kernels
+from robustflow._spec import Spec
 
 TYPES = {
     torch.float64: "fp64",
@@ -105,7 +106,7 @@ def recorded(name: str, launches: list[Launch]) -> Iterator[None]:
     with mock.patch.multiple("robustflow.kernels.launch", launch=launch):
         patches = [
             mock.patch(f"robustflow.kernels.{module}.launch", launch)
-            for module in ("modified_rq", "rq", "affine", "sums")
+            for module in ("launchers", "sums")
         ]
         for patch in patches:
             patch.start()
@@ -133,8 +134,7 @@ def _rows(shape: tuple[int, ...], planes: int, dtype: torch.dtype) -> Tensor:
 
 def _both(
     name: str,
-    forward: Callable[..., Any],
-    backward: Callable[..., Any],
+    spec: Spec,
     x: Tensor,
     params: tuple[Tensor | None, ...],
     config: tuple[Any, ...],
@@ -145,6 +145,7 @@ def _both(
         x.shape[:1], device="meta", dtype=torch.float64 if wide else torch.float32
     )
     launches: list[Launch] = []
+    forward, backward = kernels.functions(spec)
     with recorded(name, launches):
         forward(x, *params, *config, 1)
         backward(torch.empty_like(x), grad_logabsdet, x, *params, *config, 1, 15)
@@ -161,7 +162,7 @@ def _modified_rq(
 ) -> list[Launch]:
     x = torch.empty(shape, device="meta", dtype=x_dtype)
     config = (inverse, -3.0, 3.0, 1e-3, 1e-3, softclip)
-    return _both(name, kernels.modified_rq, kernels.modified_rq_backward, x, (params,), config)
+    return _both(name, _transforms.MODIFIED_RQ, x, (params,), config)
 
 
 def _affine(
@@ -169,7 +170,7 @@ def _affine(
 ) -> list[Launch]:
     x = torch.empty(shape, device="meta", dtype=x_dtype)
     config = (inverse, 0, 1e-4, 2.0, True, False)
-    return _both(name, kernels.affine, kernels.affine_backward, x, (params, None), config)
+    return _both(name, _transforms.AFFINE, x, (params, None), config)
 
 
 def _rq(
@@ -185,7 +186,7 @@ def _rq(
         *(num_bins, inverse, tails, parametrization, -3.0, 3.0, -3.0, 3.0),
         *(1e-3, 1e-3, 1e-3, 1.0),
     )
-    return _both(name, kernels.rq, kernels.rq_backward, x, (*params, None), config)
+    return _both(name, _transforms.RQ, x, (*params, None), config)
 
 
 def all_launches() -> list[Launch]:

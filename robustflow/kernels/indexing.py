@@ -47,17 +47,17 @@ def locate_tile(
     group,
     tile,
     inner_block,
-    groups,
-    rows,
-    inner,
-    size1,
-    size2,
+    shape,
     BLOCK: tl.constexpr,
     BLOCK_INNER: tl.constexpr,
     OUTER_DIMS: tl.constexpr,
     SUMS: tl.constexpr,
 ):
-    """(index, mask) of a group's tile; the index is (outer 0, outer 1, outer 2, inner)."""
+    """(index, mask) of a group's tile; the index is (outer 0, outer 1, outer 2, inner).
+
+    shape: groups, rows, inner, and the sizes of outer dimensions 1 and 2.
+    """
+    groups, rows, inner, size1, size2 = shape
     element = tl.arange(0, BLOCK)
     if SUMS == SUM_GROUP:
         inner_blocks = (inner + (BLOCK_INNER - 1)) // BLOCK_INNER
@@ -80,11 +80,7 @@ def locate_sums(
     group,
     tile,
     inner_block,
-    groups,
-    rows,
-    inner,
-    size1,
-    size2,
+    shape,
     BLOCK: tl.constexpr,
     BLOCK_INNER: tl.constexpr,
     OUTER_DIMS: tl.constexpr,
@@ -92,11 +88,9 @@ def locate_sums(
 ):
     """(index, mask) of a program's sums, as many as sum_tile() makes."""
     if SUMS == SUM_KEPT:
-        return locate_tile(
-            group, 0, inner_block, groups, rows, inner, size1, size2,
-            BLOCK, BLOCK_INNER, OUTER_DIMS, SUMS,
-        )  # fmt: skip
+        return locate_tile(group, 0, inner_block, shape, BLOCK, BLOCK_INNER, OUTER_DIMS, SUMS)
     else:
+        _, rows, inner, size1, size2 = shape
         if SUMS == SUM_INNER:
             row = tile * (BLOCK // BLOCK_INNER) + tl.arange(0, BLOCK // BLOCK_INNER)
             i = row * 0
@@ -122,9 +116,10 @@ def _outer_index(row, size1, size2, OUTER_DIMS: tl.constexpr):
 
 
 @triton.jit
-def offset(index, stride0, stride1, stride2, stride_inner, OUTER_DIMS: tl.constexpr):
+def offset(index, strides, OUTER_DIMS: tl.constexpr):
     """Of each element of an index, in a tensor with these strides."""
     i0, i1, i2, i = index
+    stride0, stride1, stride2, stride_inner = strides
     at = i * stride_inner
     if OUTER_DIMS >= 1:
         at += i0 * stride0
@@ -133,6 +128,21 @@ def offset(index, stride0, stride1, stride2, stride_inner, OUTER_DIMS: tl.conste
     if OUTER_DIMS >= 3:
         at += i2 * stride2
     return at
+
+
+@triton.jit
+def at_index(index, tensors, GROUPS: tl.constexpr, OUTER_DIMS: tl.constexpr):
+    """(pointer, offset of each element, distance between its numbers) for each group of parameters.
+
+    GROUPS: READS or WRITES of loops.py. A pointer is None where nothing is to be written.
+    """
+    out = ()
+    for g in tl.static_range(len(GROUPS)):
+        pointer, strides, plane = tensors[GROUPS[g][0]]
+        if pointer is not None:
+            pointer += GROUPS[g][1] * plane
+        out = out + ((pointer, offset(index, strides, OUTER_DIMS), plane),)
+    return out
 
 
 @triton.jit
@@ -273,15 +283,6 @@ def part_offset(chunk, stride, SUMS: tl.constexpr):
         return 0
     else:
         return chunk.to(tl.int64) * stride
-
-
-@triton.jit
-def add_planes(sums, planes, mask, COUNT: tl.constexpr):
-    """One more tile of a tuple of sums."""
-    out = ()
-    for k in tl.static_range(COUNT):
-        out = out + (sums[k] + tl.where(mask, planes[k], 0.0),)
-    return out
 
 
 @triton.jit

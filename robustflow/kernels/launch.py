@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+from robustflow._call_state import PLAIN_TYPES
 
 
 def launch(
@@ -24,7 +23,7 @@ def launch(
     its cost, and with products that are not contracted into sums: the kernels say where that
     shall happen, so that layouts, and the presence of outputs, cannot change an element's bits.
     """
-    if type(arguments[0]) in _PLAIN:
+    if type(arguments[0]) in PLAIN_TYPES:
         kernel[(programs,)](*arguments, **constants, num_warps=num_warps, enable_fp_fusion=False)
     else:
         traced = torch.library.wrap_triton(kernel)

@@ -208,7 +208,7 @@ def make_plan(
         block_inner=block_inner,
         tiles=per_program,
         chunks=-(-tiles // per_program),
-        wide=extent + planes >= _WIDE or math.prod(shape) >= _WIDE,
+        wide=bool(extent + planes >= _WIDE or math.prod(shape) >= _WIDE),
     )
 
 

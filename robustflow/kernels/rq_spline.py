@@ -2,9 +2,9 @@
 # ruff: noqa: RUF005  (Triton knows no (*a, b))
 """The rational-quadratic spline with K bins, on a block of elements: csrc/math/rq_spline.h.
 
-Durkan et al. 2019 (arXiv:1906.04032). Up to ``rq.MAX_BINS_IN_REGISTERS`` bins, an element's logits
-are tuples of blocks, held in registers; beyond, they are read from memory again for each pass. Both
-ways go through the same steps.
+Durkan et al. 2019 (arXiv:1906.04032). Up to ``launchers.MAX_BINS_IN_REGISTERS`` bins, an element's
+logits are tuples of blocks, held in registers; beyond, they are read from memory again for each
+pass. Both ways go through the same steps.
 
 A *derivative* is the tuple (d, d log d / d logit). A *place* is what gradients need to know beside
 an element's bin: its index, the unnormalised sizes of the bins before it, of its own and of those
@@ -25,21 +25,13 @@ from robustflow.kernels.elementary import (
     softplus,
 )
 
-# The numbers are those of the operators' schema (robustflow/ops/transforms.py).
-TAILS_NONE = tl.constexpr(0)
-TAILS_LINEAR = tl.constexpr(1)
-TAILS_CIRCULAR = tl.constexpr(2)
-PARAMETRIZATION_SOFTMAX = tl.constexpr(0)
-PARAMETRIZATION_SOFTCLIP = tl.constexpr(1)
-PARAMETRIZATION_KNOTS = tl.constexpr(2)
-
 
 @triton.jit
 def rq_size(logit, largest, logit_scale, inverse_bound, PARAMETRIZATION: tl.constexpr):
     """An unnormalised bin size."""
-    if PARAMETRIZATION == PARAMETRIZATION_KNOTS:
+    if PARAMETRIZATION == "knots":
         return logit
-    elif PARAMETRIZATION == PARAMETRIZATION_SOFTCLIP:
+    elif PARAMETRIZATION == "softclip":
         clipped, _ = soft_clip(logit_scale * logit, 2.0 * inverse_bound)
         return exponential(clipped)
     else:
@@ -52,9 +44,9 @@ def rq_axis(
 ):  # fmt: skip
     """(step, slope): a bin's size is step + slope * its unnormalised size."""
     zero = tl.zeros_like(total)
-    if PARAMETRIZATION == PARAMETRIZATION_KNOTS:
+    if PARAMETRIZATION == "knots":
         return zero, zero + 1.0
-    elif PARAMETRIZATION == PARAMETRIZATION_SOFTCLIP:
+    elif PARAMETRIZATION == "softclip":
         return zero, (end - start) / total
     else:
         length = end - start
@@ -63,11 +55,11 @@ def rq_axis(
 
 @triton.jit
 def rq_derivative(logit, min_derivative, inverse_bound, PARAMETRIZATION: tl.constexpr):
-    if PARAMETRIZATION == PARAMETRIZATION_SOFTMAX:
+    if PARAMETRIZATION == "softmax":
         value, slope = softplus(logit)
         value = min_derivative + value
         return value, slope / value
-    elif PARAMETRIZATION == PARAMETRIZATION_SOFTCLIP:
+    elif PARAMETRIZATION == "softclip":
         clipped, slope = soft_clip(logit, inverse_bound)
         return exponential(clipped), slope
     else:
@@ -84,7 +76,7 @@ def rq_sizes(
 ):
     """(sizes, behind): behind[k] is the sum of the sizes from k on; all unnormalised."""
     largest = logits[0]
-    if PARAMETRIZATION == PARAMETRIZATION_SOFTMAX:
+    if PARAMETRIZATION == "softmax":
         for k in tl.static_range(1, NUM_BINS):
             largest = at_least(largest, logits[k])
     total = tl.zeros_like(largest)
@@ -117,7 +109,7 @@ def rq_knot(
     That is the nearer end of a box whose bins are of like size, and its rounding is the smaller.
     Ready-made sizes need not sum to the box to the last bit: those count from the left.
     """
-    if PARAMETRIZATION == PARAMETRIZATION_KNOTS or k <= NUM_BINS // 2:
+    if PARAMETRIZATION == "knots" or k <= NUM_BINS // 2:
         return tl.fma(slope, before, start + k * step)
     else:
         return tl.fma(-slope, behind, end - (NUM_BINS - k) * step)
@@ -210,13 +202,13 @@ def rq_found_bin(
     logit1 = tl.where(reached, last_logit, logit1)
     d0, d0_slope = rq_derivative(logit0, min_derivative, inverse_bound, PARAMETRIZATION)
     d1, d1_slope = rq_derivative(logit1, min_derivative, inverse_bound, PARAMETRIZATION)
-    if TAILS == TAILS_LINEAR:
+    if TAILS == "linear":
         d0 = tl.where(index == 0.0, 1.0, d0)
         d1 = tl.where(reached, 1.0, d1)
     x_step, x_slope = x_axis
     y_step, y_slope = y_axis
     width, height = tl.fma(x_slope, own_x, x_step), tl.fma(y_slope, own_y, y_step)
-    if PARAMETRIZATION == PARAMETRIZATION_KNOTS:  # the last knot is the end of the box
+    if PARAMETRIZATION == "knots":  # the last knot is the end of the box
         width = tl.where(reached, x_end - x0, width)
         height = tl.where(reached, y_end - y0, height)
     place = (index, pre_x, own_x, post_x, pre_y, own_y, post_y, d0_slope, d1_slope)
@@ -249,10 +241,10 @@ def rq_search(
     y_axis = rq_axis(y_start, y_end, y_behind[0], min_bin_height, NUM_BINS, PARAMETRIZATION)
     x_step, x_slope = x_axis
     y_step, y_slope = y_axis
-    if TAILS == TAILS_LINEAR:
+    if TAILS == "linear":
         first_logit = 1.0
         last_logit = 1.0
-    elif TAILS == TAILS_CIRCULAR:
+    elif TAILS == "circular":
         first_logit = derivatives[0]
         last_logit = derivatives[0]
     else:
@@ -268,7 +260,7 @@ def rq_search(
         knot_y = rq_knot(
             k, before_y, y_behind[k], y_start, y_end, y_step, y_slope, NUM_BINS, PARAMETRIZATION
         )
-        logit = derivatives[k - 1 if TAILS == TAILS_LINEAR else k]
+        logit = derivatives[k - 1 if TAILS == "linear" else k]
         state = rq_pass_knot(
             k, state, knot_x, knot_y, logit, x_sizes[k], y_sizes[k], before_x, before_y, key,
             INVERSE,
@@ -289,7 +281,7 @@ def rq_outside(key, lower, upper, TAILS: tl.constexpr, X_DTYPE: tl.constexpr):
     But for linear tails the edges belong to the spline, and their roundings to x's dtype, which may
     lie beyond.
     """
-    if TAILS == TAILS_LINEAR:
+    if TAILS == "linear":
         return (key <= lower) | (key >= upper)
     else:
         lower = at_most(lower, rq_as_stored(lower, X_DTYPE))
@@ -327,7 +319,7 @@ def rq_size_factors(
     differences are written out, since they cancel. Ready-made sizes take C_j as it is; there the
     last knot is the end of the box, whatever the sizes.
     """
-    if PARAMETRIZATION == PARAMETRIZATION_KNOTS:
+    if PARAMETRIZATION == "knots":
         last = index == NUM_BINS - 1.0
         return tl.where(last, by_left, by_both), tl.where(last, 0.0, by_right), tl.zeros_like(total)
     else:
@@ -346,9 +338,9 @@ def rq_size_gradient(
 ):  # fmt: skip
     before, own, after = factors
     out = tl.where(index > k, before, tl.where(index == k, own, after))
-    if PARAMETRIZATION != PARAMETRIZATION_KNOTS:
+    if PARAMETRIZATION != "knots":
         out = size * out
-    if PARAMETRIZATION == PARAMETRIZATION_SOFTCLIP:
+    if PARAMETRIZATION == "softclip":
         _, clip_slope = soft_clip(logit_scale * logit, 2.0 * inverse_bound)
         out = out * clip_slope
     return tl.where(outside, 0.0, out)
@@ -359,8 +351,8 @@ def rq_derivative_gradient(
     j, index, by_d0, by_d1, NUM_BINS: tl.constexpr, TAILS: tl.constexpr
 ):  # fmt: skip
     """The gradient by derivative logit j, from those by the derivatives at an element's knots."""
-    knot = j + 1 if TAILS == TAILS_LINEAR else j
+    knot = j + 1 if TAILS == "linear" else j
     out = tl.where(index == knot, by_d0, 0.0) + tl.where(index == knot - 1, by_d1, 0.0)
-    if TAILS == TAILS_CIRCULAR:
+    if TAILS == "circular":
         out += tl.where((j == 0) & (index == NUM_BINS - 1), by_d1, 0.0)
     return out

@@ -45,6 +45,9 @@ class Sink:
     part: int = 0
 
 
+NO_SINK = Sink(None, ())
+
+
 @dataclass(frozen=True)
 class Call:
     """The tensors of one launch, and what its kernel wants to know of them."""
@@ -52,7 +55,7 @@ class Call:
     plan: Plan
     x: Tensor
     params: tuple[Tensor, ...]
-    box: Tensor | None
+    constant: Tensor | None
     dtype: torch.dtype
 
     def strides(self, tensor: Tensor | None) -> Strides:
@@ -71,6 +74,8 @@ class Call:
 
     def plane_sums(self, sink: Sink) -> Strides:
         """Those of a gradient, between an element's parameters, and between partial sums."""
+        if sink.data is None:
+            return 0, 0, 0, 0, 0, 0
         return (*self.plan.strides(sink.strides), sink.plane, sink.part)
 
     def rows(self, *tensors: Tensor | Sink | None) -> int:
@@ -112,7 +117,7 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
 def transform(
     x: Tensor,
     params: tuple[Tensor, ...],
-    box: Tensor | None,
+    constant: Tensor | None,
     batch_dims: int,
     block: int,
     run: RunTransform,
@@ -121,24 +126,24 @@ def transform(
     dims = x.dim()
     if not 0 <= batch_dims <= dims:
         raise ValueError(f"batch_dims must lie between 0 and x's {dims} dimensions.")
-    dtype = compute_dtype(x, *params, box)
+    dtype = compute_dtype(x, *params, constant)
     y = dense_like(x)
     if batch_dims == dims:
         logabsdet = dense_like(x, dtype)
-        _transform_each(x, params, box, y, logabsdet, block, run)
+        _transform_each(x, params, constant, y, logabsdet, block, run)
         return y, logabsdet
     total = x.new_empty(x.shape[:batch_dims], dtype=dtype)
     if x.numel() == 0:
         return y, total.zero_()
     summed = range(batch_dims, dims)
     strides = (*total.stride(), *(0 for _ in summed))
-    plan = _plan(x.shape, y.stride(), (x, y, *params, box), params, block, [strides], summed)
+    plan = _plan(x.shape, y.stride(), (x, y, *params, constant), params, block, [strides], summed)
     if plan is None:  # as rare as it is simple
         logabsdet = dense_like(x, dtype)
-        _transform_each(x, params, box, y, logabsdet, block, run)
+        _transform_each(x, params, constant, y, logabsdet, block, run)
         return y, logabsdet.sum(dim=tuple(summed))
     partial = total if plan.parts == 1 else total.new_empty((plan.parts, *total.shape))
-    run(Call(plan, x, params, box, dtype), y, Sink(partial, strides, 0, total.numel()))
+    run(Call(plan, x, params, constant, dtype), y, Sink(partial, strides, 0, total.numel()))
     if plan.parts > 1:
         add_partial_sums(partial, total)
     return y, total
@@ -149,7 +154,7 @@ def gradient(
     grad_logabsdet: Tensor | None,
     x: Tensor,
     params: tuple[Tensor, ...],
-    box: Tensor | None,
+    constant: Tensor | None,
     needed: Sequence[bool],
     block: int,
     run: RunGradient,
@@ -173,18 +178,18 @@ def gradient(
     out = tuple(x.new_empty(0) if t is None else t for t in (grad_x, *grads))
     if x.numel() == 0:
         return tuple(t.zero_() for t in out)
-    dtype = compute_dtype(x, *params, box)
+    dtype = compute_dtype(x, *params, constant)
     wanted = [p for p, grad in zip(params, grads, strict=True) if grad is not None]
     shared = [{d for d in range(dims) if p.shape[d] != shape[d]} for p in wanted]
     summed = shared[0] if shared else set()
-    tensors = (grad_y, grad_logabsdet, x, *params, box, grad_x, *grads)
+    tensors = (grad_y, grad_logabsdet, x, *params, constant, grad_x, *grads)
     plan = None
     if all(each == summed for each in shared) and (sums or not summed):
         order = order_of(x) if grad_x is None else grad_x.stride()
         plan = _plan(shape, order, tensors, params, block, [], sorted(summed) or None, False)
     if plan is not None:
         sinks = tuple(_sink(grad, shape, plan.parts, dtype) for grad in grads)
-        run(Call(plan, x, params, box, dtype), grad_y, grad_logabsdet, grad_x, sinks)
+        run(Call(plan, x, params, constant, dtype), grad_y, grad_logabsdet, grad_x, sinks)
         for sink, grad in zip(sinks, grads, strict=True):
             if plan.parts > 1 and grad is not None and sink.data is not None:
                 add_partial_sums(sink.data, grad)
@@ -196,7 +201,7 @@ def gradient(
         else grad.new_empty((*shape, grad.shape[-1]), dtype=dtype)
         for grad in grads
     )
-    _gradient_each(grad_y, grad_logabsdet, x, params, box, grad_x, full, block, run)
+    _gradient_each(grad_y, grad_logabsdet, x, params, constant, grad_x, full, block, run)
     for grad, dense in zip(grads, full, strict=True):
         if grad is not None and dense is not None and dense is not grad:
             own = tuple(d for d in range(dims) if grad.shape[d] != shape[d])
@@ -229,7 +234,7 @@ def _plan(
 def _transform_each(
     x: Tensor,
     params: tuple[Tensor, ...],
-    box: Tensor | None,
+    constant: Tensor | None,
     y: Tensor,
     logabsdet: Tensor,
     block: int,
@@ -243,7 +248,7 @@ def _transform_each(
         return _plan(shape, _present(tensors[0]).stride(), tensors, tensors[4:], block)
 
     for plan, (y_, logabsdet_, x_, box_, *params_) in slabs(
-        x.shape, (y, logabsdet, x, box, *params), plan_of
+        x.shape, (y, logabsdet, x, constant, *params), plan_of
     ):
         call = Call(plan, _present(x_), tuple(map(_present, params_)), box_, logabsdet.dtype)
         run(call, _present(y_), Sink(logabsdet_, _present(logabsdet_).stride()))
@@ -259,14 +264,14 @@ def _gradient_each(
     grad_logabsdet: Tensor | None,
     x: Tensor,
     params: tuple[Tensor, ...],
-    box: Tensor | None,
+    constant: Tensor | None,
     grad_x: Tensor | None,
     grads: tuple[Tensor | None, ...],
     block: int,
     run: RunGradient,
 ) -> None:
     """Without sums, in as many launches as it takes; gradients of parameters at full size."""
-    dtype = compute_dtype(x, *params, box)
+    dtype = compute_dtype(x, *params, constant)
     count = len(params)
 
     def plan_of(shape: Sequence[int], tensors: Sequence[Tensor | None]) -> Plan | None:
@@ -275,7 +280,7 @@ def _gradient_each(
         return _plan(shape, strides, tensors, tensors[5:], block)
 
     for plan, (x_, grad_y_, grad_logabsdet_, box_, grad_x_, *rest) in slabs(
-        x.shape, (x, grad_y, grad_logabsdet, box, grad_x, *params, *grads), plan_of
+        x.shape, (x, grad_y, grad_logabsdet, constant, grad_x, *params, *grads), plan_of
     ):
         x_ = _present(x_)
         call = Call(plan, x_, tuple(map(_present, rest[:count])), box_, dtype)

@@ -12,7 +12,6 @@ if _triton.load():
     for transform in TRANSFORMS:
         transform.add_implementation(
             "triton",
-            getattr(_triton.kernels, transform.name),
-            getattr(_triton.kernels, f"{transform.name}_backward"),
+            *_triton.kernels.functions(transform.spec),
             traced=not _triton.INTERPRETED,  # the interpreter needs numbers, not traces
         )

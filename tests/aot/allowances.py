@@ -24,7 +24,7 @@ class Allowance:
 
 STACK = (
     Allowance(
-        "triton:modified_rq-*-planar-fp64:modified_rq_gradient_kernel",
+        "triton:modified_rq-*-planar-fp64:gradient_kernel",
         64,
         "A number takes two registers and two elements a thread fill all 255; the arithmetic of "
         "float64 hides a few accesses to the first-level cache.",
@@ -42,7 +42,7 @@ STACK = (
         archs=(80,),
     ),
     Allowance(
-        "triton:modified_rq-inverse-rows-fp32:modified_rq_gradient_kernel",
+        "triton:modified_rq-inverse-rows-fp32:gradient_kernel",
         8,
         "One number is stored once and loaded once.",
         archs=(80,),

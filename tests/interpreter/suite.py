@@ -7,8 +7,8 @@ layout with the operations that have few parameters.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -20,9 +20,11 @@ from conformance.cases import DTYPES, F32, F64, Case
 from conformance.layouts import Layout
 from conformance.operations import RQ, Affine, ModifiedRQ, Operation
 from interpreter.backend import TARGET
-from robustflow import kernels, reference
-from robustflow._transforms import MODIFIED_RQ
-from robustflow.kernels import plan
+from robustflow import reference
+from robustflow._transforms import MODIFIED_RQ, SCALES
+from robustflow.kernels import functions, launchers, plan
+
+modified_rq, modified_rq_backward = functions(MODIFIED_RQ)
 
 # One program each, some of whose lanes are idle.
 _PLANES = Layout("small_planes", (2, 2, 3, 5))
@@ -74,7 +76,7 @@ def test_layout_of_many_tiles(name: str) -> None:
     """Small tiles, many to a program, and several programs to a sum."""
     layout = next(layout for layout in layouts.PACKED if layout.name == name)
     with (
-        mock.patch("robustflow.kernels.affine._BLOCK", 64),
+        mock.patch.dict(launchers.LAUNCHES, affine=replace(launchers.LAUNCHES["affine"], block=64)),
         mock.patch.multiple(plan, CHUNKS=3, MAX_TILES=4, PROGRAMS=20),
     ):
         cases.check(TARGET, Case(Affine("exp"), layout, DTYPES[0]), False, "sum")
@@ -92,11 +94,11 @@ def test_sum_of_many_tiles(operation: Operation, shared: tuple[int, ...]) -> Non
 def test_sum_again_has_the_same_bits() -> None:
     x, params = torch.randn(3, 700), torch.randn(3, 700, 4)
     config: Any = (False, -3.0, 3.0, 1e-3, 1e-3, False, 1)
-    _, once = kernels.modified_rq(x, params, *config)
-    _, again = kernels.modified_rq(x, params, *config)
+    _, once = modified_rq(x, params, *config)
+    _, again = modified_rq(x, params, *config)
     assert torch.equal(once, again)
     # Nor does a sample's sum depend on the samples beside it.
-    _, alone = kernels.modified_rq(x[1:2], params[1:2], *config)
+    _, alone = modified_rq(x[1:2], params[1:2], *config)
     assert torch.equal(alone, once[1:2])
 
 
@@ -114,13 +116,13 @@ def test_more_dimensions_than_arguments(shared: tuple[int, ...], batch_dims: int
     x = _every_other(torch.rand(shape) - 0.5)
     params = _every_other(torch.randn(*sizes, 4))
     config: Any = (False, -0.5, 0.5, 1e-3, 1e-3, False, batch_dims)
-    y, logabsdet = kernels.modified_rq(x, params, *config)
+    y, logabsdet = modified_rq(x, params, *config)
     wide = x.double().requires_grad_(), params.double().requires_grad_()
     wanted = reference.modified_rq(*wide, *MODIFIED_RQ.named(config))
     torch.testing.assert_close(y.double(), wanted[0], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(logabsdet.double(), wanted[1], rtol=1e-5, atol=1e-5)
     backward: Any = (None, torch.ones_like(logabsdet), x, params, *config, 3)
-    grads = kernels.modified_rq_backward(*backward)
+    grads = modified_rq_backward(*backward)
     for grad, exact in zip(grads, torch.autograd.grad(wanted[1].sum(), wide), strict=True):
         torch.testing.assert_close(grad.double(), exact, rtol=1e-4, atol=1e-4)
 
@@ -132,8 +134,8 @@ def test_dimensions_of_size_one(dims: int) -> None:
     shape = (1,) * dims
     plain: Any = (x, params, *config, 1)
     wrapped: Any = (x.reshape(shape), params.reshape(*shape, 4), *config, dims)
-    y, logabsdet = kernels.modified_rq(*plain)
-    actual = kernels.modified_rq(*wrapped)
+    y, logabsdet = modified_rq(*plain)
+    actual = modified_rq(*wrapped)
     assert torch.equal(actual[0].flatten(), y) and torch.equal(actual[1].flatten(), logabsdet)
 
 
@@ -141,8 +143,8 @@ def test_dimensions_of_size_one(dims: int) -> None:
 def test_bins_beyond_registers(tails: str | None) -> None:
     """Logits from memory and from registers: the same spline, the same gradients, also shared."""
     operation = RQ(4, tails, "softmax", separate=True)
-    with mock.patch("robustflow.kernels.rq.MAX_BINS_IN_REGISTERS", 3):
-        for layout in (_ROWS, dataclasses.replace(_ROWS, name="shared", shared=(0,))):
+    with mock.patch("robustflow.kernels.launchers.MAX_BINS_IN_REGISTERS", 3):
+        for layout in (_ROWS, replace(_ROWS, name="shared", shared=(0,))):
             cases.check(TARGET, Case(operation, layout, DTYPES[0]), False, "sum")
             cases.check(TARGET, Case(operation, layout, DTYPES[0]), True, "none")
 
@@ -187,8 +189,8 @@ def test_nonfinite_x_stays_in_its_element(operation: Operation, inverse: bool) -
     [
         *(ModifiedRQ(), ModifiedRQ("softclip", (-3.0, 3.0))),
         *(RQ(3, None), RQ(3, "circular", "softclip")),
-        *(Affine(scale) for scale in operations.SCALES),
-        *(Affine(scale, reciprocal=True) for scale in operations.SCALES),
+        *(Affine(scale) for scale in SCALES),
+        *(Affine(scale, reciprocal=True) for scale in SCALES),
     ],
     ids=lambda op: op.name,
 )  # fmt: skip

@@ -1,0 +1,315 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment"
+# ruff: noqa: RUF005  (Triton knows no (*a, b))
+"""The two kernels of every transform: loops over tiles around a formula, forward and for gradients.
+
+A formula is two functions of a tile of elements, which :func:`transform_formula` and
+:func:`gradient_formula` choose by name. Tensors, strides and settings are tuples from the first
+lines of a kernel on. They cannot be tuples among its arguments, nor can a formula be one, since the
+same kernels stand in the graphs of torch.compile. ``torch.library.wrap_triton`` does not see a
+tensor in a tuple: without an error it takes the kernel for one without effect, and drops it.
+Inductor raises a TypeError for a tuple of numbers, and for a jit function as a constant it writes a
+module that is no Python (torch 2.13). So arguments have room for what any transform needs:
+``params0`` to ``params2``, one ``constant``, and nine settings.
+
+Constants of both kernels:
+
+- TRANSFORM: the name of the formula; OPTIONS: its settings that are no floating-point numbers, and
+  how many parameters each of its groups has;
+- READS: how each group of an element's parameters is read: (which of the params, its first one
+  there, how many, the next power of two, ROWS of :func:`indexing.load_planes`); WRITES: the same of
+  the gradients;
+- IN_REGISTERS: whether an element's parameters and gradients fit the registers. Else the formula
+  reads and writes them itself;
+- TILES to WIDE: robustflow/kernels/plan.py.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from robustflow.kernels.affine import affine_gradient, affine_transform
+from robustflow.kernels.indexing import (
+    SUM_NOTHING,
+    at_index,
+    load_or_zero,
+    load_planes,
+    locate_program,
+    locate_sums,
+    locate_tile,
+    log_of_product,
+    multiply_log,
+    offset,
+    part_offset,
+    store_planes,
+    store_sums,
+    sum_tile,
+)
+from robustflow.kernels.modified_rq import modified_rq_gradient, modified_rq_transform
+from robustflow.kernels.rq import rq_gradient_by_bins, rq_transform
+
+
+@triton.jit
+def transform_formula(
+    x, params, constant, mask, settings,
+    TRANSFORM: tl.constexpr, OPTIONS: tl.constexpr, IN_REGISTERS: tl.constexpr,
+    INVERSE: tl.constexpr, X_DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """(output, slope dy/dx of the forward transform, its logarithm) of each element.
+
+    params: a tuple of numbers for each of READS; or, not IN_REGISTERS, what at_index() says.
+    """
+    if TRANSFORM == "modified_rq":
+        return modified_rq_transform(x, params, settings, OPTIONS, INVERSE)
+    elif TRANSFORM == "rq":
+        return rq_transform(
+            x, params, constant, mask, settings, OPTIONS, IN_REGISTERS, INVERSE, X_DTYPE, BLOCK
+        )
+    else:
+        tl.static_assert(TRANSFORM == "affine")
+        return affine_transform(x, params, settings, OPTIONS, INVERSE)
+
+
+@triton.jit
+def gradient_formula(
+    x, params, constant, mask, by_output, by_logabsdet, settings, index, grads,
+    TRANSFORM: tl.constexpr, OPTIONS: tl.constexpr, WRITES: tl.constexpr,
+    IN_REGISTERS: tl.constexpr, INVERSE: tl.constexpr, X_DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    OUTER_DIMS: tl.constexpr,
+):  # fmt: skip
+    """(gradient by x, for each of READS a tuple of gradients) of each element.
+
+    From cotangents of the output and of logabsdet, of either direction. Not IN_REGISTERS, the
+    formula stores the gradients by parameters itself.
+    """
+    if TRANSFORM == "modified_rq":
+        return modified_rq_gradient(x, params, by_output, by_logabsdet, settings, OPTIONS, INVERSE)
+    elif TRANSFORM == "rq":
+        return rq_gradient_by_bins(
+            x, params, constant, mask, by_output, by_logabsdet, settings, index, grads, OPTIONS,
+            WRITES, IN_REGISTERS, INVERSE, X_DTYPE, BLOCK, OUTER_DIMS,
+        )  # fmt: skip
+    else:
+        tl.static_assert(TRANSFORM == "affine")
+        return affine_gradient(x, params, by_output, by_logabsdet, settings, OPTIONS, INVERSE)
+
+
+@triton.jit
+def as_scalars(settings, DTYPE: tl.constexpr):
+    out = ()
+    for k in tl.static_range(len(settings)):
+        out = out + (tl.full([], settings[k], DTYPE),)
+    return out
+
+
+@triton.jit
+def load_params(
+    reads, mask,
+    READS: tl.constexpr, IN_REGISTERS: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """The formula's params: see transform_formula()."""
+    if not IN_REGISTERS:
+        return reads
+    else:
+        out = ()
+        for g in tl.static_range(len(READS)):
+            if READS[g][2] == 0:
+                out = out + ((),)
+            else:
+                pointer, at, plane = reads[g]
+                planes = load_planes(
+                    pointer, at, plane, mask, READS[g][2], READS[g][3], READS[g][4], BLOCK, DTYPE
+                )
+                out = out + (planes,)
+        return out
+
+
+@triton.jit
+def transform_kernel(
+    x, params0, params1, params2, constant, y, logabsdet,
+    setting0: tl.float64, setting1: tl.float64, setting2: tl.float64, setting3: tl.float64,
+    setting4: tl.float64, setting5: tl.float64, setting6: tl.float64, setting7: tl.float64,
+    setting8: tl.float64,
+    groups, rows, inner, chunks, size1, size2,
+    x_0, x_1, x_2, x_inner,
+    params0_0, params0_1, params0_2, params0_inner, params0_plane,
+    params1_0, params1_1, params1_2, params1_inner, params1_plane,
+    params2_0, params2_1, params2_2, params2_inner, params2_plane,
+    constant_0, constant_1, constant_2, constant_inner, constant_plane,
+    y_0, y_1, y_2, y_inner,
+    logabsdet_0, logabsdet_1, logabsdet_2, logabsdet_inner, logabsdet_part,
+    TRANSFORM: tl.constexpr, INVERSE: tl.constexpr, OPTIONS: tl.constexpr, READS: tl.constexpr,
+    IN_REGISTERS: tl.constexpr, DTYPE: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_INNER: tl.constexpr, OUTER_DIMS: tl.constexpr, SUMS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    settings = as_scalars(
+        (setting0, setting1, setting2, setting3, setting4, setting5, setting6, setting7, setting8),
+        DTYPE,
+    )
+    x_strides = (x_0, x_1, x_2, x_inner)
+    params = (
+        (params0, (params0_0, params0_1, params0_2, params0_inner), params0_plane),
+        (params1, (params1_0, params1_1, params1_2, params1_inner), params1_plane),
+        (params2, (params2_0, params2_1, params2_2, params2_inner), params2_plane),
+    )
+    constant_strides = (constant_0, constant_1, constant_2, constant_inner)
+    y_strides = (y_0, y_1, y_2, y_inner)
+    logabsdet_strides = (logabsdet_0, logabsdet_1, logabsdet_2, logabsdet_inner)
+    shape = (groups, rows, inner, size1, size2)
+
+    group, chunk, inner_block = locate_program(inner, chunks, BLOCK_INNER, SUMS, WIDE)
+    mantissa = tl.full([BLOCK], 1.0, DTYPE)
+    exponent = tl.full([BLOCK], 0.0, DTYPE)
+    for t in range(TILES):
+        index, mask = locate_tile(
+            group, chunk * TILES + t, inner_block, shape, BLOCK, BLOCK_INNER, OUTER_DIMS, SUMS
+        )
+        at = offset(index, x_strides, OUTER_DIMS)
+        key = tl.load(x + at, mask=mask, other=0.0).to(DTYPE)
+        reads = at_index(index, params, READS, OUTER_DIMS)
+        value, slope, log_slope = transform_formula(
+            key, load_params(reads, mask, READS, IN_REGISTERS, BLOCK, DTYPE),
+            (constant, offset(index, constant_strides, OUTER_DIMS), constant_plane),
+            mask, settings,
+            TRANSFORM, OPTIONS, IN_REGISTERS, INVERSE, x.dtype.element_ty, BLOCK,
+        )  # fmt: skip
+        at = offset(index, y_strides, OUTER_DIMS)
+        tl.store(y + at, value.to(y.dtype.element_ty), mask=mask)
+        if SUMS == SUM_NOTHING:
+            at = offset(index, logabsdet_strides, OUTER_DIMS)
+            tl.store(logabsdet + at, -log_slope if INVERSE else log_slope, mask=mask)
+        else:
+            mantissa, exponent = multiply_log(mantissa, exponent, tl.where(mask, slope, 1.0))
+    if SUMS != SUM_NOTHING:
+        total = sum_tile(log_of_product(mantissa, exponent), BLOCK, BLOCK_INNER, SUMS)
+        index, mask = locate_sums(
+            group, chunk, inner_block, shape, BLOCK, BLOCK_INNER, OUTER_DIMS, SUMS
+        )
+        at = offset(index, logabsdet_strides, OUTER_DIMS)
+        at += part_offset(chunk, logabsdet_part, SUMS)
+        tl.store(logabsdet + at, -total if INVERSE else total, mask=mask)
+
+
+@triton.jit
+def gradient_kernel(
+    x, params0, params1, params2, constant, grad_y, grad_logabsdet,
+    grad_x, grad0, grad1, grad2,
+    setting0: tl.float64, setting1: tl.float64, setting2: tl.float64, setting3: tl.float64,
+    setting4: tl.float64, setting5: tl.float64, setting6: tl.float64, setting7: tl.float64,
+    setting8: tl.float64,
+    groups, rows, inner, chunks, size1, size2,
+    x_0, x_1, x_2, x_inner,
+    params0_0, params0_1, params0_2, params0_inner, params0_plane,
+    params1_0, params1_1, params1_2, params1_inner, params1_plane,
+    params2_0, params2_1, params2_2, params2_inner, params2_plane,
+    constant_0, constant_1, constant_2, constant_inner, constant_plane,
+    grad_y_0, grad_y_1, grad_y_2, grad_y_inner,
+    grad_logabsdet_0, grad_logabsdet_1, grad_logabsdet_2, grad_logabsdet_inner,
+    grad_x_0, grad_x_1, grad_x_2, grad_x_inner,
+    grad0_0, grad0_1, grad0_2, grad0_inner, grad0_plane, grad0_part,
+    grad1_0, grad1_1, grad1_2, grad1_inner, grad1_plane, grad1_part,
+    grad2_0, grad2_1, grad2_2, grad2_inner, grad2_plane, grad2_part,
+    TRANSFORM: tl.constexpr, INVERSE: tl.constexpr, OPTIONS: tl.constexpr, READS: tl.constexpr,
+    WRITES: tl.constexpr, IN_REGISTERS: tl.constexpr, DTYPE: tl.constexpr, TILES: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_INNER: tl.constexpr, OUTER_DIMS: tl.constexpr, SUMS: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    settings = as_scalars(
+        (setting0, setting1, setting2, setting3, setting4, setting5, setting6, setting7, setting8),
+        DTYPE,
+    )
+    x_strides = (x_0, x_1, x_2, x_inner)
+    params = (
+        (params0, (params0_0, params0_1, params0_2, params0_inner), params0_plane),
+        (params1, (params1_0, params1_1, params1_2, params1_inner), params1_plane),
+        (params2, (params2_0, params2_1, params2_2, params2_inner), params2_plane),
+    )
+    constant_strides = (constant_0, constant_1, constant_2, constant_inner)
+    grad_y_strides = (grad_y_0, grad_y_1, grad_y_2, grad_y_inner)
+    grad_logabsdet_strides = (
+        grad_logabsdet_0, grad_logabsdet_1, grad_logabsdet_2, grad_logabsdet_inner
+    )  # fmt: skip
+    grad_x_strides = (grad_x_0, grad_x_1, grad_x_2, grad_x_inner)
+    grads = (
+        (grad0, (grad0_0, grad0_1, grad0_2, grad0_inner), grad0_plane),
+        (grad1, (grad1_0, grad1_1, grad1_2, grad1_inner), grad1_plane),
+        (grad2, (grad2_0, grad2_1, grad2_2, grad2_inner), grad2_plane),
+    )
+    parts = (grad0_part, grad1_part, grad2_part)
+    shape = (groups, rows, inner, size1, size2)
+
+    group, chunk, inner_block = locate_program(inner, chunks, BLOCK_INNER, SUMS, WIDE)
+    sums = ()
+    if SUMS != SUM_NOTHING:
+        zero = tl.full([BLOCK], 0.0, DTYPE)
+        for g in tl.static_range(len(WRITES)):
+            zeros = ()
+            for _ in tl.static_range(tl.constexpr(WRITES[g][2])):
+                zeros = zeros + (zero,)
+            sums = sums + (zeros,)
+    for t in range(TILES):
+        index, mask = locate_tile(
+            group, chunk * TILES + t, inner_block, shape, BLOCK, BLOCK_INNER, OUTER_DIMS, SUMS
+        )
+        at = offset(index, x_strides, OUTER_DIMS)
+        key = tl.load(x + at, mask=mask, other=0.0).to(DTYPE)
+        reads = at_index(index, params, READS, OUTER_DIMS)
+        loaded = load_params(reads, mask, READS, IN_REGISTERS, BLOCK, DTYPE)
+        at = offset(index, grad_y_strides, OUTER_DIMS)
+        by_output = load_or_zero(grad_y, at, mask, key)
+        at = offset(index, grad_logabsdet_strides, OUTER_DIMS)
+        by_logabsdet = load_or_zero(grad_logabsdet, at, mask, key)
+        by_x, made = gradient_formula(
+            key, loaded,
+            (constant, offset(index, constant_strides, OUTER_DIMS), constant_plane),
+            mask, by_output, by_logabsdet, settings, index, grads,
+            TRANSFORM, OPTIONS, WRITES, IN_REGISTERS, INVERSE, x.dtype.element_ty, BLOCK,
+            OUTER_DIMS,
+        )  # fmt: skip
+        if grad_x is not None:
+            at = offset(index, grad_x_strides, OUTER_DIMS)
+            tl.store(grad_x + at, by_x.to(grad_x.dtype.element_ty), mask=mask)
+        if IN_REGISTERS:
+            if SUMS == SUM_NOTHING:
+                writes = at_index(index, grads, WRITES, OUTER_DIMS)
+                store_groups(writes, made, mask, WRITES, BLOCK)
+            else:
+                sums = add_groups(sums, made, mask, grads, WRITES)
+    if SUMS != SUM_NOTHING:
+        index, mask = locate_sums(
+            group, chunk, inner_block, shape, BLOCK, BLOCK_INNER, OUTER_DIMS, SUMS
+        )
+        writes = at_index(index, grads, WRITES, OUTER_DIMS)
+        for g in tl.static_range(len(WRITES)):
+            pointer, at, plane = writes[g]
+            if pointer is not None:
+                at += part_offset(chunk, parts[WRITES[g][0]], SUMS)
+                store_sums(
+                    pointer, at, plane, mask, sums[g], WRITES[g][2], BLOCK, BLOCK_INNER, SUMS
+                )
+
+
+@triton.jit
+def store_groups(writes, made, mask, WRITES: tl.constexpr, BLOCK: tl.constexpr):
+    """The gradients of each group that is wanted."""
+    for g in tl.static_range(len(WRITES)):
+        pointer, at, plane = writes[g]
+        if pointer is not None:
+            store_planes(
+                pointer, at, plane, mask, made[g], WRITES[g][2], WRITES[g][3], WRITES[g][4], BLOCK
+            )
+
+
+@triton.jit
+def add_groups(sums, made, mask, grads, WRITES: tl.constexpr):
+    """One more tile of the sums of each group that is wanted."""
+    out = ()
+    for g in tl.static_range(len(WRITES)):
+        planes = ()
+        for k in tl.static_range(tl.constexpr(WRITES[g][2])):
+            if grads[WRITES[g][0]][0] is None:
+                planes = planes + (sums[g][k],)
+            else:
+                planes = planes + (sums[g][k] + tl.where(mask, made[g][k], 0.0),)
+        out = out + (planes,)
+    return out
