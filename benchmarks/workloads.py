@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from math import pi, prod
 from typing import Any
 
+from robustflow import _transforms
+
 from .traffic import Traffic
 
 TAIL_BOUND = 3.0
@@ -19,6 +21,14 @@ TAIL_BOUND = 3.0
 # What --against knows. ``eager`` is the textbook formula in plain PyTorch (benchmarks.eager),
 # ``compiled`` the same under torch.compile; zuko runs under torch.compile too.
 COMPETITORS = ("eager", "compiled", "nflows", "zuko", "normflows")
+
+# What a function of robustflow.functional computes.
+SPECS = {
+    "modified_rq_spline": _transforms.MODIFIED_RQ,
+    "rq_spline": _transforms.RQ,
+    "rq_spline_packed": _transforms.RQ,
+    "conditional_affine": _transforms.AFFINE,
+}
 
 DIRECTIONS = {"forward": "forward", "inverse": "inverse", "train": "forward+backward"}
 
@@ -136,12 +146,9 @@ class Workload:
     @property
     def parameters(self) -> tuple[int, ...]:
         """Parameters an element, tensor by tensor."""
-        if self.operation == "modified_rq_spline":
-            return (4,)
-        if self.operation == "conditional_affine":
-            return (2,)
-        circular = self.options.get("tails") == "circular"
-        return (self.num_bins, self.num_bins, self.num_bins - (not circular))
+        spec = SPECS[self.operation]
+        counts = spec.counts({**spec.defaults, **self.options, "num_bins": self.num_bins})
+        return counts if self.operation == "rq_spline" else (sum(counts),)
 
     @property
     def elements(self) -> int:

@@ -29,13 +29,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustflow import _transforms
 from robustflow._files import write_atomically
 
 FILE = Path(__file__).with_name("preferences.json")
 SCHEMA = 1
 _IMPLEMENTATIONS = {"cuda": "native", "triton": "triton"}  # as the transforms name them
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    "transform": ("modified_rq", "rq", "affine"),
+    "transform": tuple(spec.name for spec in _transforms.ALL),
     "direction": ("forward", "inverse"),
     "training": (False, True),
     "dtype": ("float64", "float32", "bfloat16", "float16"),

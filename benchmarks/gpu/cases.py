@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..traffic import Traffic
-from ..workloads import TAIL_BOUND
+from ..workloads import SPECS, TAIL_BOUND
 
 DIRECTIONS = (
     "forward",
@@ -30,9 +30,7 @@ class Family:
 
     Attributes:
         name: what cases are named after.
-        transform: as the operators and the preferences name it.
         operation: the function of ``robustflow.functional``; x (N, C, *S) and packed parameters.
-        parameters: an element.
         layout: ``planar`` (N, C*P, *S), a plane of pixels a parameter; or ``rows`` (N, C*P) or,
             for x (N,), (N, P): the parameters of an element adjacent.
         num_bins: K of the K-bin spline, else 0.
@@ -40,22 +38,31 @@ class Family:
     """
 
     name: str
-    transform: str
     operation: str
-    parameters: int
     layout: str
     num_bins: int = 0
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def transform(self) -> str:
+        """As the operators and the preferences name it."""
+        return SPECS[self.operation].name
+
+    @property
+    def parameters(self) -> int:
+        """Of an element."""
+        spec = SPECS[self.operation]
+        settings = {**spec.defaults, **self.options, "num_bins": self.num_bins}
+        return sum(spec.counts(settings))
+
 
 def _rq(name: str, layout: str, num_bins: int = 8, **options: Any) -> Family:
     options = {"tail_bound": TAIL_BOUND, "reduce": "sum", **options}
-    parameters = 3 * num_bins - 1
-    return Family(name, "rq", "rq_spline_packed", parameters, layout, num_bins, options)
+    return Family(name, "rq_spline_packed", layout, num_bins, options)
 
 
-MODIFIED_RQ = Family("modified_rq", "modified_rq", "modified_rq_spline", 4, "planar")
-AFFINE = Family("affine", "affine", "conditional_affine", 2, "planar")
+MODIFIED_RQ = Family("modified_rq", "modified_rq_spline", "planar")
+AFFINE = Family("affine", "conditional_affine", "planar")
 RQ_ROWS = _rq("rq8_rows", "rows")
 RQ_PLANAR = _rq("rq8_planar", "planar")
 RQ_SOFTCLIP = _rq("rq8_softclip_rows", "rows", parametrization="softclip")
