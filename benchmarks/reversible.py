@@ -123,6 +123,7 @@ def inputs(shape: Shape, side: int) -> tuple[Tensor, Tensor]:
 def gradients(flow: rnn.ConditionalFlow, way: Activations, given: Sequence[Tensor]) -> Tensor:
     """Of the mean log-density by weights, z and context, in one vector."""
     for level in flow.levels:
+        assert isinstance(level, rnn.FlowLevel)
         level.activations = way
     leaves = [each.detach().requires_grad_() for each in given]
     wanted = [*flow.parameters(), *leaves]
@@ -136,7 +137,7 @@ def measure_errors(kind: str, depth: int, shape: Shape) -> dict[str, float]:
     given = inputs(shape, shape.side)
     exact_flow = copy.deepcopy(flow).double()
     exact = gradients(exact_flow, "store", [each.double() for each in given])
-    errors = {way: _relative(gradients(flow, way, given), exact) for way in WAYS}
+    errors: dict[str, float] = {way: _relative(gradients(flow, way, given), exact) for way in WAYS}
     with torch.no_grad():
         latents, _ = flow(*given)
         rebuilt, _ = flow.inverse(latents, given[1])

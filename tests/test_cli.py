@@ -49,6 +49,34 @@ def test_the_version_without_the_script(module: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--help"], 0), (["doctor"], 141), (["train", "sr", "--print-config"], 141)],  # argparse: 0
+)
+def test_a_reader_that_leaves_is_no_error(arguments: list[str], code: int) -> None:
+    """As `robustflow ... | head -0`: nobody reads the other end of the pipe."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "robustflow.cli", *arguments],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_another_broken_pipe_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(argv: object) -> int:
+        raise BrokenPipeError("a worker's")
+
+    monkeypatch.setattr(cli, "_main", fail)
+    with pytest.raises(BrokenPipeError, match="a worker's"):
+        cli.main([])
+
+
+@pytest.mark.parametrize(
     ("module", "missing", "extra"),
     [
         ("migration", "rich", "experiments"),

@@ -21,6 +21,7 @@ from types import ModuleType
 from robustflow import __version__
 from robustflow._extras import explain
 from robustflow._files import UnwritablePath
+from robustflow.cli._output import READER_LEFT, reader_left
 from robustflow.cli._stopping import exit_code, sigterm_interrupts, what_is_left
 
 
@@ -37,8 +38,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The command's exit code; 2 where its extra is not installed or a file cannot be written,
-        130 or 143 where Ctrl-C or SIGTERM stopped it.
+        130 or 143 where Ctrl-C or SIGTERM stopped it, 141 where the reader of its output left.
     """
+    try:
+        try:
+            return _main(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not reader_left():
+            raise
+        return READER_LEFT
+
+
+def _main(argv: Sequence[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(
         prog="robustflow",

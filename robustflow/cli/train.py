@@ -110,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
     except (TrainingStopped, CheckpointError) as error:
         print(f"robustflow train: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read the output left
+        raise
     except OSError as error:  # a full disk, a folder that went away
         print(
             f"robustflow train: {error}. Training stops; its checkpoints in {out_folder(args)} are "

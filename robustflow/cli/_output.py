@@ -1,0 +1,27 @@
+"""Standard output whose reader left, as `head` does after its lines: no error, nothing to say."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import sys
+
+# What a shell reports of a process that SIGPIPE ended.
+READER_LEFT = 128 + 13
+
+
+def reader_left() -> bool:
+    """Whether nobody reads standard output any more; what is still to be written goes nowhere."""
+    try:
+        file = sys.stdout.fileno()
+    except io.UnsupportedOperation:  # in memory
+        return False
+    poll = select.poll()
+    poll.register(file, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, file)  # or the interpreter's last flush fails
+    os.close(nowhere)
+    return True
