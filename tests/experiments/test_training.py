@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -199,6 +200,57 @@ def test_a_loss_that_is_not_finite_is_skipped_and_kept(tmp_path: Path) -> None:
     assert trainer.state.skipped == 3
     trained = [name for name, _ in trainer.flow.named_parameters() if "conditioner" in name]
     assert all(torch.equal(before[name], trainer.flow.state_dict()[name]) for name in trained)
+
+
+def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
+    """The second is told; after the first was killed, with its loading workers, it goes on."""
+    config = small({"training.iterations": 100_000, "data.workers": 1})
+    kept = tmp_path / "my.toml"
+    kept.write_text(to_toml(config))
+    folder = tmp_path / "out"
+    command = [sys.executable, "-m", "robustflow.cli", "train", "sr", "--config", str(kept)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    process = subprocess.Popen(
+        [*command, "--out", str(folder)], env=environment, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not checkpoints.complete(folder / "checkpoints"):
+        assert process.poll() is None, "it ended"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    sentence = f"is in use by another training: process {process.pid} on"
+    with pytest.raises(TrainingStopped, match=sentence):
+        Trainer(config, folder, resume=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = checkpoints.read_state(checkpoints.complete(folder / "checkpoints")[-1]).step
+    shorter = override(config, "training.iterations", done + 1)
+    assert Trainer(shorter, folder, resume=True).run().step == done + 1
+
+
+def test_a_training_that_cannot_begin_leaves_its_folder_free(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="There is no folder"):
+        Trainer(small({"data.train": str(tmp_path / "none")}), tmp_path / "out")
+    assert Trainer(small(), tmp_path / "out").state.step == 0
+
+
+def test_the_average_shares_a_frozen_encoder(tmp_path: Path) -> None:
+    config = small({"encoder.frozen": True, "training.iterations": 4})
+    trainer = Trainer(config, tmp_path)
+    before = [weight.clone() for weight in trainer.flow.encoder.parameters()]
+    trainer.run()
+    assert trainer.average is not None
+    averaged = trainer.sampler_flow
+    assert averaged.encoder is trainer.flow.encoder
+    for weight, started in zip(trainer.flow.encoder.parameters(), before, strict=True):
+        assert torch.equal(weight, started)
+    tensors = checkpoints.read_training(tmp_path / "checkpoints" / "step-00000004")[1]
+    assert not any(name.startswith("average.module.encoder.") for name in tensors)
+    assert any(name.startswith("average.module.flow.") for name in tensors)
+    longer = Trainer(override(config, "training.iterations", 6), tmp_path, resume=True)
+    theirs = longer.sampler_flow.state_dict()
+    assert all(torch.equal(each, theirs[name]) for name, each in averaged.state_dict().items())
+    assert longer.run().step == 6
 
 
 def test_sigterm_saves_and_the_next_run_goes_on(tmp_path: Path) -> None:
@@ -461,6 +513,31 @@ def test_samples_are_the_same_whole_in_tiles_and_by_several_processes(
         assert torch.equal(read_picture(tmp_path / "shared" / name).int(), whole)
         # Tiles differ by rounding in float32, which can tip the rounding to 8 bits.
         assert int((read_picture(tmp_path / "tiles" / name).int() - whole).abs().max()) <= 1
+
+
+def test_many_samples_are_decoded_in_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Trainer(small({"training.iterations": 1}), tmp_path / "flow").run()
+    Image.new("RGB", (8, 8), (90, 60, 30)).save(tmp_path / "low.png")
+    sizes: list[int] = []
+    decode = ImagingFlow.decode
+
+    def counted(flow: ImagingFlow, latents: list[torch.Tensor], *rest: Any) -> torch.Tensor:
+        sizes.append(len(latents[0]))
+        return decode(flow, latents, *rest)
+
+    monkeypatch.setattr(ImagingFlow, "decode", counted)
+    monkeypatch.setattr(ImagingFlow, "block_size", lambda *_: 2)
+    command = ["sample", str(tmp_path / "flow"), str(tmp_path / "low.png")]
+    assert main([*command, "-n", "5", "--out", str(tmp_path / "out")]) == 0
+    assert sizes == [2, 2, 1]
+    assert len(list((tmp_path / "out").iterdir())) == 5
+    sizes.clear()
+    flow = load_flow(tmp_path / "flow").flow
+    drawn = flow.sample(torch.rand(2, 3, 8, 8), 3)
+    assert drawn.shape == (2, 3, 3, 32, 32)
+    assert sizes == [2, 1, 2, 1]
 
 
 def test_pictures_of_one_name_and_folders_that_are_missing(

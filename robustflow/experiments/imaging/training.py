@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +35,7 @@ from robustflow.experiments.imaging.config import (
     to_toml,
 )
 from robustflow.experiments.imaging.loading import load_weights, of_encoder
+from robustflow.experiments.imaging.lock import FolderInUse, FolderLock
 from robustflow.experiments.imaging.model import ImagingFlow
 from robustflow.experiments.imaging.preview import Preview, preview
 from robustflow.experiments.imaging.sources import Sources, sources_of
@@ -139,8 +140,20 @@ class Trainer:
             raise TrainingStopped(f"There is no checkpoint in {folder} to go on from.")
         if resume:
             self._check_goes_on(existing[-1])
+        self._lock: FolderLock | None = None
         if self.rank == 0:
-            self._prepare_folder()
+            self._lock = self._prepare_folder(existing)
+        try:
+            self._build(task, device, existing[-1] if resume else None)
+        except BaseException:
+            self._release()
+            raise
+
+    def _build(
+        self, task: Task | None, device: torch.device | str | None, resumed: Path | None
+    ) -> None:
+        """Make all that trains, or read it from a checkpoint."""
+        config = self.config
         if config.training.threads:
             torch.set_num_threads(config.training.threads)
         torch.manual_seed(config.training.seed)
@@ -156,11 +169,32 @@ class Trainer:
         )
         self.average: AveragedModel | None = None
         if training.ema:
-            self.average = AveragedModel(
-                self.flow, multi_avg_fn=get_ema_multi_avg_fn(training.ema)
-            ).requires_grad_(False)
-        if resume:
-            self._load(existing[-1])
+            with self._encoder_apart():
+                self.average = AveragedModel(
+                    self.flow, multi_avg_fn=get_ema_multi_avg_fn(training.ema)
+                ).requires_grad_(False)
+        if resumed is not None:
+            self._load(resumed)
+
+    @contextmanager
+    def _encoder_apart(self) -> Iterator[None]:
+        """Inside, a frozen encoder is no part of the flow, nor of its average, which share it."""
+        if not self.flow.encoder_is_frozen:
+            yield
+            return
+        encoder = self.flow.encoder
+        nothing = nn.Module()
+        flows = [self.flow] if self.average is None else [self.flow, self.sampler_flow]
+        for flow in flows:
+            flow.encoder = nothing
+        try:
+            yield
+        finally:
+            self.flow.encoder = self.sampler_flow.encoder = encoder
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     @property
     def checkpoint_folder(self) -> Path:
@@ -180,6 +214,12 @@ class Trainer:
             TrainingStopped: too many losses in a row that are not finite.
             CheckpointError: a checkpoint cannot be written.
         """
+        try:
+            return self._run()
+        finally:
+            self._release()
+
+    def _run(self) -> State:
         config, state = self.config, self.state
         output, training = config.output, config.training
         model = self._parallel()
@@ -247,7 +287,8 @@ class Trainer:
                 nn.utils.clip_grads_with_norm_(self._weights, training.clip_norm, norm)
             self.optimiser.step()
             if self.average is not None:
-                self.average.update_parameters(self.flow)
+                with self._encoder_apart():
+                    self.average.update_parameters(self.flow)
         return Update(state.step, mean_bits, gradient_norm, skipped)
 
     def _bits(self, model: nn.Module, batch: dict[str, Tensor], *, training: bool) -> Tensor:
@@ -348,7 +389,8 @@ class Trainer:
         training = {f"{_RAW}{name}": tensor for name, tensor in raw.items()}
         training |= checkpoints.optimiser_tensors(self.optimiser)
         if self.average is not None:
-            averaged = self._without_file(self.average.state_dict())
+            with self._encoder_apart():  # its weights are there already, or in their file
+                averaged = dict(self.average.state_dict())
             training |= {f"{_AVERAGE}{name}": tensor for name, tensor in averaged.items()}
         path = checkpoints.write(
             self.checkpoint_folder,
@@ -388,7 +430,7 @@ class Trainer:
             checkpoints.load_optimiser(self.optimiser, tensors)
             if self.average is not None:
                 average = _part(tensors, _AVERAGE)
-                load_weights(self.average, average, without_encoder=in_file)
+                load_weights(self.average, average, without_encoder=self.flow.encoder_is_frozen)
         except RuntimeError as error:
             raise CheckpointError(f"{checkpoint} does not fit this version: {error}") from error
 
@@ -398,16 +440,41 @@ class Trainer:
             return weights
         return {name: tensor for name, tensor in weights.items() if not of_encoder(name)}
 
-    def _prepare_folder(self) -> None:
-        """Find out now, not after hours, whether the folder can be written to."""
+    def _prepare_folder(self, existing: Sequence[Path]) -> FolderLock:
+        """Find out now, not after hours, whether the folder can be written to by this training."""
         try:
             self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+            lock = FolderLock(self.folder)
+        except FolderInUse as error:
+            raise TrainingStopped(
+                f"{error}. Wait for it, stop it, or name another folder by --out."
+            ) from None
+        except OSError as error:
+            raise self._unwritable(error) from None
+        try:
+            if checkpoints.complete(self.checkpoint_folder) != list(existing):
+                raise TrainingStopped(
+                    f"Another training in {self.folder} has just written a checkpoint: ask again."
+                )
+            if not lock.works:
+                self.listener.note(
+                    f"The file system of {self.folder} has no locks, so nothing keeps a second "
+                    "training out of it: see to it that there is none."
+                )
             checkpoints.remove_partial(self.checkpoint_folder)
             write_atomically(self.folder / "config.toml", to_toml(self.config))
         except OSError as error:
-            raise TrainingStopped(
-                f"{self.folder} cannot be written to ({error}): name another folder by --out."
-            ) from None
+            lock.release()
+            raise self._unwritable(error) from None
+        except TrainingStopped:
+            lock.release()
+            raise
+        return lock
+
+    def _unwritable(self, error: OSError) -> TrainingStopped:
+        return TrainingStopped(
+            f"{self.folder} cannot be written to ({error}): name another folder by --out."
+        )
 
     @contextmanager
     def _log(self) -> Iterator[Callable[[Update], None]]:

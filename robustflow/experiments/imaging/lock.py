@@ -1,0 +1,66 @@
+"""One training at a time in a folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import platform
+import weakref
+from pathlib import Path
+
+LOCK = "training.lock"
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+
+
+class FolderInUse(Exception):
+    """Another training works in the folder; the text says which."""
+
+
+class FolderLock:
+    """A folder that this process alone trains in, until :meth:`release` or its end.
+
+    The system holds the lock, so that of a process that was killed is gone with it.
+
+    Args:
+        folder: is there.
+
+    Attributes:
+        works: whether the file system has locks; without, nothing is held.
+
+    Raises:
+        FolderInUse: another training holds it.
+        OSError: the folder cannot be written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.works = True
+        self._file = (folder / LOCK).open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            self._file.close()
+            raise FolderInUse(f"{folder} is in use by another training: {holder}") from None
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                self._file.close()
+                raise
+            self.works = False
+            return
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {platform.node()}\n")
+        self._file.flush()
+        # A child has the file, too, and would hold the lock after this process: loading workers.
+        mine = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _release(mine()))
+
+    def release(self) -> None:
+        """Let another training begin."""
+        self._file.close()
+
+
+def _release(lock: FolderLock | None) -> None:
+    if lock is not None:
+        lock.release()
