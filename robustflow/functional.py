@@ -25,6 +25,7 @@ Reduce = Literal["sum", "none"]
 ParamOrder = Literal["channel", "parameter"]
 
 _PARAM_ORDER = ("channel", "parameter")
+_modified_rq, _rq, _affine = (ops.of(spec) for spec in (MODIFIED_RQ, RQ, AFFINE))
 
 
 def modified_rq_spline(
@@ -81,7 +82,7 @@ def modified_rq_spline(
         inverse, interval, min_bin, min_derivative, derivative, reduce, x.dim()
     )
     params = _unpack("params", params, x, MODIFIED_RQ.num_params, param_order)
-    return ops.MODIFIED_RQ.apply(x, params, *config)
+    return _modified_rq.apply(x, params, *config)
 
 
 def rq_spline(
@@ -167,7 +168,7 @@ def rq_spline(
         reduce,
         inputs.dim(),
     )
-    return ops.RQ.apply(inputs, *groups, box, *config)
+    return _rq.apply(inputs, *groups, box, *config)
 
 
 def rq_spline_packed(
@@ -226,7 +227,7 @@ def rq_spline_packed(
     )
     num_params = 2 * num_bins + count_derivatives(num_bins, tails)
     params = _unpack("params", params, x, num_params, param_order)
-    return ops.RQ.apply(x, params, None, None, box, *config)
+    return _rq.apply(x, params, None, None, box, *config)
 
 
 def conditional_affine(
@@ -298,7 +299,7 @@ def conditional_affine(
             check_same_device(name, tensor, x)
             check_leading_shape(name, tensor.shape, x.shape, "x's shape (or 1 where shared)")
         shift, log_scale = params.unsqueeze(-1), log_scale.unsqueeze(-1)
-    return ops.AFFINE.apply(x, shift, log_scale, *config)
+    return _affine.apply(x, shift, log_scale, *config)
 
 
 def _unpack(name: str, params: Tensor, x: Tensor, num_params: int, order: str) -> Tensor:

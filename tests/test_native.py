@@ -18,7 +18,7 @@ import torch
 import robustflow
 from robustflow import _native
 from robustflow._sources import fingerprint
-from robustflow.ops.transforms import MODIFIED_RQ
+from robustflow.ops import TRANSFORMS
 
 PACKAGE = Path(robustflow.__file__).parent
 
@@ -300,7 +300,7 @@ def test_the_short_way_is_not_taken_into_another_torch(copy: Path) -> None:
 
 @needs_eager
 def test_the_short_way_says_what_is_wrong_with_its_arguments() -> None:
-    operator = MODIFIED_RQ.implementations["native"].eager
+    operator = TRANSFORMS["modified_rq"].implementations["native"].eager
     x, params, config = torch.zeros(2, 3), torch.zeros(2, 3, 4), (False, -1.0, 1.0, 0.1, 0.1, False)
     assert operator(x, params, *config, 1)[1].shape == (2,)
     with pytest.raises(TypeError, match="got 8 arguments where it has 9"):

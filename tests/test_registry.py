@@ -18,8 +18,8 @@ import robustflow.functional as F
 from conformance.operations import RQ, Affine, ModifiedRQ, Operation
 from conformance.samples import Sample, sample
 from robustflow import _backend, _native
+from robustflow.ops import TRANSFORMS
 from robustflow.ops.registry import Transform
-from robustflow.ops.transforms import MODIFIED_RQ, TRANSFORMS
 
 OPERATIONS: tuple[Operation, ...] = (
     ModifiedRQ("exp"),
@@ -39,7 +39,7 @@ class Added:
         self.name = next(_names)
         self.calls = 0
         self.library = torch.library.Library(f"robustflow_{self.name}", "DEF")
-        for transform in TRANSFORMS:
+        for transform in TRANSFORMS.values():
             functions = [
                 self._counted(getattr(torch.ops.robustflow, name).default)
                 for name in (transform.name, f"{transform.name}_backward")
@@ -187,13 +187,13 @@ def test_fake_tensors_and_modes_see_the_operator(added: Added) -> None:
 
 def test_opcheck(added: Added) -> None:
     x, params = torch.randn(5, 3), torch.randn(5, 3, 4, requires_grad=True)
-    operator: Any = MODIFIED_RQ.implementations[added.name].operator
+    operator: Any = TRANSFORMS["modified_rq"].implementations[added.name].operator
     torch.library.opcheck(operator, (x, params, False, -0.5, 0.5, 1e-3, 1e-3, False, 1))
 
 
 def test_a_name_is_taken_once(added: Added) -> None:
     with pytest.raises(ValueError, match=f"'modified_rq' has an implementation '{added.name}'"):
-        MODIFIED_RQ.add_implementation(added.name, len, len)
+        TRANSFORMS["modified_rq"].add_implementation(added.name, len, len)
     with pytest.raises(ValueError, match="There is a backend 'cpu' already"):
         _backend.add_backend("cpu", added.name, ("cpu",))
 
@@ -205,7 +205,7 @@ def test_it_serves_its_devices_only(added: Added) -> None:
 
 
 def test_every_transform_has_a_native_implementation() -> None:
-    for transform in TRANSFORMS:
+    for transform in TRANSFORMS.values():
         assert isinstance(transform, Transform)
         assert "native" in transform.implementations
         reference: Any = transform.reference

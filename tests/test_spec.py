@@ -13,7 +13,7 @@ import pytest
 from robustflow import _transforms, distributions, reference
 from robustflow import functional as F
 from robustflow._spec import Choice, Spec
-from robustflow.ops.transforms import TRANSFORMS
+from robustflow.ops import TRANSFORMS
 
 HEADERS = "\n".join(
     path.read_text() for path in sorted((Path(__file__).parents[1] / "csrc").rglob("*.h"))
@@ -91,7 +91,7 @@ def test_arguments_of_the_reference(spec: Spec) -> None:
 
 def test_schemas_are_those_that_exported_programs_know() -> None:
     """A name, a type or an order that changes breaks programs that were exported before."""
-    schemas = [str(t.implementations["native"].operator._schema) for t in TRANSFORMS]
+    schemas = [str(t.implementations["native"].operator._schema) for t in TRANSFORMS.values()]
     assert schemas == [
         "robustflow::modified_rq(Tensor x, Tensor params, bool inverse, float left, float right, "
         "float min_bin, float min_derivative, bool softclip, int batch_dims) -> "

@@ -292,7 +292,7 @@ def _serve_wide(
     if config is None:
         return None
     by = served_rq(library, inputs, params, num_bins, inverse)
-    return ops.RQ.apply(inputs, params, None, None, box, *config, by=by)
+    return ops.of(RQ).apply(inputs, params, None, None, box, *config, by=by)
 
 
 @once

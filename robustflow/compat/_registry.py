@@ -20,6 +20,7 @@ from robustflow import ops
 from robustflow._call_state import asked_while_tracing
 from robustflow._checks import describe
 from robustflow._patch_on_import import LIBRARIES
+from robustflow._transforms import RQ
 from robustflow.compat._code import Change
 
 logger = logging.getLogger("robustflow.compat")
@@ -305,9 +306,10 @@ def served(library: str, by: str) -> None:
 
 
 def served_rq(library: str, x: Tensor, widths: Tensor, num_bins: int, inverse: bool) -> Any:
-    """Count a call of ``ops.RQ`` before it is made; returns what serves it, its argument ``by``."""
-    by = ops.RQ.route(x, widths, inverse, num_bins)
-    served(library, REFERENCE if by is ops.RQ.reference else KERNEL)
+    """Count a call of the K-bin spline before it is made; returns what serves it, for ``by``."""
+    spline = ops.of(RQ)
+    by = spline.route(x, widths, inverse, num_bins)
+    served(library, REFERENCE if by is spline.reference else KERNEL)
     return by
 
 

@@ -184,7 +184,7 @@ def _spline(
             "none",
             x.dim(),
         )
-        y, ladj = ops.RQ.apply(in_dtype(x, dtype), packed, None, None, box, *config, by=by)
+        y, ladj = ops.of(RQ).apply(in_dtype(x, dtype), packed, None, None, box, *config, by=by)
         return y, in_dtype(ladj, dtype)
     widths, heights, derivatives = _groups(parameters, num_bins)
     dtype = promoted_dtype(x, widths, heights, derivatives)

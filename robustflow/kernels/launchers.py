@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import triton
@@ -73,13 +73,16 @@ def _inverse_bound(settings: Mapping[str, Any]) -> tuple[float, ...]:
     return (-1.0 / math.log(settings["min_derivative"]),)
 
 
+# One element a thread, all that is known of it in the thread's registers.
+_ONE_A_THREAD = Launches(128, 128, 128, 128)
+
+# Of transforms that take others.
 LAUNCHES = {
     # Accesses of 16 bytes: of four elements a thread in float32, of eight in half types. Gradients
     # take twice the registers an element: four of any type.
     "modified_rq": Launches(512, 1024, 512, 512, _inverse_bound),
     "affine": Launches(512, 1024, 512, 1024, together=True),
-    # One element a thread: its 3 K logits and sizes are in the thread's registers.
-    "rq": Launches(128, 128, 128, 128, _inverse_bound),
+    "rq": replace(_ONE_A_THREAD, derived=_inverse_bound),  # 3 K logits and sizes an element
 }
 
 
@@ -93,13 +96,17 @@ class Function:
         self._fields = tuple(argument.split() for argument in spec.numbers)
         self._settings = once(self._sort)
 
+    @property
+    def _launches(self) -> Launches:
+        return LAUNCHES.get(self.spec.name, _ONE_A_THREAD)
+
     def _sort(self, *config: Any) -> Settings:
         values = self.spec.named(config)
         named = {name: value for (_, name), value in zip(self._fields, values, strict=True)}
         if self.spec.size:  # a kernel is of one size: torch.compile must not leave it open
             named[self.spec.size] = int(named[self.spec.size])
         floats = tuple(named[name] for kind, name in self._fields if kind == "float")
-        numbers = (*floats, *LAUNCHES[self.spec.name].derived(named))
+        numbers = (*floats, *self._launches.derived(named))
         apart = ("inverse", "batch_dims")
         others = [name for kind, name in self._fields if kind != "float" and name not in apart]
         return Settings(
@@ -114,7 +121,7 @@ class Function:
     def forward(self, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
         """(y, logabsdet): the reference of the same name, by a Triton kernel."""
         groups, constant, settings = self._split(arguments)
-        launches, params = LAUNCHES[self.spec.name], _given(groups, settings)
+        launches, params = self._launches, _given(groups, settings)
 
         def run(call: Call, y: Tensor, logabsdet: Sink) -> None:
             arguments = (
@@ -141,7 +148,7 @@ class Function:
         """Gradients by x and each group, empty where its bit of the last argument is not set."""
         *others, needed = arguments
         groups, constant, settings = self._split(others)
-        launches, params = LAUNCHES[self.spec.name], _given(groups, settings)
+        launches, params = self._launches, _given(groups, settings)
 
         def run(
             call: Call,
@@ -197,7 +204,7 @@ class Function:
         """READS, or WRITES, with ROWS of each tensor."""
         counts: Sequence[int] = settings.counts
         if len(counts) > 1 and groups[-1] is None:  # all lie in the first tensor
-            if LAUNCHES[self.spec.name].together:
+            if self._launches.together:
                 counts = [sum(counts)]
             firsts = [sum(counts[:i]) for i in range(len(counts))]
             slots = [0] * len(counts)

@@ -7,6 +7,6 @@ implementations (``registry``), of which :mod:`robustflow._backend` names the on
 call.
 """
 
-from robustflow.ops.transforms import AFFINE, MODIFIED_RQ, RQ
+from robustflow.ops.transforms import TRANSFORMS, of
 
-__all__ = ["AFFINE", "MODIFIED_RQ", "RQ"]
+__all__ = ["TRANSFORMS", "of"]

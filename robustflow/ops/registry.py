@@ -108,7 +108,9 @@ class Transform:
             size = arguments[at - 1] if self._has_size else 0
             by = self.route(x, arguments[0], arguments[at], size)
         if self._has_options and by is not self.reference:
-            arguments = self._aligned(x, arguments)
+            # Nearly all calls have neither further groups nor a constant.
+            if arguments[1] is not None or arguments[self._num_others - 1] is not None:
+                arguments = self._aligned(x, arguments)
         return by(x, *arguments)
 
     def route(self, x: Tensor, parameters: Tensor, inverse: bool, size: int = 0) -> Transformed:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compat.served import counts
 from robustflow import compat, ops
+from robustflow._transforms import RQ
 from robustflow.ops.registry import Transform
 
 FEATURES, BINS = 3, 5
@@ -77,7 +78,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
     own = Transform.apply
 
     def call(transform: Transform, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
-        if transform is ops.RQ:
+        if transform is ops.of(RQ):
             found.append(args)
         return own(transform, *args, **options)
 

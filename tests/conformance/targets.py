@@ -15,8 +15,7 @@ import pytest
 import torch
 
 import robustflow
-from robustflow import _backend, _native
-from robustflow.ops import transforms
+from robustflow import _backend, _native, ops
 from robustflow.ops.registry import Implementation
 
 
@@ -52,10 +51,9 @@ class Target:
         return "" if available is True else str(available)
 
     def implementation(self, transform: str) -> Implementation:
-        """The operators of a transform, "modified_rq", "rq" or "affine", that serve here."""
+        """The operators of a transform, by its name, that serve here."""
         name = _backend._BACKENDS[self.backend].implementation
-        (found,) = (each for each in transforms.TRANSFORMS if each.name == transform)
-        return found.implementations[name]
+        return ops.TRANSFORMS[transform].implementations[name]
 
     @contextmanager
     def chosen(self) -> Iterator[None]:

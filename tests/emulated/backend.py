@@ -16,7 +16,7 @@ import torch
 from conformance.targets import Target, replace_targets
 from emulated.process import KERNELS_VARIABLE, LIBRARY_VARIABLE
 from robustflow._backend import add_backend
-from robustflow.ops.transforms import AFFINE, MODIFIED_RQ, RQ
+from robustflow.ops import TRANSFORMS
 
 NAMESPACE = "robustflow_emulated"
 _DEFINITIONS = torch.library.Library(NAMESPACE, "DEF")
@@ -28,7 +28,7 @@ OTHER_ORDERS = {"reverse": (1, 0), "shuffled": (2, 1)}
 
 def _load() -> ctypes.CDLL:
     path = os.environ[LIBRARY_VARIABLE]
-    for transform in (MODIFIED_RQ, RQ, AFFINE):
+    for transform in TRANSFORMS.values():
         operators = transform.define(_DEFINITIONS, transform.name)
         transform.add_implementation("emulated", *operators)
     add_backend("emulated", "emulated", ("cpu",))
