@@ -77,6 +77,8 @@ class Transform:
         # Of the arguments after x.
         self._num_others = len(spec.tensors)
         self._has_size = bool(spec.size)
+        # Without a way to a kernel every size is too large, and the reference serves.
+        self._max_size = spec.max_size if _call_state.KERNELS_CAN_BE_CALLED else -1
         self._inverse_at = self._num_others + self._has_size
         self._has_options = self._num_others > 1
 
@@ -107,10 +109,12 @@ class Transform:
             at = self._inverse_at
             size = arguments[at - 1] if self._has_size else 0
             by = self.route(x, arguments[0], arguments[at], size)
-        if self._has_options and by is not self.reference:
-            # Nearly all calls have neither further groups nor a constant.
-            if arguments[1] is not None or arguments[self._num_others - 1] is not None:
-                arguments = self._aligned(x, arguments)
+        if (
+            self._has_options  # which nearly all calls leave out
+            and (arguments[1] is not None or arguments[self._num_others - 1] is not None)
+            and by is not self.reference
+        ):
+            arguments = self._aligned(x, arguments)
         return by(x, *arguments)
 
     def route(self, x: Tensor, parameters: Tensor, inverse: bool, size: int = 0) -> Transformed:
@@ -123,7 +127,7 @@ class Transform:
         The operators know reverse mode and vmap. In forward mode, and inside a torch.func transform
         that differentiates, the reference answers: PyTorch would return a silent zero.
         """
-        if size > self.spec.max_size:
+        if size > self._max_size:
             return self.reference
         kind = kind_of_call()
         name = implementation(self.name, x, parameters, inverse, kind)
