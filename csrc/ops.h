@@ -15,17 +15,15 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
-#include <initializer_list>
+#include <numeric>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
-#include "math/affine.h"
-#include "math/modified_rq.h"
-#include "math/rq_spline.h"
-#include "problem.h"
+#include "transforms.h"
 
 namespace robustflow {
 namespace {
@@ -151,7 +149,8 @@ class Call {
   }
 
   // y, the log-determinant, and the run between them.
-  std::tuple<Tensor, Tensor> transform(const Tensor& x, int64_t batch_dims, const void* config) {
+  template <class Config>
+  std::tuple<Tensor, Tensor> transform(const Tensor& x, int64_t batch_dims, const Config& config) {
     STD_TORCH_CHECK(batch_dims >= 0 && batch_dims <= problem_.dims,
                     "robustflow: batch_dims must lie between 0 and x's dimensions.");
     Tensor y = output_like(x);
@@ -168,17 +167,24 @@ class Call {
       problem_.out[problem_.num_outputs++].planes = 1;
     }
     if (empty()) torch::stable::zero_(logabsdet);
-    problem_.config = config;
+    configure(config);
     device_.run_transform(problem_, static_cast<int>(batch_dims), logabsdet.mutable_data_ptr());
     return {std::move(y), std::move(logabsdet)};
   }
 
-  void gradient(const void* config) {
-    problem_.config = config;
+  template <class Config>
+  void gradient(const Config& config) {
+    configure(config);
     device_.run_gradient(problem_);
   }
 
  private:
+  template <class Config>
+  void configure(const Config& config) {
+    problem_.config = &config;
+    problem_.config_bytes = sizeof config;
+  }
+
   void input(const Tensor& t, int64_t planes) {
     STD_TORCH_CHECK(device_.owns(t), "robustflow: all tensors of a call must be on one device.");
     Operand& operand = problem_.in[problem_.num_inputs++];
@@ -213,211 +219,130 @@ class Call {
 
 bool wants(int64_t needed, int gradient) { return needed >> gradient & 1; }
 
-// ---- modified RQ -------------------------------------------------------------------------------
+// An operator and its backward operator. NUMBERS are the types of the schema's numbers, before the
+// last ones, and OTHERS count its tensors behind x and the first group of parameters.
+template <class Device, Transform TRANSFORM, class Description, class Numbers, class Others>
+struct Operator;
 
-ModifiedRqConfig modified_rq_config(double left, double right, double min_bin,
-                                    double min_derivative, bool softclip) {
-  return {left, right, min_bin, min_derivative, softclip, -1 / std::log(min_derivative)};
-}
+template <std::size_t>
+using Other = const MaybeTensor&;
 
-template <class Device>
-std::tuple<Tensor, Tensor> modified_rq(const Tensor& x, const Tensor& params, bool inverse,
-                                       double left, double right, double min_bin,
-                                       double min_derivative, bool softclip, int64_t batch_dims) {
-  const auto config = modified_rq_config(left, right, min_bin, min_derivative, softclip);
-  Call<Device> call(Transform::modified_rq, inverse, x);
-  call.parameters(params, 4);
-  return call.transform(x, batch_dims, &config);
-}
+template <class Device, Transform TRANSFORM, class Description, class... Numbers,
+          std::size_t... OTHERS>
+struct Operator<Device, TRANSFORM, Description,
+                Settings<typename Description::Config> (*)(DType, Numbers...),
+                std::index_sequence<OTHERS...>> {
+  using Config = typename Description::Config;
+  static constexpr int kGroups = Description::kGroups;
 
-template <class Device>
-std::tuple<Tensor, Tensor> modified_rq_backward(const MaybeTensor& grad_y,
-                                                const MaybeTensor& grad_logabsdet, const Tensor& x,
-                                                const Tensor& params, bool inverse, double left,
-                                                double right, double min_bin, double min_derivative,
-                                                bool softclip, int64_t, int64_t needed) {
-  const auto config = modified_rq_config(left, right, min_bin, min_derivative, softclip);
-  Call<Device> call(Transform::modified_rq, inverse, x);
-  call.parameters(params, 4);
-  call.input(grad_y);
-  call.input(grad_logabsdet);
-  Tensor grad_x = call.output_like(x, wants(needed, 0));
-  Tensor grad_params = call.output_like(params, wants(needed, 1));
-  call.gradient(&config);
-  return {std::move(grad_x), std::move(grad_params)};
-}
-
-// ---- K-bin RQ ----------------------------------------------------------------------------------
-
-Format format_of(DType dtype) {
-  switch (dtype) {
-    case DType::float64:
-      return kFloat64;
-    case DType::float32:
-      return kFloat32;
-    case DType::bfloat16:
-      return kBfloat16;
-    default:
-      return kFloat16;
+  static std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& first,
+                                            Other<OTHERS>... others, Numbers... numbers,
+                                            int64_t batch_dims) {
+    const Settings<Config> settings = checked(Description::settings(dtype_of(x), numbers...));
+    Call<Device> call(TRANSFORM, settings.inverse, x);
+    add_parameters(call, settings, {&first, pointer(others)...});
+    return call.transform(x, batch_dims, settings.config);
   }
-}
 
-// The arguments of the operator, and its operands in the order of operands::rq::Input.
-template <class Device>
-struct RqCall {
-  RqSplineConfig config;
-  double edges[4];
-  int num_bins, num_derivatives;
-  bool packed;
-  Call<Device> builder;
-
-  RqCall(const Tensor& x, const Tensor& widths, const MaybeTensor& heights,
-         const MaybeTensor& derivatives, const MaybeTensor& box, int64_t num_bins_, bool inverse,
-         int64_t tails, int64_t parametrization, double left, double right, double bottom,
-         double top, double min_bin_width, double min_bin_height, double min_derivative,
-         double logit_scale)
-      : config{static_cast<int>(num_bins_),
-               static_cast<Tails>(tails),
-               static_cast<Parametrization>(parametrization),
-               min_bin_width,
-               min_bin_height,
-               min_derivative,
-               logit_scale,
-               -1 / std::log(min_derivative),
-               format_of(dtype_of(x))},
-        edges{left, right, bottom, top},
-        num_bins(config.num_bins),
-        num_derivatives(rq_num_derivatives(num_bins, config.tails)),
-        packed(!heights || !derivatives),
-        builder(Transform::rq, inverse, x) {
-    STD_TORCH_CHECK(num_bins >= 1 && num_bins <= kMaxBins, "robustflow: between 1 and ", kMaxBins,
-                    " bins, got ", num_bins, ".");
-    if (packed) {
-      builder.parameters(widths, 2 * num_bins + num_derivatives);
-      builder.part_of_input(num_bins, num_bins, operands::rq::kWidths);
-      builder.part_of_input(2 * num_bins, num_derivatives, operands::rq::kWidths);
-    } else {
-      builder.parameters(widths, num_bins);
-      builder.parameters(*heights, num_bins);
-      if (num_derivatives > 0) {
-        builder.parameters(*derivatives, num_derivatives);
+  static auto backward(const MaybeTensor& grad_y, const MaybeTensor& grad_logabsdet,
+                       const Tensor& x, const Tensor& first, Other<OTHERS>... others,
+                       Numbers... numbers, int64_t, int64_t needed) {
+    const Settings<Config> settings = checked(Description::settings(dtype_of(x), numbers...));
+    const Tensors tensors{&first, pointer(others)...};
+    Call<Device> call(TRANSFORM, settings.inverse, x);
+    add_parameters(call, settings, tensors);
+    call.input(grad_y);
+    call.input(grad_logabsdet);
+    std::optional<Tensor> gradients[1 + kGroups];
+    gradients[0] = call.output_like(x, wants(needed, 0));
+    int first_plane = 0;
+    for (int g = 0; g < kGroups; ++g) {
+      const int planes = settings.planes[g];
+      const bool wanted = wants(needed, 1 + g);
+      if (g > 0 && is_packed(tensors)) {
+        gradients[1 + g] = nothing(x);
+        call.part_of_output(first_plane, planes, 1);
+      } else if (planes == 0) {
+        gradients[1 + g] = wanted ? dense_like(*tensors.group[g]) : nothing(x);
+        call.part_of_output(0, 0, 1);
       } else {
-        builder.part_of_input(0, 0, operands::rq::kWidths);
+        gradients[1 + g] = call.output_like(*tensors.group[g], wanted);
+      }
+      first_plane += planes;
+    }
+    call.gradient(settings.config);
+    return in_a_tuple(gradients, std::make_index_sequence<1 + kGroups>());
+  }
+
+ private:
+  // The groups of parameters and the constants; null: not given.
+  struct Tensors {
+    const Tensor* group[1 + sizeof...(OTHERS)];
+  };
+  static const Tensor* pointer(const MaybeTensor& t) { return t ? &*t : nullptr; }
+
+  // Whether the first group's tensor has the parameters of all groups.
+  static bool is_packed(const Tensors& tensors) {
+    const auto* end = tensors.group + kGroups;
+    return std::find(tensors.group, end, nullptr) != end;
+  }
+
+  static void add_parameters(Call<Device>& call, const Settings<Config>& settings,
+                             const Tensors& tensors) {
+    const bool packed = is_packed(tensors);
+    const int* planes = settings.planes;
+    call.parameters(*tensors.group[0],
+                    packed ? std::accumulate(planes, planes + kGroups, 0) : planes[0]);
+    int first_plane = 0;
+    for (int g = 1; g < kGroups; ++g) {
+      first_plane += planes[g - 1];
+      if (packed) {
+        call.part_of_input(first_plane, planes[g], 1);
+      } else if (planes[g] == 0) {
+        call.part_of_input(0, 0, 1);
+      } else {
+        call.parameters(*tensors.group[g], planes[g]);
       }
     }
-    if (box) {
-      builder.parameters(*box, 4);
-    } else {
-      builder.constants(edges, 4);
+    if constexpr (Description::kConstants > 0) {
+      if (const Tensor* constants = tensors.group[kGroups]) {
+        call.parameters(*constants, Description::kConstants);
+      } else {
+        call.constants(settings.constants, Description::kConstants);
+      }
     }
+  }
+
+  static Settings<Config> checked(const Settings<Config>& settings) {
+    const Limit& limit = settings.limit;
+    STD_TORCH_CHECK(limit.value >= limit.least && limit.value <= limit.most, "robustflow: between ",
+                    limit.least, " and ", limit.most, " ", limit.of, ", got ", limit.value, ".");
+    return settings;
+  }
+
+  template <std::size_t... I>
+  static auto in_a_tuple(std::optional<Tensor>* tensors, std::index_sequence<I...>) {
+    return std::make_tuple(*std::move(tensors[I])...);
   }
 };
 
-template <class Device>
-std::tuple<Tensor, Tensor> rq(const Tensor& x, const Tensor& widths, const MaybeTensor& heights,
-                              const MaybeTensor& derivatives, const MaybeTensor& box,
-                              int64_t num_bins, bool inverse, int64_t tails,
-                              int64_t parametrization, double left, double right, double bottom,
-                              double top, double min_bin_width, double min_bin_height,
-                              double min_derivative, double logit_scale, int64_t batch_dims) {
-  RqCall<Device> call(x, widths, heights, derivatives, box, num_bins, inverse, tails,
-                      parametrization, left, right, bottom, top, min_bin_width, min_bin_height,
-                      min_derivative, logit_scale);
-  return call.builder.transform(x, batch_dims, &call.config);
-}
+template <class Device, Transform TRANSFORM, class Description>
+using OperatorOf =
+    Operator<Device, TRANSFORM, Description, decltype(&Description::settings),
+             std::make_index_sequence<Description::kGroups - 1 + (Description::kConstants > 0)>>;
 
-template <class Device>
-std::tuple<Tensor, Tensor, Tensor, Tensor> rq_backward(
-    const MaybeTensor& grad_y, const MaybeTensor& grad_logabsdet, const Tensor& x,
-    const Tensor& widths, const MaybeTensor& heights, const MaybeTensor& derivatives,
-    const MaybeTensor& box, int64_t num_bins, bool inverse, int64_t tails, int64_t parametrization,
-    double left, double right, double bottom, double top, double min_bin_width,
-    double min_bin_height, double min_derivative, double logit_scale, int64_t, int64_t needed) {
-  RqCall<Device> call(x, widths, heights, derivatives, box, num_bins, inverse, tails,
-                      parametrization, left, right, bottom, top, min_bin_width, min_bin_height,
-                      min_derivative, logit_scale);
-  Call<Device>& builder = call.builder;
-  builder.input(grad_y);
-  builder.input(grad_logabsdet);
-  Tensor grad_x = builder.output_like(x, wants(needed, 0));
-  Tensor grad_widths = builder.output_like(widths, wants(needed, 1));
-  Tensor grad_heights = nothing(x), grad_derivatives = nothing(x);
-  if (call.packed) {
-    builder.part_of_output(call.num_bins, call.num_bins, operands::rq::kGradWidths);
-    builder.part_of_output(2 * call.num_bins, call.num_derivatives, operands::rq::kGradWidths);
-  } else {
-    grad_heights = builder.output_like(*heights, wants(needed, 2));
-    if (call.num_derivatives > 0) {
-      grad_derivatives = builder.output_like(*derivatives, wants(needed, 3));
-    } else {
-      if (wants(needed, 3)) grad_derivatives = dense_like(*derivatives);
-      builder.part_of_output(0, 0, operands::rq::kGradWidths);
-    }
+// Registers all operators for a device, inside STABLE_TORCH_LIBRARY_IMPL.
+template <class Device, class Library>
+void register_operators(Library& library) {
+#define ROBUSTFLOW_ENTRY(name, Description)                        \
+  {                                                                \
+    using Each = OperatorOf<Device, Transform::name, Description>; \
+    library.impl(#name, TORCH_BOX(&Each::forward));                \
+    library.impl(#name "_backward", TORCH_BOX(&Each::backward));   \
   }
-  builder.gradient(&call.config);
-  return {std::move(grad_x), std::move(grad_widths), std::move(grad_heights),
-          std::move(grad_derivatives)};
-}
-
-// ---- affine ------------------------------------------------------------------------------------
-
-AffineConfig affine_config(int64_t scale, double eps, double clamp, bool shift_first,
-                           bool reciprocal) {
-  return {static_cast<Scale>(scale), eps, clamp, shift_first, reciprocal};
-}
-
-template <class Device>
-void affine_parameters(Call<Device>& call, const Tensor& params, const MaybeTensor& log_scale) {
-  if (log_scale) {
-    call.parameters(params, 1);
-    call.parameters(*log_scale, 1);
-  } else {
-    call.parameters(params, 2);
-    call.part_of_input(1, 1, operands::affine::kShift);
-  }
-}
-
-template <class Device>
-std::tuple<Tensor, Tensor> affine(const Tensor& x, const Tensor& params,
-                                  const MaybeTensor& log_scale, bool inverse, int64_t scale,
-                                  double eps, double clamp, bool shift_first, bool reciprocal,
-                                  int64_t batch_dims) {
-  const auto config = affine_config(scale, eps, clamp, shift_first, reciprocal);
-  Call<Device> call(Transform::affine, inverse, x);
-  affine_parameters(call, params, log_scale);
-  return call.transform(x, batch_dims, &config);
-}
-
-template <class Device>
-std::tuple<Tensor, Tensor, Tensor> affine_backward(
-    const MaybeTensor& grad_y, const MaybeTensor& grad_logabsdet, const Tensor& x,
-    const Tensor& params, const MaybeTensor& log_scale, bool inverse, int64_t scale, double eps,
-    double clamp, bool shift_first, bool reciprocal, int64_t, int64_t needed) {
-  const auto config = affine_config(scale, eps, clamp, shift_first, reciprocal);
-  Call<Device> call(Transform::affine, inverse, x);
-  affine_parameters(call, params, log_scale);
-  call.input(grad_y);
-  call.input(grad_logabsdet);
-  Tensor grad_x = call.output_like(x, wants(needed, 0));
-  Tensor grad_params = call.output_like(params, wants(needed, 1));
-  Tensor grad_log_scale = nothing(x);
-  if (log_scale) {
-    grad_log_scale = call.output_like(*log_scale, wants(needed, 2));
-  } else {
-    call.part_of_output(1, 1, operands::affine::kGradShift);
-  }
-  call.gradient(&config);
-  return {std::move(grad_x), std::move(grad_params), std::move(grad_log_scale)};
+  ROBUSTFLOW_TRANSFORMS(ROBUSTFLOW_ENTRY)
+#undef ROBUSTFLOW_ENTRY
 }
 
 }  // namespace
 }  // namespace robustflow
-
-// Registers the operators for a device, inside STABLE_TORCH_LIBRARY_IMPL(..., m).
-#define ROBUSTFLOW_REGISTER(m, Device)                                                  \
-  m.impl("modified_rq", TORCH_BOX(&robustflow::modified_rq<Device>));                   \
-  m.impl("modified_rq_backward", TORCH_BOX(&robustflow::modified_rq_backward<Device>)); \
-  m.impl("rq", TORCH_BOX(&robustflow::rq<Device>));                                     \
-  m.impl("rq_backward", TORCH_BOX(&robustflow::rq_backward<Device>));                   \
-  m.impl("affine", TORCH_BOX(&robustflow::affine<Device>));                             \
-  m.impl("affine_backward", TORCH_BOX(&robustflow::affine_backward<Device>))

@@ -25,4 +25,6 @@ struct CpuDevice {
 }  // namespace
 }  // namespace robustflow
 
-STABLE_TORCH_LIBRARY_IMPL(robustflow, CPU, m) { ROBUSTFLOW_REGISTER(m, robustflow::CpuDevice); }
+STABLE_TORCH_LIBRARY_IMPL(robustflow, CPU, m) {
+  robustflow::register_operators<robustflow::CpuDevice>(m);
+}

@@ -54,4 +54,6 @@ class CudaDevice {
 }  // namespace
 }  // namespace robustflow
 
-STABLE_TORCH_LIBRARY_IMPL(robustflow, CUDA, m) { ROBUSTFLOW_REGISTER(m, robustflow::CudaDevice); }
+STABLE_TORCH_LIBRARY_IMPL(robustflow, CUDA, m) {
+  robustflow::register_operators<robustflow::CudaDevice>(m);
+}

@@ -2,21 +2,14 @@
 // transform to run on them. No torch on this side.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+
+#include "dtype.h"
 
 namespace robustflow {
 
-enum class DType : int { float64, float32, bfloat16, float16 };
-
-inline constexpr std::int64_t size_of(DType dtype) {
-  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
-}
-
 inline constexpr int kMaxDims = 16;
-
-// The most bins of a spline: what a kernel keeps of them lives in fast memory. The same number
-// stands in robustflow/ops/transforms.py.
-inline constexpr int kMaxBins = 256;
 
 // One tensor of a problem, over the problem's dimensions and an axis of planes (an element's
 // parameters).
@@ -32,31 +25,20 @@ struct Operand {
   bool on_host = false;  // numbers for every element, in the host's memory
 };
 
-// Operands of a problem. Input 0 is x, output 0 is y (transforms) or the gradient by x (backward).
+// Operands of a problem. Inputs are x, the groups of parameters, and, of a backward problem, the
+// cotangents of y and of the log-determinant. Outputs are y and the log-determinant, or the gradients
+// by x and by the groups.
 inline constexpr int kMaxInputs = 7;
 inline constexpr int kMaxOutputs = 4;
 
-enum class Transform { modified_rq, rq, affine };
-
-// Where the operands of each transform stand in Problem::in and Problem::out.
-namespace operands::modified_rq {
-enum Input { kX, kParams, kGradY, kGradLogabsdet };
-enum Output { kY, kLogabsdet, kGradX = 0, kGradParams };
-}  // namespace operands::modified_rq
-namespace operands::rq {
-enum Input { kX, kWidths, kHeights, kDerivatives, kBox, kGradY, kGradLogabsdet };
-enum Output { kY, kLogabsdet, kGradX = 0, kGradWidths, kGradHeights, kGradDerivatives };
-}  // namespace operands::rq
-namespace operands::affine {
-enum Input { kX, kShift, kScale, kGradY, kGradLogabsdet };
-enum Output { kY, kLogabsdet, kGradX = 0, kGradShift, kGradScale };
-}  // namespace operands::affine
+enum class Transform : int;  // csrc/transforms.h
 
 struct Problem {
   Transform transform;
   bool inverse;
-  const void* config;  // the transform's own, from csrc/math
-  bool wide;           // compute in float64
+  const void* config;        // the transform's own, from csrc/math
+  std::size_t config_bytes;  // its size
+  bool wide;                 // compute in float64
 
   int dims = 0;
   std::int64_t size[kMaxDims] = {};

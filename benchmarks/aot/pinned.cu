@@ -10,18 +10,20 @@ inline namespace ROBUSTFLOW_ISA {
 // An Op whose calls go to Settings::of(op).
 template <class Op, class Settings>
 struct Pinned : Op {
-  template <bool inverse, class Row, class Workspace>
-  ROBUSTFLOW_DEVICE auto transform(typename Op::Lane x, const Row& row, Workspace workspace) const {
-    return Settings::of(*this).template transform<inverse>(x, row, workspace);
+  template <bool inverse, class Parameter, class Workspace>
+  ROBUSTFLOW_DEVICE auto transform(typename Op::Lane x, const Parameter& parameter,
+                                   Workspace workspace) const {
+    return Settings::of(*this).template transform<inverse>(x, parameter, workspace);
   }
-  template <class Row>
-  ROBUSTFLOW_DEVICE auto log_slope(const Row& row, typename Op::Lane slope) const {
-    return Settings::of(*this).log_slope(row, slope);
+  template <class Parameter>
+  ROBUSTFLOW_DEVICE auto log_slope(const Parameter& parameter, typename Op::Lane slope) const {
+    return Settings::of(*this).log_slope(parameter, slope);
   }
-  template <bool inverse, class Row, class Workspace, class Put>
-  ROBUSTFLOW_DEVICE auto gradient(typename Op::Lane x, const Row& row, Workspace workspace,
-                                  typename Op::Lane gy, typename Op::Lane gl, Put&& put) const {
-    return Settings::of(*this).template gradient<inverse>(x, row, workspace, gy, gl, put);
+  template <bool inverse, class Parameter, class Workspace, class Put>
+  ROBUSTFLOW_DEVICE auto gradient(typename Op::Lane x, const Parameter& parameter,
+                                  Workspace workspace, typename Op::Lane gy, typename Op::Lane gl,
+                                  Put&& put) const {
+    return Settings::of(*this).template gradient<inverse>(x, parameter, workspace, gy, gl, put);
   }
 };
 

@@ -4,12 +4,10 @@
 // no function compiled for one set can be shared with the rest of the program.
 #include "kernels.h"
 
-#include "../math/affine.h"
 #include "../math/log_product.h"
-#include "../math/modified_rq.h"
-#include "../math/rq_spline.h"
 #include "copies.h"
 #include "simd.h"
+#include "tuning.h"
 
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
@@ -17,58 +15,61 @@ inline namespace ROBUSTFLOW_ISA {
 using cpu::Block;
 using cpu::Direction;
 using cpu::kCacheLine;
+using cpu::kPrefetchBytes;
 using cpu::Planes;
 
 constexpr bool is_inverse(Direction d) { return d == cpu::kInverse || d == cpu::kInverseGradient; }
 constexpr bool is_gradient(Direction d) { return d >= cpu::kForwardGradient; }
 
-// Registers side by side in a lane: as many as hide the latency of a formula, until they spill.
-struct Registers {
-  int transform, gradient;
-
-  constexpr int of(Direction d) const { return is_gradient(d) ? gradient : transform; }
-};
+// Of this instruction set, the registers of a transform's lane.
+constexpr Registers registers_of(const Packs& packs) {
 #if defined(__AVX512F__)
-inline constexpr Registers kModifiedRqPack{4, 4}, kRqPack{2, 2}, kAffinePack{2, 1};
+  return packs.avx512;
 #elif defined(__AVX__)
-inline constexpr Registers kModifiedRqPack{2, 2}, kRqPack{2, 2}, kAffinePack{2, 1};
+  return packs.avx;
 #else
-inline constexpr Registers kModifiedRqPack{1, 1}, kRqPack{1, 1}, kAffinePack{2, 1};
+  return packs.others;
 #endif
-
-inline constexpr int kWidestPack = kModifiedRqPack.transform > kAffinePack.transform
-                                       ? kModifiedRqPack.transform
-                                       : kAffinePack.transform;
-constexpr bool divides_widest(Registers r) {
-  return kWidestPack % r.transform == 0 && kWidestPack % r.gradient == 0;
 }
-static_assert(divides_widest(kModifiedRqPack) && divides_widest(kRqPack) &&
-              divides_widest(kAffinePack));
+template <class Transform, Direction direction>
+inline constexpr int kRegisters =
+    is_gradient(direction) ? registers_of(Transform::kPacks).gradient
+                           : registers_of(Transform::kPacks).transform;
 
-// How far ahead planes are fetched: the hardware's prefetcher stops at the end of a page.
-inline constexpr std::int64_t kPrefetchBytes = 1024;
+// A multiple of all of them.
+constexpr int widest_pack() {
+  int widest = 1;
+  const auto fit = [&](const Packs& packs) {
+    const Registers registers = registers_of(packs);
+    while (widest % registers.transform || widest % registers.gradient) ++widest;
+  };
+#define ROBUSTFLOW_ENTRY(name, Transform) fit(Transform::kPacks);
+  ROBUSTFLOW_TRANSFORMS(ROBUSTFLOW_ENTRY)
+#undef ROBUSTFLOW_ENTRY
+  return widest;
+}
+inline constexpr int kWidestPack = widest_pack();
 
-// What a lane V of each stream will need.
-template <class V, class... T>
-ROBUSTFLOW_FN void prefetch(const T*... streams) {
+// What a lane V of a plane will need.
+template <class V, class T>
+ROBUSTFLOW_FN void prefetch(const T* lane) {
   constexpr int kLines = (sizeof(V) + kCacheLine - 1) / kCacheLine;
   repeat<kLines>(kLines, [&](int i) ROBUSTFLOW_INLINE {
-    (__builtin_prefetch(reinterpret_cast<const char*>(streams) + kPrefetchBytes + i * kCacheLine),
-     ...);
+    __builtin_prefetch(reinterpret_cast<const char*>(lane) + kPrefetchBytes + i * kCacheLine);
   });
 }
 
-// What the next block needs for its lane from i on.
+// What is copied soon, the part of the lane from i on.
 template <class V, class T>
-ROBUSTFLOW_FN void fetch_ahead(const Block<T>& block, std::int64_t i) {
-  for (int k = 0; k < block.num_ahead; ++k) {
-    const cpu::Ahead ahead = block.ahead[k];
-    const char* lane = ahead.data + i * ahead.bytes;
-    if (ahead.written) {
-      for (std::int64_t b = 0; b < V::lanes * ahead.bytes; b += kCacheLine)
+ROBUSTFLOW_FN void fetch_rows(const Block<T>& block, std::int64_t i) {
+  for (int k = 0; k < block.num_fetches; ++k) {
+    const cpu::Fetch fetch = block.fetches[k];
+    const char* lane = fetch.data + i * fetch.bytes;
+    if (fetch.written) {
+      for (std::int64_t b = 0; b < V::lanes * fetch.bytes; b += kCacheLine)
         __builtin_prefetch(lane + b, 1);
     } else {
-      for (std::int64_t b = 0; b < V::lanes * ahead.bytes; b += kCacheLine)
+      for (std::int64_t b = 0; b < V::lanes * fetch.bytes; b += kCacheLine)
         __builtin_prefetch(lane + b);
     }
   }
@@ -99,19 +100,71 @@ ROBUSTFLOW_FN double sum_of(LogProduct<V>& product) {
   return total + whole * 0.69314718055994531;
 }
 
-// y and the log-determinant of a block. `compute(i)` gives {value, slope} of the elements from i
-// on, `log_slope(i, slope)` the logarithm of the slope.
-template <bool inverse, class V, class T, class Compute, class LogSlope>
-ROBUSTFLOW_FN void transform_block(const Block<T>& block, Compute&& compute, LogSlope&& log_slope) {
+// The planes of an element's parameters, in groups. Where the compiler knows how many there are, it
+// is told each plane's place.
+template <class Op, class T, int GROUPS, bool KNOWN = (Op::kPlanes > 0)>
+struct Parameters {
+  Planes<T> group[GROUPS];
+
+  ROBUSTFLOW_FN explicit Parameters(const Planes<T>* operands) {
+    repeat<GROUPS>(GROUPS, [&](int g) ROBUSTFLOW_INLINE { group[g] = operands[g]; });
+  }
+  ROBUSTFLOW_FN T* at(int g, int k) const { return group[g].data + k * group[g].stride; }
+};
+template <class Op, class T, int GROUPS>
+struct Parameters<Op, T, GROUPS, true> {
+  static constexpr int kEach = Op::kPlanes / Op::kGroups;
+  T* plane[Op::kPlanes];
+
+  ROBUSTFLOW_FN explicit Parameters(const Planes<T>* operands) {
+    repeat<Op::kPlanes>(Op::kPlanes, [&](int k) ROBUSTFLOW_INLINE {
+      const Planes<T> group = operands[k / kEach];
+      plane[k] = group.data + k % kEach * group.stride;
+    });
+  }
+  ROBUSTFLOW_FN T* at(int g, int k) const { return plane[g * kEach + k]; }
+};
+
+// The parameters of the elements from i on, as an adapter asks for them.
+template <class V, class Source>
+struct ParametersAt {
+  const Source& source;
+  std::int64_t i;
+  ROBUSTFLOW_FN V operator()(int g, int k) const { return V::load(source.at(g, k) + i); }
+};
+
+// x and, where there are few enough to gain by it, the parameters' planes.
+template <class V, class Op, class T, class Source>
+ROBUSTFLOW_FN void prefetch_element(const T* x, const Source& source, std::int64_t i) {
+  if constexpr (Op::kPlanes > 0) {
+    prefetch<V>(x + i);
+    repeat<Op::kPlanes>(Op::kPlanes,
+                        [&](int k) ROBUSTFLOW_INLINE { prefetch<V>(source.plane[k] + i); });
+  }
+}
+
+// An array has at least one lane.
+template <class Op>
+inline constexpr int kWorkspace = Op::kMaxWorkspace > 0 ? Op::kMaxWorkspace : 1;
+
+// y and the log-determinant.
+template <bool inverse, class Op, class T>
+ROBUSTFLOW_FN void transform_block(const Block<T>& block, const Op& op) {
+  using V = typename Op::Lane;
+  const T* x = block.in[0].data;
+  const Parameters<Op, const T, Op::kGroups> source(block.in + 1);
   T *y = block.out[0].data, *logabsdet = block.out[1].data;
+  V workspace[kWorkspace<Op>];
   LogProduct<V> product;
   int factors = 0;
   for (std::int64_t i = 0; i < block.size; i += V::lanes) {
-    fetch_ahead<V>(block, i);
-    auto out = compute(i);
+    fetch_rows<V>(block, i);
+    prefetch_element<V, Op>(x, source, i);
+    const ParametersAt<V, decltype(source)> parameter{source, i};
+    auto out = op.template transform<inverse>(V::load(x + i), parameter, workspace);
     put(block, out.value, y + i);
     if (logabsdet) {
-      const V log = log_slope(i, out.slope);
+      const V log = op.log_slope(parameter, out.slope);
       put(block, inverse ? V(0) - log : log, logabsdet + i);
       continue;
     }
@@ -128,169 +181,68 @@ ROBUSTFLOW_FN void transform_block(const Block<T>& block, Compute&& compute, Log
   if (!logabsdet) *block.logabsdet_sum += inverse ? -sum_of(product) : sum_of(product);
 }
 
-template <class T, Direction direction>
-void modified_rq_kernel(const Block<T>& block, const void* config) {
-  namespace op = operands::modified_rq;
-  constexpr bool inverse = is_inverse(direction);
-  constexpr bool gradient = is_gradient(direction);
-  using V = Pack<T, kModifiedRqPack.of(direction)>;
-  const ModifiedRq<V> transform(*static_cast<const ModifiedRqConfig*>(config));
-  const T* x = block.in[op::kX].data;
-  const Planes<const T> p = block.in[op::kParams];
-  const T *w = p.data, *h = w + p.stride, *d = h + p.stride, *shift = d + p.stride;
-  if constexpr (gradient) {
-    const T *gy = block.in[op::kGradY].data, *gl = block.in[op::kGradLogabsdet].data;
-    T* gx = block.out[op::kGradX].data;
-    const Planes<T> gp = block.out[op::kGradParams];
-    for (std::int64_t i = 0; i < block.size; i += V::lanes) {
-      fetch_ahead<V>(block, i);
-      prefetch<V>(x + i, w + i, h + i, d + i, shift + i, gy + i);
-      const auto g = transform.template gradient<inverse>(
-          V::load(x + i), V::load(w + i), V::load(h + i), V::load(d + i), V::load(shift + i),
-          V::load(gy + i), V::load(gl + i));
-      put(block, g.x, gx + i);
-      put(block, g.width, gp.data + i);
-      put(block, g.height, gp.data + gp.stride + i);
-      put(block, g.derivative, gp.data + 2 * gp.stride + i);
-      put(block, g.shift, gp.data + 3 * gp.stride + i);
-    }
-  } else {
-    transform_block<inverse, V>(
-        block,
-        [&](std::int64_t i) ROBUSTFLOW_INLINE {
-          prefetch<V>(x + i, w + i, h + i, d + i, shift + i);
-          return transform.template transform<inverse>(
-              V::load(x + i), V::load(w + i), V::load(h + i), V::load(d + i), V::load(shift + i));
-        },
-        [](std::int64_t, V slope) ROBUSTFLOW_INLINE { return logarithm(slope); });
+// The gradients by x and by the first GROUPS groups of parameters.
+template <bool inverse, int GROUPS, class Op, class T>
+ROBUSTFLOW_FN void gradient_block(const Block<T>& block, const Op& op) {
+  using V = typename Op::Lane;
+  const T* x = block.in[0].data;
+  const Parameters<Op, const T, Op::kGroups> source(block.in + 1);
+  const T *gy = block.in[1 + Op::kGroups].data, *gl = block.in[2 + Op::kGroups].data;
+  T* gx = block.out[0].data;
+  const Parameters<Op, T, GROUPS> gradients(block.out + 1);
+  V workspace[kWorkspace<Op>];
+  for (std::int64_t i = 0; i < block.size; i += V::lanes) {
+    fetch_rows<V>(block, i);
+    prefetch_element<V, Op>(x, source, i);
+    if constexpr (Op::kPlanes > 0) prefetch<V>(gy + i);
+    const V by_x = op.template gradient<inverse>(
+        V::load(x + i), ParametersAt<V, decltype(source)>{source, i}, workspace, V::load(gy + i),
+        V::load(gl + i), [&](int g, int k, V v) ROBUSTFLOW_INLINE {
+          // Many are not written past the caches: the branches alone cost a tenth of the kernel.
+          if constexpr (Op::kPlanes > 0) {
+            put(block, v, gradients.at(g, k) + i);
+          } else {
+            v.store(gradients.at(g, k) + i);
+          }
+        });
+    put(block, by_x, gx + i);
   }
 }
 
-template <class T, Direction direction>
-void affine_kernel(const Block<T>& block, const void* config) {
-  namespace op = operands::affine;
-  constexpr bool inverse = is_inverse(direction);
-  constexpr bool gradient = is_gradient(direction);
-  using V = Pack<T, kAffinePack.of(direction)>;
-  const Affine<V> transform(*static_cast<const AffineConfig*>(config));
-  const T* x = block.in[op::kX].data;
-  const T *shift = block.in[op::kShift].data, *logit = block.in[op::kScale].data;
-  if constexpr (gradient) {
-    const T *gy = block.in[op::kGradY].data, *gl = block.in[op::kGradLogabsdet].data;
-    T *gx = block.out[op::kGradX].data, *gs = block.out[op::kGradShift].data;
-    T* ga = block.out[op::kGradScale].data;
-    for (std::int64_t i = 0; i < block.size; i += V::lanes) {
-      fetch_ahead<V>(block, i);
-      prefetch<V>(x + i, shift + i, logit + i, gy + i);
-      const auto g = transform.template gradient<inverse>(
-          V::load(x + i), V::load(shift + i), V::load(logit + i), V::load(gy + i), V::load(gl + i));
-      put(block, g.x, gx + i);
-      put(block, g.shift, gs + i);
-      put(block, g.logit, ga + i);
-    }
+template <class T, Direction direction, int GROUPS, class Op>
+void run_block(const Block<T>& block, const void* config) {
+  const Op op(*static_cast<const typename Op::Config*>(config));
+  if constexpr (is_gradient(direction)) {
+    gradient_block<is_inverse(direction), GROUPS>(block, op);
   } else {
-    transform_block<inverse, V>(
-        block,
-        [&](std::int64_t i) ROBUSTFLOW_INLINE {
-          prefetch<V>(x + i, shift + i, logit + i);
-          return transform.template transform<inverse>(V::load(x + i), V::load(shift + i),
-                                                       V::load(logit + i));
-        },
-        [&](std::int64_t i, V slope)
-            ROBUSTFLOW_INLINE { return transform.log_slope(V::load(logit + i), slope); });
+    transform_block<is_inverse(direction)>(block, op);
   }
 }
 
-// The parameters of an element of the K-bin spline, in planes.
-template <class V, class T>
-struct RqSource {
-  Planes<const T> w, h, d;
-  std::int64_t i;
-  ROBUSTFLOW_FN V width(int k) const { return V::load(w.data + k * w.stride + i); }
-  ROBUSTFLOW_FN V height(int k) const { return V::load(h.data + k * h.stride + i); }
-  ROBUSTFLOW_FN V derivative(int j) const { return V::load(d.data + j * d.stride + i); }
-};
-// Not past the caches: of so many stores, the branches alone cost a tenth of the kernel.
-template <class V, class T>
-struct RqSink {
-  Planes<T> w, h, d;
-  std::int64_t i;
-  ROBUSTFLOW_FN void width(int k, V v) const { v.store(w.data + k * w.stride + i); }
-  ROBUSTFLOW_FN void height(int k, V v) const { v.store(h.data + k * h.stride + i); }
-  ROBUSTFLOW_FN void derivative(int j, V v) const { v.store(d.data + j * d.stride + i); }
-};
-
-template <class T, Direction direction, int BINS>
-void rq_block(const Block<T>& block, const void* config) {
-  namespace op = operands::rq;
-  constexpr bool inverse = is_inverse(direction);
-  constexpr bool gradient = is_gradient(direction);
-  using V = Pack<T, kRqPack.of(direction)>;
-  const RqSpline<V, BINS> spline(*static_cast<const RqSplineConfig*>(config));
-  V workspace[rq_workspace(BINS > 0 ? BINS : kMaxBins)];
-  const T* x = block.in[op::kX].data;
-  const Planes<const T> edges = block.in[op::kBox];
-  const auto box = [&](std::int64_t i) ROBUSTFLOW_INLINE {
-    const T* p = edges.data + i;
-    return Box<V>{V::load(p), V::load(p + edges.stride), V::load(p + 2 * edges.stride),
-                  V::load(p + 3 * edges.stride)};
-  };
-  const auto source = [&](std::int64_t i) ROBUSTFLOW_INLINE {
-    return RqSource<V, T>{block.in[op::kWidths], block.in[op::kHeights], block.in[op::kDerivatives],
-                          i};
-  };
-  if constexpr (gradient) {
-    const T *gy = block.in[op::kGradY].data, *gl = block.in[op::kGradLogabsdet].data;
-    for (std::int64_t i = 0; i < block.size; i += V::lanes) {
-      fetch_ahead<V>(block, i);
-      const RqSink<V, T> sink{block.out[op::kGradWidths], block.out[op::kGradHeights],
-                              block.out[op::kGradDerivatives], i};
-      const V gx = spline.template gradient<inverse>(V::load(x + i), box(i), source(i), workspace,
-                                                     V::load(gy + i), V::load(gl + i), sink);
-      put(block, gx, block.out[op::kGradX].data + i);
-    }
-  } else {
-    transform_block<inverse, V>(
-        block,
-        [&](std::int64_t i) ROBUSTFLOW_INLINE {
-          return spline.template transform<inverse>(V::load(x + i), box(i), source(i), workspace);
-        },
-        [](std::int64_t, V slope) ROBUSTFLOW_INLINE { return logarithm(slope); });
-  }
-}
-
-// The usual numbers of bins, in single precision, are known to the compiler.
-template <class T, Direction direction>
-void rq_kernel(const Block<T>& block, const void* config) {
-  if constexpr (sizeof(T) == 4) {
-    switch (static_cast<const RqSplineConfig*>(config)->num_bins) {
-      case 8:
-        return rq_block<T, direction, 8>(block, config);
-      case 10:
-        return rq_block<T, direction, 10>(block, config);
-      case 16:
-        return rq_block<T, direction, 16>(block, config);
-    }
-  }
-  rq_block<T, direction, 0>(block, config);
+template <class T, Direction direction, class Transform>
+void kernel(const Block<T>& block, const void* config) {
+  using V = Pack<T, kRegisters<Transform, direction>>;
+  Transform::template with_op<V>(
+      *static_cast<const typename Transform::Config*>(config),
+      [&]<class Op>() { run_block<T, direction, Transform::kGroups, Op>(block, config); });
 }
 
 template <class T>
 constexpr cpu::Kernels<T> kernels() {
   constexpr int lanes = Pack<T, kWidestPack>::lanes;
   static_assert(cpu::kBlockAlign % lanes == 0);
-  return {
-      lanes,
-      {modified_rq_kernel<T, cpu::kForward>, modified_rq_kernel<T, cpu::kInverse>,
-       modified_rq_kernel<T, cpu::kForwardGradient>, modified_rq_kernel<T, cpu::kInverseGradient>},
-      {rq_kernel<T, cpu::kForward>, rq_kernel<T, cpu::kInverse>,
-       rq_kernel<T, cpu::kForwardGradient>, rq_kernel<T, cpu::kInverseGradient>},
-      {affine_kernel<T, cpu::kForward>, affine_kernel<T, cpu::kInverse>,
-       affine_kernel<T, cpu::kForwardGradient>, affine_kernel<T, cpu::kInverseGradient>},
-      load<T>,
-      store<T>,
-      add<T>,
-      [] { finish_streaming(); }};
+  return {lanes,
+          {
+#define ROBUSTFLOW_ENTRY(name, Transform)                                    \
+  {kernel<T, cpu::kForward, Transform>, kernel<T, cpu::kInverse, Transform>, \
+   kernel<T, cpu::kForwardGradient, Transform>, kernel<T, cpu::kInverseGradient, Transform>},
+              ROBUSTFLOW_TRANSFORMS(ROBUSTFLOW_ENTRY)
+#undef ROBUSTFLOW_ENTRY
+          },
+          load<T>,
+          store<T>,
+          add<T>,
+          [] { finish_streaming(); }};
 }
 
 constexpr cpu::KernelTable kTable{kernels<float>(), kernels<double>()};

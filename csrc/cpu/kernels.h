@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "../problem.h"
+#include "../transforms.h"
 
 namespace robustflow::cpu {
 
@@ -23,11 +23,11 @@ struct Planes {
   std::int64_t stride;  // from plane to plane, in elements
 };
 
-// Memory that is copied from or to soon; kernels fetch it as they go.
-struct Ahead {
+// Rows that are copied soon; kernels fetch them into the cache as they go.
+struct Fetch {
   const char* data;
-  std::int64_t bytes;  // an element
-  bool written;
+  std::int64_t bytes;  // of an element
+  bool written;        // copied to, not from
 };
 
 template <class T>
@@ -37,8 +37,8 @@ struct Block {
   Planes<T> out[kMaxOutputs];
   bool streams;           // outputs are written past the caches; their planes are aligned to a line
   double* logabsdet_sum;  // transforms without a plane for it add the block's sum here
-  int num_ahead;
-  Ahead ahead[kMaxInputs + kMaxOutputs];
+  int num_fetches;
+  Fetch fetches[kMaxInputs + kMaxOutputs];
 };
 
 // Strided memory of any dtype, as the driver copies it to and from planes.
@@ -60,9 +60,7 @@ struct Kernels {
   // A multiple of every pack of this set: planes are read and written up to a multiple of it beyond
   // a block's size, so a block in a tensor's own memory has a multiple of it.
   int lanes;
-  Kernel<T> modified_rq[kNumDirections];
-  Kernel<T> rq[kNumDirections];
-  Kernel<T> affine[kNumDirections];
+  Kernel<T> transforms[kNumTransforms][kNumDirections];
   // Copy `size` elements of every plane; rows without gaps may be written past the caches.
   void (*load)(const Strided& from, std::int64_t size, T* to, std::int64_t to_stride);
   void (*store)(const T* from, std::int64_t from_stride, std::int64_t size, const Strided& to,

@@ -44,6 +44,7 @@ broadcast_gradient(ROBUSTFLOW_PARAMETER Broadcast<Op> p) {
   V* const scratch = rows + threads * p.row;
   if (t >= threads) return;
   const StridedPointer<V> row{rows + t, threads}, workspace{scratch + t, threads};
+  const Row<Op, StridedPointer<V>> parameters{p.op, row};
   const std::uint32_t work = p.num_own.value * p.slabs;
   for (std::uint32_t i = block_index() * threads + t; i < work; i += grid_blocks() * threads) {
     const std::uint32_t slab = p.num_own.quotient(i), own = i - slab * p.num_own.value;
@@ -64,7 +65,9 @@ broadcast_gradient(ROBUSTFLOW_PARAMETER Broadcast<Op> p) {
       const V gy = load_element<V>(p.gy[0], offset(p.gy, other));
       const V gl = load_element<V>(p.gl[0], offset(p.gl, other));
       const V gx = p.op.template gradient<inverse>(
-          x, row, workspace, gy, gl, [&](int k, V v) { sums[k * threads + t] += value_of(v); });
+          x, parameters, workspace, gy, gl, [&](int group, int k, V v) {
+            sums[(p.op.column(group) + k) * threads + t] += value_of(v);
+          });
       store_element(p.gx[0], offset(p.gx, other), gx);
     }
     if (p.partial) {

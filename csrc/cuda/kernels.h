@@ -1,16 +1,14 @@
-// The transforms' entry points, one file of kernels each.
+// The transforms' entry points, instantiated in a file of their own each.
 #pragma once
 
 #include "cuda/driver.h"
 
 namespace robustflow::cuda {
 
-void transform_modified_rq(const Problem&, int batch_dims, void* logabsdet, const Context&);
-void transform_rq(const Problem&, int batch_dims, void* logabsdet, const Context&);
-void transform_affine(const Problem&, int batch_dims, void* logabsdet, const Context&);
-
-void gradient_modified_rq(const Problem&, const Context&);
-void gradient_rq(const Problem&, const Context&);
-void gradient_affine(const Problem&, const Context&);
+// `Description` is a transform's (csrc/transforms.h).
+template <class Description>
+void transform(const Problem& problem, int batch_dims, void* logabsdet, const Context& context);
+template <class Description>
+void gradient(const Problem& problem, const Context& context);
 
 }  // namespace robustflow::cuda

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "cuda/broadcast.h"
+#include "cuda/kernels.h"
 #include "cuda/partials.h"
 #include "cuda/plan.h"
 #include "cuda/planes.h"
@@ -27,9 +28,6 @@ inline Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 // Where the cotangents stand among a problem's inputs: behind x and the parameters.
 template <class Op>
 inline constexpr int kGradYAt = 1 + Op::kGroups;
-static_assert(kGradYAt<ModifiedRqOp<float>> == operands::modified_rq::kGradY);
-static_assert(kGradYAt<AffineOp<float>> == operands::affine::kGradY);
-static_assert(kGradYAt<RqOp<float, 0>> == operands::rq::kGradY);
 
 // A launch that only lacks the memory for its partial sums.
 struct Prepared {
@@ -180,8 +178,8 @@ Staged<Op> plan_staged(const Problem& problem, const Op& op, const Piece& piece,
 
 // Elements of a tile, and the kernel's shared memory for it.
 template <class Op>
-Index plan_shared(Staged<Op>& p, int num_bins) {
-  p.workspace = Op::kWorkspace ? rq_workspace(num_bins) : 0;
+Index plan_shared(Staged<Op>& p) {
+  p.workspace = p.op.workspace();
   return threads_that_fit(kStagedThreads, [&](Index tile) { return staged_bytes(p, tile); });
 }
 
@@ -196,10 +194,10 @@ void launch_staged(Staged<Op> p, Stream stream) {
 
 template <class Op, bool inverse>
 Prepared prepare_staged(const Problem& problem, const Op& op, const Piece& piece, Index length,
-                        void* sums, int num_bins, Stream stream) {
+                        void* sums, Stream stream) {
   using T = scalar_t<typename Op::Lane>;
   Staged<Op> p = plan_staged(problem, op, piece, false);
-  const Index tile = plan_shared(p, num_bins);
+  const Index tile = plan_shared(p);
   // Short samples, whole ones: a tile has several.
   if (sums && piece.length == length && length <= tile) {
     p.sums = static_cast<T*>(sums) + piece.first_sample;
@@ -232,7 +230,7 @@ void add_samples(const double* partial, Index count, T* logabsdet, Index samples
 
 template <class Op, bool inverse>
 void run_transform(const Problem& problem, const Op& op, int batch_dims, void* logabsdet,
-                   const Context& context, int num_bins = 0) {
+                   const Context& context) {
   using T = scalar_t<typename Op::Lane>;
   const Stream stream = stream_of(context);
   const bool summed = batch_dims < problem.dims;
@@ -253,8 +251,7 @@ void run_transform(const Problem& problem, const Op& op, int batch_dims, void* l
     }
     prepared.push_back(planes ? *planes
                               : prepare_staged<Op, inverse>(problem, op, piece, length,
-                                                            summed ? logabsdet : nullptr, num_bins,
-                                                            stream));
+                                                            summed ? logabsdet : nullptr, stream));
   }
   // Partial sums lie sample after sample. All samples are cut alike, so the first one tells how
   // many each has; a piece has whole samples, or lies in one behind the pieces before it.
@@ -276,7 +273,7 @@ void run_transform(const Problem& problem, const Op& op, int batch_dims, void* l
 // ---- gradients ---------------------------------------------------------------------------------
 
 template <class Op, bool inverse>
-void run_gradient_each(const Problem& problem, const Op& op, const Context& context, int num_bins) {
+void run_gradient_each(const Problem& problem, const Op& op, const Context& context) {
   const Stream stream = stream_of(context);
   for (const Piece& piece : pieces_of(visiting_order(problem, 0), 0)) {
     std::optional<Prepared> planes;
@@ -288,7 +285,7 @@ void run_gradient_each(const Problem& problem, const Op& op, const Context& cont
       continue;
     }
     Staged<Op> p = plan_staged(problem, op, piece, true);
-    const Index tile = plan_shared(p, num_bins);
+    const Index tile = plan_shared(p);
     p.tiling = tiles_of(1, piece.length, std::min(tile, piece.length));
     launch_staged<Op, inverse, true>(p, stream);
   }
@@ -304,7 +301,7 @@ inline void view_twice(View (&views)[2], const Operand& operand, const Piece& ow
 
 template <class Op, bool inverse>
 void run_gradient_shared(const Problem& problem, const SharedDims& shared, const Op& op,
-                         const Context& context, int num_bins) {
+                         const Context& context) {
   const Stream stream = stream_of(context);
   const auto keep = [&](bool is_shared) {
     return visiting_order(problem, 0, [&](int d) { return shared.dim[d] == is_shared; });
@@ -325,7 +322,7 @@ void run_gradient_shared(const Problem& problem, const SharedDims& shared, const
       Group in[Op::kGroups], out[Op::kGroups];
       p.row = plan_groups(in, problem.in, Op::kGroups, own);
       p.planes = plan_groups(out, problem.out, problem.num_outputs - 1, own);
-      p.workspace = Op::kWorkspace ? rq_workspace(num_bins) : 0;
+      p.workspace = op.workspace();
       std::vector<View*> own_views, other_views;
       const auto over_both = [&](View(&views)[2], const Operand& operand) {
         view_twice(views, operand, own, other);
@@ -372,18 +369,61 @@ void run_gradient_shared(const Problem& problem, const SharedDims& shared, const
   }
 }
 
-// `shared` is the transform for gradients of shared parameters: it may be one for any number of
-// bins, where `op` is for one.
-template <bool inverse, class Op, class SharedOp>
-void run_gradient(const Problem& problem, const Op& op, const SharedOp& shared_op,
-                  const Context& context, int num_bins = 0) {
-  const SharedDims shared(problem);
-  if (shared.any) {
-    run_gradient_shared<SharedOp, inverse>(problem, shared, shared_op, context, num_bins);
+// ---- the entry points --------------------------------------------------------------------------
+
+// The group of constants where all elements share it, or null.
+inline const double* constants_of(const Problem& problem, int group) {
+  const Operand& operand = problem.in[1 + group];
+  return operand.on_host ? static_cast<const double*>(operand.data) : nullptr;
+}
+
+// An adapter for a problem.
+template <class Op>
+Op make(const Problem& problem) {
+  const auto& config = *static_cast<const typename Op::Config*>(problem.config);
+  return Op(config, constants_of(problem, Op::kGroups - 1));
+}
+
+// work(op) with the fastest adapter for a problem of a transform.
+template <class Description, class Work>
+void with_adapter(const Problem& problem, const Work& work) {
+  const auto& config = *static_cast<const typename Description::Config*>(problem.config);
+  const auto with = [&]<class Op>() { work(make<Op>(problem)); };
+  if (problem.wide) {
+    Description::template with_op<double>(config, with);
   } else {
-    run_gradient_each<Op, inverse>(problem, op, context, num_bins);
+    Description::template with_op<Single>(config, with);
   }
+}
+
+template <bool inverse, class Description>
+void run_gradient(const Problem& problem, const Context& context) {
+  const SharedDims shared(problem);
+  with_adapter<Description>(problem, [&]<class Op>(const Op& op) {
+    if (!shared.any) return run_gradient_each<Op, inverse>(problem, op, context);
+    // The adapter for every configuration: one kernel is enough here.
+    using Any = typename Description::template Op<typename Op::Lane>;
+    run_gradient_shared<Any, inverse>(problem, shared, make<Any>(problem), context);
+  });
 }
 
 }  // namespace ROBUSTFLOW_ISA
 }  // namespace robustflow
+
+namespace robustflow::cuda {
+
+template <class Description>
+void transform(const Problem& problem, int batch_dims, void* logabsdet, const Context& context) {
+  with_adapter<Description>(problem, [&]<class Op>(const Op& op) {
+    problem.inverse ? run_transform<Op, true>(problem, op, batch_dims, logabsdet, context)
+                    : run_transform<Op, false>(problem, op, batch_dims, logabsdet, context);
+  });
+}
+
+template <class Description>
+void gradient(const Problem& problem, const Context& context) {
+  problem.inverse ? run_gradient<true, Description>(problem, context)
+                  : run_gradient<false, Description>(problem, context);
+}
+
+}  // namespace robustflow::cuda

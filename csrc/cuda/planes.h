@@ -4,8 +4,8 @@
 
 #include "../math/log_product.h"
 #include "cuda/index.h"
+#include "cuda/parameters.h"
 #include "cuda/reduce.h"
-#include "cuda/transforms.h"
 
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
@@ -130,10 +130,10 @@ ROBUSTFLOW_DEVICE std::uint32_t plane_offset(const View& view, int plane) {
 // The parameters of N elements, as they lie in memory: planes of the groups one after another.
 template <class Op, class P, int N>
 struct PackedParameters {
+  static constexpr int kEach = Op::kPlanes / Op::kGroups;
   Packed<P, N> plane[Op::kPlanes];
 
   ROBUSTFLOW_DEVICE PackedParameters(const View* groups, const std::uint32_t* offsets) {
-    constexpr int kEach = Op::kPlanes / Op::kGroups;
 #pragma unroll
     for (int k = 0; k < Op::kPlanes; ++k) {
       const View& group = groups[k / kEach];
@@ -141,13 +141,15 @@ struct PackedParameters {
           at<const P>(group, offsets[k / kEach] + plane_offset(group, k % kEach)));
     }
   }
-  // A row of element j.
-  struct Row {
+  // Those of element j.
+  struct Element {
     const PackedParameters& all;
     int j;
-    ROBUSTFLOW_DEVICE Single operator[](int k) const { return all.plane[k][j]; }
+    ROBUSTFLOW_DEVICE Single operator()(int group, int k) const {
+      return all.plane[group * kEach + k][j];
+    }
   };
-  ROBUSTFLOW_DEVICE Row row(int j) const { return {*this, j}; }
+  ROBUSTFLOW_DEVICE Element element(int j) const { return {*this, j}; }
 };
 
 template <class Op, class X, class P, bool inverse>
@@ -164,8 +166,7 @@ planes_transform(ROBUSTFLOW_PARAMETER PlanesTransform<Op> p) {
       Single y[N], logabsdet[N];
 #pragma unroll
       for (int j = 0; j < N; ++j) {
-        const auto row = parameters.row(j);
-        const auto point = p.op.template transform<inverse>(x[j], row, nullptr);
+        const auto point = p.op.template transform<inverse>(x[j], parameters.element(j), nullptr);
         y[j] = point.value;
         logabsdet[j] = point.slope;
       }
@@ -176,7 +177,7 @@ planes_transform(ROBUSTFLOW_PARAMETER PlanesTransform<Op> p) {
       } else {
 #pragma unroll
         for (int j = 0; j < N; ++j) {
-          const Single log = p.op.log_slope(parameters.row(j), logabsdet[j]);
+          const Single log = p.op.log_slope(parameters.element(j), logabsdet[j]);
           logabsdet[j] = inverse ? Single(0) - log : log;
         }
         Packed<float, N>::from(logabsdet).store(at<float>(p.out[1], offsets.out[1]));
@@ -209,8 +210,9 @@ planes_gradient(ROBUSTFLOW_PARAMETER PlanesGradient<Op> p) {
       Single gx[N], by_parameter[Op::kPlanes][N];
 #pragma unroll
       for (int j = 0; j < N; ++j) {
-        gx[j] = p.op.template gradient<inverse>(x[j], parameters.row(j), nullptr, gy[j], gl[j],
-                                                [&](int k, Single v) { by_parameter[k][j] = v; });
+        gx[j] = p.op.template gradient<inverse>(
+            x[j], parameters.element(j), nullptr, gy[j], gl[j],
+            [&](int group, int k, Single v) { by_parameter[group * kEach + k][j] = v; });
       }
       if (p.out[0].data) Packed<X, N>::from(gx).store(at<X>(p.out[0], offsets.out[0]));
 #pragma unroll

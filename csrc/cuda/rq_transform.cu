@@ -1,11 +1,7 @@
-#include "cuda/kernels.h"
-#include "cuda/rq.h"
+#include "cuda/launches.h"
 
-void robustflow::cuda::transform_rq(const Problem& problem, int batch_dims, void* logabsdet,
-                                    const Context& context) {
-  with_rq_op(problem, [&]<class Op>(const Op& op, int num_bins) {
-    problem.inverse
-        ? run_transform<Op, true>(problem, op, batch_dims, logabsdet, context, num_bins)
-        : run_transform<Op, false>(problem, op, batch_dims, logabsdet, context, num_bins);
-  });
-}
+namespace robustflow::cuda {
+
+template void transform<RqTransform>(const Problem&, int, void*, const Context&);
+
+}  // namespace robustflow::cuda

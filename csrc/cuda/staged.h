@@ -180,7 +180,7 @@ staged(ROBUSTFLOW_PARAMETER Staged<Op> p) {
     const auto [begin, end] = p.tiling.range(tile);
     const int count = static_cast<int>(end - begin);
     stage(p, begin, count, rows, offsets);
-    V* const row = rows + t * p.row;
+    const Row<Op, V*> row{p.op, rows + t * p.row};
     const StridedPointer<V> mine{workspace + t, capacity};
     V logabsdet(0);
     if (t < count) {
@@ -189,8 +189,8 @@ staged(ROBUSTFLOW_PARAMETER Staged<Op> p) {
       if constexpr (gradient) {
         const V gy = load_element<V>(p.gy, offset_of(p.space, p.gy, e));
         const V gl = load_element<V>(p.gl, offset_of(p.space, p.gl, e));
-        const V gx =
-            p.op.template gradient<inverse>(x, row, mine, gy, gl, [&](int k, V v) { row[k] = v; });
+        const V gx = p.op.template gradient<inverse>(
+            x, row, mine, gy, gl, [&](int group, int k, V v) { row(group, k) = v; });
         store_element(p.y, offset_of(p.space, p.y, e), gx);
       } else {
         const auto point = p.op.template transform<inverse>(x, row, mine);

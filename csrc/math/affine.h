@@ -3,6 +3,7 @@
 #pragma once
 
 #include "elementary.h"
+#include "transform.h"
 
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
@@ -120,6 +121,49 @@ struct Affine {
     const V by_logit = (reciprocal != inverse ? V(0) - by_log : by_log) * s.log_slope;
     const V by_output = shift_first == inverse ? grad_y : by_x;
     return {by_x, inverse ? V(0) - by_output : by_output, by_logit};
+  }
+};
+
+template <class V>
+struct AffineOp {
+  using Lane = V;
+  using Config = AffineConfig;
+  static constexpr int kGroups = 2, kPlanes = 2, kMaxWorkspace = 0;
+  static constexpr int kBlocks[] = {is_single<V> ? 8 : 4, is_single<V> ? 8 : 4};
+  enum Group { kShift, kScale };
+
+  Affine<V> math;
+
+  ROBUSTFLOW_FN explicit AffineOp(const Config& config, const double* = nullptr) : math(config) {}
+
+  ROBUSTFLOW_FN int column(int group) const { return group; }
+  ROBUSTFLOW_FN int workspace() const { return 0; }
+
+  template <bool inverse, class Parameter, class Workspace>
+  ROBUSTFLOW_FN auto transform(V x, const Parameter& p, Workspace) const {
+    return math.template transform<inverse>(x, p(kShift, 0), p(kScale, 0));
+  }
+  template <class Parameter>
+  ROBUSTFLOW_FN V log_slope(const Parameter& p, V slope) const {
+    return math.log_slope(p(kScale, 0), slope);
+  }
+  template <bool inverse, class Parameter, class Workspace, class Sink>
+  ROBUSTFLOW_FN V gradient(V x, const Parameter& p, Workspace, V gy, V gl, Sink&& sink) const {
+    const auto g = math.template gradient<inverse>(x, p(kShift, 0), p(kScale, 0), gy, gl);
+    sink(kShift, 0, g.shift);
+    sink(kScale, 0, g.logit);
+    return g.x;
+  }
+};
+
+struct AffineTransform : OneAdapter<AffineOp> {
+  using Config = AffineConfig;
+  static constexpr int kGroups = 2, kConstants = 0;
+  static constexpr Packs kPacks{.avx512 = {2, 1}, .avx = {2, 1}, .others = {2, 1}};
+
+  static Settings<Config> settings(DType, bool inverse, std::int64_t scale, double eps,
+                                   double clamp, bool shift_first, bool reciprocal) {
+    return {inverse, {static_cast<Scale>(scale), eps, clamp, shift_first, reciprocal}, {1, 1}};
   }
 };
 

@@ -1,6 +1,7 @@
 // The half types as storage, and their conversions in portable code.
 #pragma once
 
+#include "../dtype.h"
 #include "lane.h"
 
 namespace robustflow {
@@ -55,6 +56,19 @@ struct Format {
 };
 inline constexpr Format kFloat64{53, -1022}, kFloat32{24, -126}, kBfloat16{8, -126},
     kFloat16{11, -14};
+
+ROBUSTFLOW_FN constexpr Format format_of(DType dtype) {
+  switch (dtype) {
+    case DType::float64:
+      return kFloat64;
+    case DType::float32:
+      return kFloat32;
+    case DType::bfloat16:
+      return kBfloat16;
+    default:
+      return kFloat16;
+  }
+}
 
 template <class V>
 ROBUSTFLOW_FN constexpr bool is_narrower(Format format) {

@@ -5,6 +5,7 @@
 
 #include "elementary.h"
 #include "rq_bin.h"
+#include "transform.h"
 
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
@@ -117,6 +118,52 @@ struct ModifiedRq {
     const V zero = V(0);
     return {by_x, select(e.outside, zero, by_width), select(e.outside, zero, by_height),
             select(e.outside, zero, by_derivative), inverse ? zero - by_x : grad_y};
+  }
+};
+
+template <class V>
+struct ModifiedRqOp {
+  using Lane = V;
+  using Config = ModifiedRqConfig;
+  static constexpr int kGroups = 1, kPlanes = 4, kMaxWorkspace = 0;
+  static constexpr int kBlocks[] = {is_single<V> ? 8 : 4, is_single<V> ? 8 : 4};
+
+  ModifiedRq<V> math;
+
+  ROBUSTFLOW_FN explicit ModifiedRqOp(const Config& config, const double* = nullptr)
+      : math(config) {}
+
+  ROBUSTFLOW_FN int column(int) const { return 0; }
+  ROBUSTFLOW_FN int workspace() const { return 0; }
+
+  template <bool inverse, class Parameter, class Workspace>
+  ROBUSTFLOW_FN auto transform(V x, const Parameter& p, Workspace) const {
+    return math.template transform<inverse>(x, p(0, 0), p(0, 1), p(0, 2), p(0, 3));
+  }
+  template <class Parameter>
+  ROBUSTFLOW_FN V log_slope(const Parameter&, V slope) const {
+    return logarithm(slope);
+  }
+  template <bool inverse, class Parameter, class Workspace, class Sink>
+  ROBUSTFLOW_FN V gradient(V x, const Parameter& p, Workspace, V gy, V gl, Sink&& sink) const {
+    const auto g = math.template gradient<inverse>(x, p(0, 0), p(0, 1), p(0, 2), p(0, 3), gy, gl);
+    sink(0, 0, g.width);
+    sink(0, 1, g.height);
+    sink(0, 2, g.derivative);
+    sink(0, 3, g.shift);
+    return g.x;
+  }
+};
+
+struct ModifiedRqTransform : OneAdapter<ModifiedRqOp> {
+  using Config = ModifiedRqConfig;
+  static constexpr int kGroups = 1, kConstants = 0;
+  static constexpr Packs kPacks{.avx512 = {4, 4}, .avx = {2, 2}, .others = {1, 1}};
+
+  static Settings<Config> settings(DType, bool inverse, double left, double right, double min_bin,
+                                   double min_derivative, bool softclip) {
+    const double inverse_bound = -1 / __builtin_log(min_derivative);
+    return {inverse, {left, right, min_bin, min_derivative, softclip, inverse_bound}, {4}};
   }
 };
 

@@ -5,9 +5,12 @@
 // all the same to the formulas. Sizes are kept unnormalised in a workspace of rq_workspace() lanes.
 #pragma once
 
+#include <type_traits>
+
 #include "elementary.h"
 #include "half.h"
 #include "rq_bin.h"
+#include "transform.h"
 
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
@@ -29,6 +32,10 @@ struct RqSplineConfig {
   double inverse_bound;  // 1 / |log slope| of the soft clipping
   Format x_format;       // of x and y in memory
 };
+
+// What a kernel keeps of the bins lives in fast memory. The same number stands in
+// robustflow/ops/transforms.py.
+inline constexpr int kMaxBins = 256;
 
 ROBUSTFLOW_FN int rq_num_derivatives(int num_bins, Tails tails) {
   return num_bins + (tails == Tails::linear ? -1 : tails == Tails::none ? 1 : 0);
@@ -352,6 +359,134 @@ struct RqSpline {
       if (clip) v = v * clipped(logit(k)).slope;
       put(k, select(e.outside, zero, v));
     });
+  }
+};
+
+// BINS is the number of bins where the compiler may know it: the workspace then lives in registers.
+template <class V, int BINS>
+struct RqOp {
+  using Lane = V;
+  using Config = RqSplineConfig;
+  static constexpr int kGroups = 4, kPlanes = 0;
+  static constexpr int kMaxWorkspace = BINS > 0 ? 0 : rq_workspace(kMaxBins);
+  static constexpr int kBlocks[] = {!is_single<V> ? 4
+                                    : BINS > 10   ? 5
+                                    : BINS > 8    ? 7
+                                                  : 8,
+                                    !is_single<V> ? 4
+                                    : BINS > 8    ? 4
+                                    : BINS > 0    ? 5
+                                                  : 7};
+  enum Group { kWidths, kHeights, kDerivatives, kBox };
+  using Pointer = std::conditional_t<BINS == 0, workspace_t<V>, V*>;
+
+  RqSpline<V, BINS, Pointer> math;
+  int num_derivatives;
+  bool box_in_row;
+  Box<V> box;  // of all elements, where it is not among the groups
+
+  ROBUSTFLOW_FN explicit RqOp(const Config& config, const double* edges = nullptr)
+      : math(config),
+        num_derivatives(rq_num_derivatives(config.num_bins, config.tails)),
+        box_in_row(!edges) {
+    if (edges) box = {V(edges[0]), V(edges[1]), V(edges[2]), V(edges[3])};
+  }
+
+  ROBUSTFLOW_FN int column(int group) const {
+    if (group < kBox) return group * math.bins();
+    return 2 * math.bins() + num_derivatives;
+  }
+  ROBUSTFLOW_FN int workspace() const { return BINS > 0 ? 0 : rq_workspace(math.bins()); }
+
+  template <class Parameter>
+  struct Source {
+    const Parameter& p;
+    ROBUSTFLOW_FN V width(int k) const { return p(kWidths, k); }
+    ROBUSTFLOW_FN V height(int k) const { return p(kHeights, k); }
+    ROBUSTFLOW_FN V derivative(int j) const { return p(kDerivatives, j); }
+  };
+  template <class Put>
+  struct Sink {
+    const Put& put;
+    ROBUSTFLOW_FN void width(int k, V v) const { put(kWidths, k, v); }
+    ROBUSTFLOW_FN void height(int k, V v) const { put(kHeights, k, v); }
+    ROBUSTFLOW_FN void derivative(int j, V v) const { put(kDerivatives, j, v); }
+  };
+  template <class Parameter>
+  ROBUSTFLOW_FN Box<V> box_of(const Parameter& p) const {
+    if (!box_in_row) return box;
+    return {p(kBox, 0), p(kBox, 1), p(kBox, 2), p(kBox, 3)};
+  }
+
+  // The workspace in registers, or the one that came.
+  template <class F>
+  ROBUSTFLOW_FN static auto with_workspace(workspace_t<V> given, F&& f) {
+    if constexpr (BINS > 0) {
+      V registers[rq_workspace(BINS)];
+      return f(static_cast<V*>(registers));
+    } else {
+      return f(given);
+    }
+  }
+
+  template <bool inverse, class Parameter>
+  ROBUSTFLOW_FN auto transform(V x, const Parameter& p, workspace_t<V> given) const {
+    return with_workspace(given, [&](Pointer workspace) ROBUSTFLOW_INLINE {
+      return math.template transform<inverse>(x, box_of(p), Source<Parameter>{p}, workspace);
+    });
+  }
+  template <class Parameter>
+  ROBUSTFLOW_FN V log_slope(const Parameter&, V slope) const {
+    return logarithm(slope);
+  }
+  template <bool inverse, class Parameter, class Put>
+  ROBUSTFLOW_FN V gradient(V x, const Parameter& p, workspace_t<V> given, V gy, V gl,
+                           const Put& put) const {
+    return with_workspace(given, [&](Pointer workspace) ROBUSTFLOW_INLINE {
+      return math.template gradient<inverse>(x, box_of(p), Source<Parameter>{p}, workspace, gy, gl,
+                                             Sink<Put>{put});
+    });
+  }
+};
+
+struct RqTransform {
+  using Config = RqSplineConfig;
+  static constexpr int kGroups = 3, kConstants = 4;
+  static constexpr Packs kPacks{.avx512 = {2, 2}, .avx = {2, 2}, .others = {1, 1}};
+
+  template <class V>
+  using Op = RqOp<V, 0>;
+
+  // The usual numbers of bins, in single precision, are known to the compiler.
+  template <class V, class F>
+  static auto with_op(const Config& config, F&& f) {
+    if constexpr (is_single<V>) {
+      switch (config.num_bins) {
+        case 8:
+          return f.template operator()<RqOp<V, 8>>();
+        case 10:
+          return f.template operator()<RqOp<V, 10>>();
+        case 16:
+          return f.template operator()<RqOp<V, 16>>();
+      }
+    }
+    return f.template operator()<RqOp<V, 0>>();
+  }
+
+  static Settings<Config> settings(DType x, std::int64_t num_bins, bool inverse, std::int64_t tails,
+                                   std::int64_t parametrization, double left, double right,
+                                   double bottom, double top, double min_bin_width,
+                                   double min_bin_height, double min_derivative,
+                                   double logit_scale) {
+    const int bins = static_cast<int>(num_bins);
+    const auto which_tails = static_cast<Tails>(tails);
+    return {inverse,
+            {bins, which_tails, static_cast<Parametrization>(parametrization), min_bin_width,
+             min_bin_height, min_derivative, logit_scale, -1 / __builtin_log(min_derivative),
+             format_of(x)},
+            {bins, bins, rq_num_derivatives(bins, which_tails)},
+            {left, right, bottom, top},
+            {"bins", num_bins, 1, kMaxBins}};
   }
 };
 

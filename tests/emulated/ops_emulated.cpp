@@ -118,17 +118,6 @@ class StandIn {
   std::vector<char> before_;
 };
 
-std::size_t config_bytes(Transform transform) {
-  switch (transform) {
-    case Transform::modified_rq:
-      return sizeof(ModifiedRqConfig);
-    case Transform::rq:
-      return sizeof(RqSplineConfig);
-    default:
-      return sizeof(AffineConfig);
-  }
-}
-
 class EmulatedDevice {
  public:
   explicit EmulatedDevice(const Tensor&) {}
@@ -187,7 +176,7 @@ class EmulatedDevice {
       out[i]->clear();
       stand_ins.out[i].data = out[i]->data();
     }
-    const Memory config(Memory::Side::host, config_bytes(problem.transform));
+    const Memory config(Memory::Side::host, problem.config_bytes);
     std::memcpy(config.data(), problem.config, config.bytes());
     stand_ins.config = config.data();
 
@@ -215,7 +204,7 @@ class EmulatedDevice {
 }  // namespace robustflow
 
 STABLE_TORCH_LIBRARY_IMPL(robustflow_emulated, CPU, m) {
-  ROBUSTFLOW_REGISTER(m, robustflow::EmulatedDevice);
+  robustflow::register_operators<robustflow::EmulatedDevice>(m);
 }
 
 // For the tests, through ctypes.

@@ -1,0 +1,298 @@
+// Runs one kernel on block after block of a problem: brings inputs into planes, where they do not
+// lie in some already, and outputs back.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "isa.h"
+#include "view.h"
+
+namespace robustflow::cpu {
+
+template <class T>
+const Kernels<T>& kernels() {
+  if constexpr (sizeof(T) == 4) {
+    return active_kernels().single;
+  } else {
+    return active_kernels().wide;
+  }
+}
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+
+// A thread's memory for planes; it only grows. One BlockRunner of a thread has it at a time.
+template <class T>
+T* buffer(Index elements) {
+  static thread_local std::unique_ptr<void, Free> memory;
+  static thread_local Index bytes = 0;
+  const Index wanted = (elements * Index(sizeof(T)) + 63) / 64 * 64;
+  if (wanted > bytes) {
+    memory.reset(std::aligned_alloc(64, wanted));
+    bytes = memory ? wanted : 0;
+    if (!memory) throw std::bad_alloc();
+    std::fill_n(static_cast<char*>(memory.get()), wanted, char(0));
+  }
+  return static_cast<T*>(memory.get());
+}
+
+// Belongs to one task of one thread.
+template <class T>
+class BlockRunner {
+ public:
+  // Over the elements of `order`. `gradient`: of a backward problem.
+  BlockRunner(const Problem& problem, const Order& order, bool gradient)
+      : problem_(problem), kernel_(kernel_of(problem, gradient)) {
+    Index planes = 0;
+    run_ = order.total;
+    for (int i = 0; i < problem.num_inputs; ++i) planes += add(problem.in[i], order, in_[i]);
+    for (int i = 0; i < problem.num_outputs; ++i) planes += add(problem.out[i], order, out_[i]);
+    Index bytes = 0;
+    for (int i = 0; i < problem.num_outputs; ++i) {
+      if (problem.out[i].data && problem.out[i].part_of < 0)
+        bytes += order.total * problem.out[i].planes * size_of(problem.out[i].dtype);
+    }
+    streams_ = bytes > kStreamedBytes;
+    capacity_ =
+        std::max(kBlockBytes / Index(sizeof(T)) / planes / kBlockAlign, Index(1)) * kBlockAlign;
+    Index elements = planes * capacity_;
+    for (int i = 0; i < problem.num_inputs; ++i)
+      elements += in_[i].planes * (plane_stride(in_[i]) - capacity_);
+    T* memory = buffer<T>(elements);
+    for (int i = 0; i < problem.num_inputs; ++i)
+      place(problem.in[i], plane_stride(in_[i]), memory, in_buffer_[i]);
+    for (int i = 0; i < problem.num_outputs; ++i)
+      place(problem.out[i], capacity_, memory, out_buffer_[i]);
+    fill_repeating_inputs();
+  }
+
+  ~BlockRunner() {
+    if (streams_) kernels<T>().finish_streaming();
+  }
+  BlockRunner(const BlockRunner&) = delete;
+  BlockRunner& operator=(const BlockRunner&) = delete;
+
+  // The most elements of a block.
+  Index capacity() const { return capacity_; }
+
+  // From now on kernels add their blocks' log-determinants to *sum, in place of writing them.
+  void sum_logabsdet_into(double* sum) {
+    sums_logabsdet_ = true;
+    block_.logabsdet_sum = sum;
+  }
+
+  // Leaves an output in a buffer, for the caller to take from kept_output(i) after each block: its
+  // planes are capacity() apart.
+  void keep_output(int i) { kept_[i] = true; }
+  const T* kept_output(int i) const { return out_buffer_[i]; }
+
+  // Where the order is over parameters that several elements share, and `sharers` is over the elements
+  // that share one: from move_to_sharer(s) on, blocks are of the sharers number s. x, the cotangents
+  // and the gradient by x are then theirs; the parameters stay.
+  void share_parameters(const Order& sharers) {
+    const auto add = [&](View& view, const Operand& operand) {
+      if (view.data) sharers_.push_back({&view, view.data, View(operand, sharers)});
+    };
+    for (int i = 0; i < problem_.num_inputs; ++i) add(in_[i], problem_.in[i]);
+    add(out_[0], problem_.out[0]);
+  }
+  void move_to_sharer(Index sharer) {
+    for (const Sharer& each : sharers_) {
+      each.elements.for_runs(sharer, 1, [&](Index offset, Index, Index) {
+        each.view->data = each.start + offset * size_of(each.view->dtype);
+      });
+    }
+    fill_repeating_inputs();
+  }
+
+  // Elements [start, end) of the order. `done(start, size)` is called after each block.
+  template <class Done>
+  void run(Index start, Index end, const Done& done) {
+    while (start < end) {
+      Index size = std::min(capacity_, end - start);
+      if (run_ >= kLongRun) size = std::min(size, run_ - start % run_);
+      // What does not fill whole packs is worked on in buffers, which are padded.
+      if (size > lanes_) size -= size % lanes_;
+      run_block(start, size);
+      done(start, size);
+      start += size;
+    }
+  }
+
+  // Writes the elements [start, start + size) of output i from planes that are `stride` apart.
+  void store_output(int i, Index start, Index size, const T* from, Index stride) const {
+    store(out_[i], start, size, from, stride, false);
+  }
+
+ private:
+  // An operand's memory over the elements that share a parameter.
+  struct Sharer {
+    View* view;   // over the parameters
+    char* start;  // of the first sharer's
+    View elements;
+  };
+
+  static Kernel<T> kernel_of(const Problem& problem, bool gradient) {
+    const int direction = (gradient ? kForwardGradient : kForward) + (problem.inverse ? 1 : 0);
+    return kernels<T>().transforms[static_cast<int>(problem.transform)][direction];
+  }
+
+  Index add(const Operand& operand, const Order& order, View& view) {
+    view = View(operand, order);
+    if (operand.part_of >= 0) return 0;
+    if (operand.data && !view.period()) run_ = std::min(run_, view.run());
+    return operand.planes;
+  }
+  // Of an input's planes in the buffer; the buffer's planes begin with a cache line.
+  Index plane_stride(const View& view) const {
+    return view.period() > 1 ? capacity_ + kLongestPeriod : capacity_;
+  }
+  static void place(const Operand& operand, Index stride, T*& memory, T*& place) {
+    place = operand.part_of >= 0 ? nullptr : memory;
+    if (place) memory += operand.planes * stride;
+  }
+
+  // Fills the planes of inputs that repeat: from any place of the first period on, a whole block.
+  void fill_repeating_inputs() {
+    for (int i = 0; i < problem_.num_inputs; ++i) {
+      const View& view = in_[i];
+      const Index period = view.period(), stride = plane_stride(view);
+      if (!in_buffer_[i] || !period) continue;
+      if (!view.data) {
+        std::fill_n(in_buffer_[i], view.planes * stride, T(0));
+        continue;
+      }
+      kernels<T>().load(view.strided(0), period, in_buffer_[i], stride);
+      for (int k = 0; k < view.planes; ++k) {
+        T* plane = in_buffer_[i] + k * stride;
+        if (period == 1) {
+          std::fill_n(plane, stride, plane[0]);
+          continue;
+        }
+        for (Index filled = period; filled < stride; filled *= 2)
+          std::copy_n(plane, std::min(filled, stride - filled), plane + filled);
+      }
+    }
+  }
+
+  // The operand's own memory, where a block of it is planes already.
+  bool in_place(const View& view, Index start, Index size, T*& data) const {
+    if (!view.data || view.dtype != dtype_of<T> || view.stride[view.dims - 1] != 1) return false;
+    if (size % lanes_ || start % view.run() + size > view.run()) return false;
+    view.for_runs(start, size, [&](Index offset, Index, Index) {
+      data = reinterpret_cast<T*>(view.data) + offset;
+    });
+    return true;
+  }
+
+  static bool on_lines(const Planes<T>& planes, Index count) {
+    const auto begins = [](auto number) { return number % kCacheLine == 0; };
+    return begins(reinterpret_cast<std::uintptr_t>(planes.data)) &&
+           (count == 1 || begins(planes.stride * Index(sizeof(T))));
+  }
+
+  // Whether fetching rows with what lies between them is worth while.
+  static bool dense(const Strided& rows) { return rows.stride <= 2 * rows.planes; }
+
+  // The next block's rows most likely follow these. Slices of the same rows are fetched once.
+  void fetch_next_rows(const Strided& rows, Index size) {
+    if (rows.plane_stride != 1 || rows.planes == 1 || !dense(rows)) return;
+    const Index bytes = rows.stride * size_of(rows.dtype);
+    const char* next = static_cast<const char*>(rows.data) + size * bytes;
+    if (block_.num_fetches > 0) {
+      const Index beyond = next - block_.fetches[block_.num_fetches - 1].data;
+      if (beyond >= 0 && beyond < size * bytes) return;
+    }
+    block_.fetches[block_.num_fetches++] = {next, bytes, false};
+  }
+  // Rows that are written when the kernel is done.
+  void fetch_written_rows(const Strided& rows) {
+    if (rows.plane_stride != 1 || rows.planes == 1 || !dense(rows)) return;
+    block_.fetches[block_.num_fetches++] = {static_cast<const char*>(rows.data),
+                                            rows.stride * size_of(rows.dtype), true};
+  }
+
+  void run_block(Index start, Index size) {
+    block_.size = size;
+    block_.num_fetches = 0;
+    for (int i = 0; i < problem_.num_inputs; ++i) block_.in[i] = load_input(i, start, size);
+    block_.streams = streams_;
+    bool in_memory[kMaxOutputs] = {};
+    for (int i = 0; i < problem_.num_outputs; ++i)
+      block_.out[i] = place_output(i, start, size, in_memory[i]);
+    kernel_(block_, problem_.config);
+    for (int i = 0; i < problem_.num_outputs; ++i) {
+      if (problem_.out[i].part_of >= 0 || in_memory[i] || kept_[i] || !out_[i].data) continue;
+      store(out_[i], start, size, out_buffer_[i], capacity_, streams_);
+    }
+  }
+
+  // An input's planes, where the block is.
+  Planes<const T> load_input(int i, Index start, Index size) {
+    const Operand& operand = problem_.in[i];
+    if (operand.part_of >= 0) return part(block_.in[operand.part_of], operand);
+    const View& view = in_[i];
+    T* data = nullptr;
+    if (in_place(view, start, size, data)) return {data, view.plane_stride};
+    const Index stride = plane_stride(view);
+    if (const Index period = view.period()) return {in_buffer_[i] + start % period, stride};
+    if (view.gathers<T>()) {
+      view.gather(start, size, in_buffer_[i]);
+    } else {
+      view.for_runs(start, size, [&](Index offset, Index done, Index length) {
+        const Strided rows = view.strided(offset);
+        kernels<T>().load(rows, length, in_buffer_[i] + done, capacity_);
+        if (done == 0) fetch_next_rows(rows, length);
+      });
+    }
+    return {in_buffer_[i], stride};
+  }
+
+  // Where the kernel writes an output; `in_memory`: in the operand's own memory.
+  Planes<T> place_output(int i, Index start, Index size, bool& in_memory) {
+    const Operand& operand = problem_.out[i];
+    if (operand.part_of >= 0) return part(block_.out[operand.part_of], operand);
+    if (sums_logabsdet_ && i == 1) return {nullptr, 0};
+    const View& view = out_[i];
+    T* data = nullptr;
+    in_memory = !kept_[i] && in_place(view, start, size, data);
+    const Planes<T> planes =
+        in_memory ? Planes<T>{data, view.plane_stride} : Planes<T>{out_buffer_[i], capacity_};
+    block_.streams = block_.streams && in_memory && on_lines(planes, view.planes);
+    if (!in_memory && !kept_[i] && !streams_ && view.data) {
+      view.for_runs(start, size, [&](Index offset, Index done, Index) {
+        if (done == 0) fetch_written_rows(view.strided(offset));
+      });
+    }
+    return planes;
+  }
+
+  template <class Number>
+  static Planes<Number> part(const Planes<Number>& whole, const Operand& operand) {
+    return {whole.data + operand.first_plane * whole.stride, whole.stride};
+  }
+
+  static void store(const View& view, Index start, Index size, const T* from, Index stride,
+                    bool streams) {
+    view.for_runs(start, size, [&](Index offset, Index done, Index length) {
+      kernels<T>().store(from + done, stride, length, view.strided(offset), streams);
+    });
+  }
+
+  const Problem& problem_;
+  Kernel<T> kernel_;
+  Index lanes_ = kernels<T>().lanes;
+  Index capacity_ = 0, run_ = 1;
+  bool sums_logabsdet_ = false, streams_ = false;
+  View in_[kMaxInputs], out_[kMaxOutputs];
+  T *in_buffer_[kMaxInputs] = {}, *out_buffer_[kMaxOutputs] = {};
+  bool kept_[kMaxOutputs] = {};
+  std::vector<Sharer> sharers_;
+  Block<T> block_{};
+};
+
+}  // namespace robustflow::cpu

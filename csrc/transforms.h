@@ -1,0 +1,26 @@
+// The transforms. A new one is its mathematics (csrc/math/transform.h says what its header has), a
+// line and an include here, and a file of its CUDA kernels (csrc/cuda/affine.cu is one).
+#pragma once
+
+#include "math/affine.h"
+#include "math/modified_rq.h"
+#include "math/rq_spline.h"
+#include "problem.h"
+
+// ENTRY(name of the operator, its description)
+#define ROBUSTFLOW_TRANSFORMS(ENTRY)      \
+  ENTRY(modified_rq, ModifiedRqTransform) \
+  ENTRY(rq, RqTransform)                  \
+  ENTRY(affine, AffineTransform)
+
+namespace robustflow {
+
+#define ROBUSTFLOW_ENTRY(name, Description) name,
+enum class Transform : int { ROBUSTFLOW_TRANSFORMS(ROBUSTFLOW_ENTRY) };
+#undef ROBUSTFLOW_ENTRY
+
+#define ROBUSTFLOW_ENTRY(name, Description) +1
+inline constexpr int kNumTransforms = 0 ROBUSTFLOW_TRANSFORMS(ROBUSTFLOW_ENTRY);
+#undef ROBUSTFLOW_ENTRY
+
+}  // namespace robustflow
