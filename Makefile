@@ -46,7 +46,7 @@ lint: .venv/lint.stamp .venv/test.stamp
 	find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
 
 clean:
-	rm -rf .venv build dist *.egg-info robustflow/_C.*.so robustflow/_cuda*.so robustflow/_eager*.so .*_cache .hypothesis
+	rm -rf .venv build dist *.egg-info robustflow/*.so robustflow/*.build.json .*_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # robustflow with one extra, and its native library. Torch is there before: see setup.py.

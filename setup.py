@@ -41,7 +41,9 @@ MINIMUM_CUDA = 12  # of nvcc: the first that knows C++20
 GIB_PER_JOB = 1.0  # GCC 12 takes 0.6 for the largest file
 ROOT = Path(__file__).resolve().parent
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
-KERNELS, EAGER, CUDA = f"_C{SUFFIX}", f"_eager{SUFFIX}", "_cuda.so"  # as CMakeLists.txt names them
+# As CMakeLists.txt names the libraries' files, and what it tells of each in a file beside it.
+KERNELS, AUTOGRAD, CUDA = f"_C{SUFFIX}", f"_autograd{SUFFIX}", "_cuda.so"
+FACTS = {name: f"{name.partition('.')[0]}.build.json" for name in (KERNELS, AUTOGRAD, CUDA)}
 
 # The package itself would import torch.
 fingerprint = runpy.run_path(str(ROOT / "robustflow" / "_sources.py"))["fingerprint"]
@@ -288,7 +290,7 @@ def empty(folder: Path) -> None:
 
 
 def build_libraries(workspace: Workspace) -> list[Path]:
-    """Build what can be built; the files, `_C` first."""
+    """Build what can be built; the libraries' files, `_C` first, and the facts of each."""
     torch = torch_directory()
     version = torch_version(torch)
     cmake, ninja = tool("cmake"), tool("ninja")
@@ -326,16 +328,16 @@ def build_libraries(workspace: Workspace) -> list[Path]:
     if not done:
         fail_to_compile(output)
     build = [cmake, "--build", str(folder), "--parallel", str(job_count()), "--target"]
-    made = [KERNELS, EAGER]
-    done, output = run([*build, "_C", "_eager", "--", "-k", "0"])
+    made = [KERNELS, AUTOGRAD]
+    done, output = run([*build, "_C", "_autograd", "--", "-k", "0"])
     if not done:
-        # `_eager` needs more of torch than its stable ABI, and nothing needs `_eager`.
+        # `_autograd` needs more of torch than its stable ABI, and nothing needs `_autograd`.
         if not run([*build, "_C"])[0]:
             fail_to_compile(output)
-        made.remove(EAGER)
+        made.remove(AUTOGRAD)
         say_last(
-            "built without the short way of eager calls, which does not compile against this torch "
-            f"({cause(output)}); a call takes some microseconds more."
+            "built without robustflow._autograd, which does not compile against this torch "
+            f"({cause(output)}): calls work the same, and on small batches they are slower."
         )
     if nvcc:
         done, output = run([*build, "_cuda"])
@@ -343,7 +345,7 @@ def build_libraries(workspace: Workspace) -> list[Path]:
             made.append(CUDA)
         else:
             leave_out_cuda(nvcc, f"failed: {cause(output)}")
-    return [libraries / name for name in made]
+    return [libraries / file for name in made for file in (name, FACTS[name])]
 
 
 def fail_to_compile(output: str) -> NoReturn:
@@ -378,11 +380,11 @@ class NativeBuild(build_ext):
         """Each in one piece: a running process may be loading it."""
         folder = ROOT / "robustflow"
         try:
-            for library in self.made:
-                partial = folder / f".{library.name}.{os.getpid()}.part"
-                shutil.copy2(library, partial)
-                os.replace(partial, folder / library.name)
-            for name in {EAGER, CUDA} - {library.name for library in self.made}:
+            for file in self.made:
+                partial = folder / f".{file.name}.{os.getpid()}.part"
+                shutil.copy2(file, partial)
+                os.replace(partial, folder / file.name)
+            for name in {*FACTS, *FACTS.values()} - {file.name for file in self.made}:
                 (folder / name).unlink(missing_ok=True)  # of an earlier build that had more
         except OSError as error:
             fail(

@@ -1,4 +1,4 @@
-// robustflow._C: what is no operator. The operators register themselves (csrc/ops.cpp) when this
+// robustflow._C: what is no operator. The operators register themselves (csrc/ops_cpu.cpp) when this
 // library is loaded. torch's own copy of pybind11 fits every Python that torch fits; no tensor
 // and no torch type crosses this module.
 #include <pybind11/pybind11.h>
@@ -8,7 +8,6 @@
 #include <string>
 #include <tuple>
 
-#include "build_facts.h"
 #include "cpu/isa.h"
 #include "cpu/magnitudes.h"
 
@@ -49,11 +48,7 @@ void find_crossings(std::uintptr_t before, std::uintptr_t after, std::uintptr_t 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "What is no operator: build facts, instruction sets, loops; see robustflow._native.";
-  m.def("build_facts", [] {
-    const std::string facts(kBuildFacts);
-    return py::module_::import("json").attr("loads")(facts.substr(facts.find('{')));
-  });
+  m.doc() = "What is no operator: instruction sets, loops; see robustflow._native.";
   m.def("isa_name", robustflow::cpu::isa_name);
   m.def("set_isa", robustflow::cpu::set_isa, py::arg("name"));
   m.def("isa_built", robustflow::cpu::isa_built);

@@ -3,7 +3,6 @@
 
 #include <vector>
 
-#include "cuda/build_facts.h"
 #include "cuda/driver.h"
 #include "ops.h"
 

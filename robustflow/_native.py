@@ -1,8 +1,9 @@
 """The native libraries, loaded with the package, and if one will not load, why.
 
 `robustflow._C` has the CPU kernels and is a Python module; `_cuda.so` beside it has the CUDA
-kernels, nothing but operators, and needs no GPU to load. `robustflow._eager` has no kernels: it
-shortens the way to them, and fits only the very torch that it was built for.
+kernels, nothing but operators, and needs no GPU to load. `robustflow._autograd` has no kernels: it
+calls the operators, with gradients, from C++, and fits only the very torch that it was built for.
+How each was built stands in a file beside it, `_C.build.json` for one.
 
 A source tree that shadows an installed robustflow, as it does for what is run in it, has no library
 of its own. It takes the installation's, where that was built from the same native sources.
@@ -26,11 +27,6 @@ import torch  # its libraries must be in the process before ours
 
 from robustflow import _sources
 
-# csrc/build_facts.h.in, csrc/cuda/build_facts.h.in and csrc/eager_facts.h.in. Each stands before a
-# JSON object in the bytes of a library.
-_MARK = b"robustflow-build-facts:"
-_CUDA_MARK = b"robustflow-cuda-facts:"
-_EAGER_MARK = b"robustflow-eager-facts:"
 _REBUILD = (
     "run `pip install --no-build-isolation --force-reinstall --no-deps .` in robustflow's source"
 )
@@ -56,8 +52,8 @@ class Failure:
 _library: Any = None
 _failure: Failure | None = None
 _cuda_failure: Failure | None = None
-_eager: Any = None
-_eager_failure: Failure | None = None
+_autograd: Any = None
+_autograd_failure: Failure | None = None
 _isa_error: str | None = None
 
 
@@ -89,9 +85,9 @@ def cuda_load_error() -> str | None:
     return _cuda_failure.reason if _cuda_failure else None
 
 
-def eager() -> Any:
-    """The module `robustflow._eager`, or None where it is not loaded."""
-    return _eager
+def autograd() -> Any:
+    """The module `robustflow._autograd`, or None where it is not loaded."""
+    return _autograd
 
 
 def loops() -> Any:
@@ -114,8 +110,8 @@ def build_info() -> dict[str, Any]:
         one that is not adds ``reason`` and ``broken`` (whether it should have loaded).
         ``cuda`` tells the same of the CUDA library: ``loaded``, where there is one its
         ``compiler``, ``architectures`` and ``torch``, and ``reason`` and ``broken`` where it is
-        not loaded. ``eager`` tells it of the library that shortens the way from Python to the
-        kernels.
+        not loaded. ``autograd`` tells it of the library that calls the operators, with gradients,
+        from C++.
 
     Example:
         >>> import robustflow
@@ -123,13 +119,14 @@ def build_info() -> dict[str, Any]:
         True
     """
     others = {
-        "cuda": _told(_facts_on_disk(_cuda_files(), _CUDA_MARK), _cuda_failure),
-        "eager": _told(_facts_on_disk(_eager_files(), _EAGER_MARK), _eager_failure),
+        "cuda": _told("_cuda", _cuda_failure),
+        "autograd": _told("_autograd", _autograd_failure),
     }
+    told = _told("_C", _failure)
     if not load():
-        return {**_told(_facts_on_disk(_files(), _MARK), _failure), **others}
+        return {**told, **others}
     return {
-        **_told(_library.build_facts(), None),
+        **told,
         "isa": _library.isa_name(),
         "isa_supported": _library.isa_supported(),
         **others,
@@ -145,7 +142,7 @@ def is_outdated() -> bool:
     """Whether the library was built from other sources than those that lie beside this package."""
     if not (load() and _is_source_tree()):
         return False
-    built_from = _library.build_facts().get("sources", "unknown")
+    built_from = _facts(_folder, "_C").get("sources", "unknown")
     return built_from not in ("unknown", _sources.fingerprint(_PACKAGE.parent))
 
 
@@ -164,7 +161,8 @@ def set_isa(name: str) -> None:
     _library.set_isa(name)
 
 
-def _told(facts: dict[str, Any], failure: Failure | None) -> dict[str, Any]:
+def _told(name: str, failure: Failure | None) -> dict[str, Any]:
+    facts = _facts(_folder, name) if _files(name) else {}
     if failure is None:
         return {"loaded": True, **facts}
     return {"loaded": False, **facts, "reason": failure.reason, "broken": failure.kind == "broken"}
@@ -188,7 +186,7 @@ def _load() -> None:
 
 def _load_cuda() -> None:
     global _cuda_failure
-    files = _cuda_files()
+    files = _files("_cuda")
     if torch.version.cuda is None:
         _cuda_failure = Failure(
             f"This torch, {torch.__version__}, was built without CUDA: install one with it "
@@ -207,7 +205,7 @@ def _load_cuda() -> None:
             _check_length(files[0])
             torch.ops.load_library(str(files[0]))
         except (ImportError, OSError) as error:
-            facts = _facts_on_disk(files, _CUDA_MARK)
+            facts = _facts(_folder, "_cuda")
             compiler, built = (facts.get(name, "unknown") for name in ("compiler", "torch"))
             _cuda_failure = Failure(
                 f"robustflow's CUDA library did not load: {error.__cause__ or error}. It was built "
@@ -217,29 +215,29 @@ def _load_cuda() -> None:
             )
 
 
-def _load_eager() -> None:
-    """Load `robustflow._eager` where it was built for this very torch: others would crash."""
-    global _eager, _eager_failure
-    files = _eager_files()
-    built = _facts_on_disk(files, _EAGER_MARK).get("torch")
-    if not files:
-        _eager_failure = _without_eager("was not built", kind="left out")
+def _load_autograd() -> None:
+    """Load `robustflow._autograd` where it was built for this very torch: others would crash."""
+    global _autograd, _autograd_failure
+    built = _facts(_folder, "_autograd").get("torch")
+    if _extension(_folder, "_autograd") is None:
+        _autograd_failure = _without_autograd("was not built", kind="left out")
     elif built is None:
-        _eager_failure = _without_eager(f"is damaged ({files[0]})", kind="broken")
+        what = f"has no {_facts_file(_folder, '_autograd')} that says for which torch it was built"
+        _autograd_failure = _without_autograd(what, kind="broken")
     elif built != torch.__version__:
         what = f"was built for torch {built}, you have {torch.__version__}"
-        _eager_failure = _without_eager(what, kind="left out")
+        _autograd_failure = _without_autograd(what, kind="left out")
     else:
         try:
-            _eager = _import_library("_eager")
+            _autograd = _import_library("_autograd")
         except ImportError as error:
-            _eager_failure = _without_eager(f"did not load ({error})", kind="broken")
+            _autograd_failure = _without_autograd(f"did not load ({error})", kind="broken")
 
 
-def _without_eager(what: str, kind: Literal["left out", "broken"]) -> Failure:
+def _without_autograd(what: str, kind: Literal["left out", "broken"]) -> Failure:
     reason = (
-        f"robustflow._eager, the short way from Python to the kernels, {what}: {_REBUILD}. "
-        "Until then a call takes some microseconds more."
+        f"robustflow._autograd, which calls the kernels from C++, {what}: {_REBUILD}. "
+        "Until then calls work the same, and on small batches they are slower."
     )
     return Failure(reason, kind)
 
@@ -282,7 +280,7 @@ def _find_folder() -> Path:
     """Where the libraries are: beside this file, or in an installation of the same sources."""
     if _extension(_PACKAGE, "_C") is None:
         for library in _installed_libraries():
-            facts = _facts_on_disk([library], _MARK)
+            facts = _facts(library.parent, "_C")
             if facts.get("sources") == _sources.fingerprint(_PACKAGE.parent):
                 return library.parent
     return _PACKAGE
@@ -306,40 +304,35 @@ def _distributions() -> list[importlib.metadata.Distribution]:
     return list(importlib.metadata.distributions(name="robustflow"))
 
 
-def _files() -> list[Path]:
-    return sorted(_folder.glob("_C.*"))
+def _files(name: str) -> list[Path]:
+    """Of the library of this name, for whichever Python."""
+    return sorted({*_folder.glob(f"{name}.*")} - {_facts_file(_folder, name)})
 
 
-def _cuda_files() -> list[Path]:
-    return sorted(_folder.glob("_cuda*.so"))
+def _facts_file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.build.json"
 
 
-def _eager_files() -> list[Path]:
-    return sorted(_folder.glob(f"_eager{_SUFFIX}"))
-
-
-def _facts_on_disk(files: list[Path], mark: bytes) -> dict[str, Any]:
-    """The build facts in a library's bytes, whether or not it loads here; {} where it has none."""
-    for file in files:
-        content = file.read_bytes() if file.exists() else b""
-        start = content.find(mark + b"{")
-        text, end, _ = content[start + len(mark) :].partition(b"\0")
-        if start >= 0 and end:  # not cut short
-            facts: dict[str, Any] = json.loads(text.decode())
-            return facts
-    return {}
+def _facts(folder: Path, name: str) -> dict[str, Any]:
+    """How a folder's library of this name was built, whether or not it loads; {} if unknown."""
+    try:
+        facts: dict[str, Any] = json.loads(_facts_file(folder, name).read_text("utf-8"))
+    except (FileNotFoundError, ValueError):  # ValueError: cut short
+        return {}
+    return facts
 
 
 def _explain(error: ImportError) -> Failure:
-    if not _files():
+    files = _files("_C")
+    if not files:
         return _explain_absence()
     if isinstance(error, ModuleNotFoundError):
         return Failure(
-            f"robustflow's native library {_files()[0].name} is for another Python, this one "
+            f"robustflow's native library {files[0].name} is for another Python, this one "
             f"loads {_SUFFIX}: {_REBUILD}.",
             kind="broken",
         )
-    built = _facts_on_disk(_files(), _MARK).get("torch", "an unknown version")
+    built = _facts(_folder, "_C").get("torch", "an unknown version")
     return Failure(
         f"robustflow's native library did not load: {error}. It was built for torch {built}, "
         f"you have {torch.__version__}: {_REBUILD}.",
@@ -374,4 +367,4 @@ def _explain_absence() -> Failure:
 _folder = _find_folder()
 _load()
 _load_cuda()
-_load_eager()
+_load_autograd()

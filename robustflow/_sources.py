@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-_SUFFIXES = {".cpp", ".cu", ".h", ".in"}
+_SUFFIXES = {".cpp", ".cu", ".h"}
 
 
 def fingerprint(root: Path) -> str | None:
     """A hash of the native sources below ``root``; None where there are none.
 
-    setup.py builds it into the library, so that a source tree can tell whether the library of an
+    setup.py writes it beside the library, so that a source tree can tell whether the library of an
     installation was built from the very same sources.
     """
     folder, description = root / "csrc", root / "CMakeLists.txt"

@@ -137,15 +137,13 @@ def shadowed(copy: Path) -> tuple[Path, Path]:
     return copy, installed
 
 
-def stamp(library: Path, tree: Path) -> None:
-    """Say in a library that it was built from the sources of this tree."""
-    content, sources = library.read_bytes(), fingerprint(tree)
-    built_from = robustflow.build_info().get("sources", "unknown")
-    if built_from == "unknown":
-        pytest.skip("the library was not built by setup.py, or by an earlier one: build it again")
-    library.write_bytes(
-        content.replace(f'"sources": "{built_from}"'.encode(), f'"sources": "{sources}"'.encode())
-    )
+def stamp(folder: Path, tree: Path) -> None:
+    """Say beside a library that it was built from the sources of this tree."""
+    file = folder / "_C.build.json"
+    facts = json.loads(file.read_text())
+    if facts["sources"] == "unknown":
+        pytest.skip("the library was not built by setup.py: build it again")
+    file.write_text(json.dumps({**facts, "sources": fingerprint(tree)}))
 
 
 @needs_native
@@ -153,9 +151,8 @@ def test_a_source_tree_takes_the_libraries_of_the_installation_that_it_shadows(
     shadowed: tuple[Path, Path],
 ) -> None:
     tree, installed = shadowed
-    (library,) = installed.glob("robustflow/_C.*")
-    stamp(library, tree)
-    code = "\n".join((PLACE, EAGER, WITHOUT, DOCTOR))
+    stamp(installed / "robustflow", tree)
+    code = "\n".join((PLACE, GRADIENTS, WITHOUT, DOCTOR))
     status, output = python(code, directory=tree, PYTHONPATH=str(installed))
     assert status == 0 and output.startswith(f"True {installed / 'robustflow'} None\n")
     assert json.loads(output.partition("told ")[2].partition("\n")[0])[0]["loaded"] is True
@@ -168,8 +165,7 @@ def test_a_source_tree_does_not_take_a_library_of_other_sources(
     shadowed: tuple[Path, Path],
 ) -> None:
     tree, installed = shadowed
-    (library,) = installed.glob("robustflow/_C.*")
-    stamp(library, tree)
+    stamp(installed / "robustflow", tree)
     with (tree / "csrc" / "problem.h").open("a") as source:
         source.write("// changed\n")
     status, output = python(f"{PLACE}\n{DOCTOR}", directory=tree, PYTHONPATH=str(installed))
@@ -190,10 +186,10 @@ def test_a_source_tree_that_was_never_built_says_how(shadowed: tuple[Path, Path]
 
 
 @needs_native
-@pytest.mark.parametrize(("name", "part"), [("_C", 0.9), ("_eager", 0.9), ("_eager", 0.5)])
+@pytest.mark.parametrize(("name", "part"), [("_C", 0.9), ("_autograd", 0.9), ("_autograd", 0.5)])
 def test_a_library_that_was_cut_short_is_not_loaded(copy: Path, name: str, part: float) -> None:
     """The system would map it, and kill the process where its pages end."""
-    if not (libraries := list(copy.glob(f"robustflow/{name}.*"))):
+    if not (libraries := list(copy.glob(f"robustflow/{name}.*.so"))):
         pytest.skip(f"{name} is not built")
     (library,) = libraries
     os.truncate(library, int(library.stat().st_size * part))
@@ -205,7 +201,7 @@ def test_a_library_that_was_cut_short_is_not_loaded(copy: Path, name: str, part:
 
 @needs_native
 def test_a_library_that_does_not_load_quotes_the_torch_it_was_built_for(copy: Path) -> None:
-    (library,) = copy.glob("robustflow/_C.*")
+    (library,) = copy.glob("robustflow/_C.*.so")
     symbol = b"aoti_torch_library_init_impl"
     library.write_bytes(library.read_bytes().replace(symbol, symbol[:-1] + b"_"))
     status, output = python(WITHOUT, directory=copy)
@@ -216,7 +212,7 @@ def test_a_library_that_does_not_load_quotes_the_torch_it_was_built_for(copy: Pa
 
 @needs_native
 def test_a_library_for_another_python_is_named(copy: Path) -> None:
-    (library,) = copy.glob("robustflow/_C.*")
+    (library,) = copy.glob("robustflow/_C.*.so")
     library.rename(library.with_name("_C.cpython-27-elsewhere.so"))
     status, output = python(WITHOUT, directory=copy)
     assert status == 0
@@ -230,28 +226,27 @@ torch.version.cuda = "13.0"
 import robustflow
 print("told", json.dumps([robustflow.build_info()["cuda"], robustflow.backends()["cuda"]]))
 """
-FACTS = b"""noise robustflow-cuda-facts: robustflow-cuda-facts:{
-  "compiler": "NVIDIA 12.8.1",
-  "architectures": "80 90",
-  "torch": "2.10.0"
-}\0"""
+FACTS = {"compiler": "NVIDIA 12.8.1", "architectures": "80 90", "torch": "2.10.0"}
 
 
 def cuda_library(copy: Path, content: bytes | None) -> tuple[dict[str, Any], bool | str]:
-    """What is told of a CUDA library of such bytes (None: there is none) where torch has CUDA."""
+    """What is told of such a CUDA library (None: there is none) where torch has CUDA."""
     for library in copy.glob("robustflow/_cuda*.so"):
         library.unlink()
     if content is not None:
         (copy / "robustflow" / "_cuda.so").write_bytes(content)
+        (copy / "robustflow" / "_cuda.build.json").write_text(json.dumps(FACTS))
     status, output = python(WITH_CUDA, directory=copy)
     assert status == 0, output
     info, backend = json.loads(output.partition("told ")[2].partition("\n")[0])
     return info, backend
 
 
-needs_eager = pytest.mark.skipif(_native.eager() is None, reason="robustflow._eager is not built")
+needs_autograd = pytest.mark.skipif(
+    _native.autograd() is None, reason="robustflow._autograd is not built"
+)
 
-EAGER = """
+GRADIENTS = """
 import json, torch
 import robustflow
 x, params = torch.linspace(-1, 1, 12).reshape(1, 12), torch.linspace(-2, 2, 48).reshape(1, 48)
@@ -260,34 +255,34 @@ y, logabsdet = robustflow.functional.modified_rq_spline(x, params)
 (gradient,) = torch.autograd.grad(y.square().sum() + logabsdet.sum(), params, create_graph=True)
 (second,) = torch.autograd.grad(gradient.square().sum(), params)
 found = [y.tolist(), logabsdet.tolist(), gradient.tolist(), second.tolist()]
-print("told", json.dumps([robustflow.build_info()["eager"], found]))
+print("told", json.dumps([robustflow.build_info()["autograd"], found]))
 """
 
 
-def eager(copy: Path, code: str = EAGER) -> tuple[dict[str, Any], Any]:
+def gradients(copy: Path, code: str = GRADIENTS) -> tuple[dict[str, Any], Any]:
     status, said = python(code, directory=copy)
     assert status == 0, said
     info, found = json.loads(said.partition("told ")[2])
     return info, found
 
 
-@needs_eager
-def test_calls_are_the_same_with_and_without_the_short_way(copy: Path) -> None:
-    info, wanted = eager(copy)
+@needs_autograd
+def test_calls_are_the_same_with_and_without_the_autograd_library(copy: Path) -> None:
+    info, wanted = gradients(copy)
     assert info["loaded"] is True and info["torch"] == torch.__version__
-    (library,) = copy.glob("robustflow/_eager*.so")
+    (library,) = copy.glob("robustflow/_autograd*.so")
     library.unlink()
-    info, found = eager(copy)
+    info, found = gradients(copy)
     assert info["loaded"] is False and "was not built: run `pip install" in info["reason"]
     assert found == wanted
 
 
-@needs_eager
-def test_the_short_way_is_not_taken_into_another_torch(copy: Path) -> None:
+@needs_autograd
+def test_the_autograd_library_is_not_loaded_into_another_torch(copy: Path) -> None:
     """It would crash: torch promises nothing between versions."""
-    _, wanted = eager(copy)
-    changed = "import torch; torch.__version__ = '2.99.0'\n" + EAGER
-    info, found = eager(copy, changed)
+    _, wanted = gradients(copy)
+    changed = "import torch; torch.__version__ = '2.99.0'\n" + GRADIENTS
+    info, found = gradients(copy, changed)
     assert info["loaded"] is False and info["torch"] == torch.__version__
     assert f"built for torch {torch.__version__}, you have 2.99.0: run `pip" in info["reason"]
     assert found == wanted
@@ -295,11 +290,23 @@ def test_the_short_way_is_not_taken_into_another_torch(copy: Path) -> None:
     status, said = python(
         told + "print(doctor.run(__import__('argparse').Namespace(json=False)))", directory=copy
     )
-    assert status == 0 and "note: robustflow._eager" in said and said.endswith("healthy\n0\n")
+    assert status == 0 and "note: robustflow._autograd" in said and said.endswith("healthy\n0\n")
 
 
-@needs_eager
-def test_the_short_way_says_what_is_wrong_with_its_arguments() -> None:
+@needs_autograd
+@pytest.mark.parametrize("facts", [None, '{"torch": "2.1'])
+def test_the_autograd_library_is_not_loaded_where_nothing_says_for_which_torch_it_is(
+    copy: Path, facts: str | None
+) -> None:
+    file = copy / "robustflow" / "_autograd.build.json"
+    file.unlink() if facts is None else file.write_text(facts)
+    info, _ = gradients(copy)
+    assert info["loaded"] is False and info["broken"] is True
+    assert f"has no {file} that says for which torch it was built: run `pip" in info["reason"]
+
+
+@needs_autograd
+def test_the_autograd_library_says_what_is_wrong_with_its_arguments() -> None:
     operator = TRANSFORMS["modified_rq"].implementations["native"].eager
     x, params, config = torch.zeros(2, 3), torch.zeros(2, 3, 4), (False, -1.0, 1.0, 0.1, 0.1, False)
     assert operator(x, params, *config, 1)[1].shape == (2,)
@@ -311,8 +318,8 @@ def test_the_short_way_says_what_is_wrong_with_its_arguments() -> None:
         operator(x, params[..., :3], *config, 1)
 
 
-@needs_eager
-def test_the_short_way_in_compiled_autograd() -> None:
+@needs_autograd
+def test_its_node_in_compiled_autograd() -> None:
     x, params = torch.randn(4, 3), torch.randn(4, 12, requires_grad=True)
 
     def run() -> torch.Tensor:
@@ -334,7 +341,7 @@ def test_the_short_way_in_compiled_autograd() -> None:
     assert any("robustflow" in code for code in graphs)  # the node was traced
 
 
-@needs_eager
+@needs_autograd
 def test_a_second_backward_pass_is_refused_as_torch_does() -> None:
     params = torch.randn(4, 12, requires_grad=True)
     y, _ = robustflow.functional.modified_rq_spline(torch.randn(4, 3), params)
@@ -364,7 +371,7 @@ def test_a_missing_cuda_library_says_how_to_build_it(copy: Path) -> None:
 
 
 def test_a_cuda_library_that_does_not_load_tells_what_it_was_built_with(copy: Path) -> None:
-    info, backend = cuda_library(copy, b"not a library " + FACTS)
+    info, backend = cuda_library(copy, b"not a library")
     assert info["loaded"] is False and info["reason"] == backend
     assert info["compiler"] == "NVIDIA 12.8.1" and info["architectures"] == "80 90"
     assert "did not load: " in info["reason"] and "_cuda.so" in info["reason"]
@@ -376,7 +383,7 @@ def test_a_cuda_library_that_does_not_load_tells_what_it_was_built_with(copy: Pa
 def test_a_cuda_library_loads_without_a_gpu(copy: Path) -> None:
     """Any library will do: that it loads, and what then still misses, is the question."""
     any_library = Path(torch.__file__).parent / "lib" / "libtorch_global_deps.so"
-    info, backend = cuda_library(copy, any_library.read_bytes() + FACTS)
+    info, backend = cuda_library(copy, any_library.read_bytes())
     assert info["loaded"] is True and info["architectures"] == "80 90" and "reason" not in info
     if torch.cuda.is_available():
         assert backend is True
@@ -384,7 +391,7 @@ def test_a_cuda_library_loads_without_a_gpu(copy: Path) -> None:
         assert str(backend).startswith("torch sees no GPU")
 
 
-@needs_eager
+@needs_autograd
 def test_python_keeps_its_say_in_a_call() -> None:
     class Named(torch.Tensor):
         pass

@@ -28,6 +28,10 @@ if "-S" in arguments:
     folder = Path(arguments[arguments.index("-B") + 1])
     with (folder / "configured").open("a") as record:
         record.write(" ".join(arguments) + "\\n")
+    output = Path(re.search(r"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=(\\S+)", " ".join(arguments))[1])
+    output.mkdir(exist_ok=True)
+    for name in ("_C", "_autograd", "_cuda"):
+        (output / (name + ".build.json")).write_text("{{}}")
     if "configure" in fails or ("nvcc" in fails and "-DROBUSTFLOW_CUDA=ON" in arguments):
         print("CMake Error at CMakeLists.txt:1 (message):\\n  It is\\n\\n  broken.\\nCall Stack:")
         sys.exit(1)
@@ -38,7 +42,6 @@ else:
     folder = Path(arguments[1])
     line = (folder / "configured").read_text().splitlines()[-1]
     output = Path(re.search(r"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=(\\S+)", line)[1])
-    output.mkdir(exist_ok=True)
     targets = [each for each in arguments[arguments.index("--target") + 1 :] if each[0] == "_"]
     for target in targets:
         if target in fails:
@@ -53,7 +56,7 @@ else:
 def tree(tmp_path: Path) -> Path:
     """A copy of what is built, beside a folder of tools and one with a torch."""
     tree = tmp_path / "tree"
-    not_sources = shutil.ignore_patterns("*.so", "__pycache__")
+    not_sources = shutil.ignore_patterns("*.so", "*.build.json", "__pycache__")
     for name in ("robustflow", "benchmarks", "csrc"):
         shutil.copytree(ROOT / name, tree / name, ignore=not_sources)
     for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE"):
@@ -106,19 +109,21 @@ def libraries(tree: Path) -> set[str]:
     names = zipfile.ZipFile(wheel).namelist()
     assert "robustflow/_native.py" in names
     found = {Path(name).name for name in names if name.endswith(".so")}
+    facts = {Path(name).name for name in names if name.endswith(".build.json")}
+    assert facts == {f"{name.partition('.')[0]}.build.json" for name in found}
     assert ("-none-any" in wheel.name) == (not found)
     wheel.unlink()
     return found
 
 
-C, EAGER, CUDA = f"_C{SUFFIX}", f"_eager{SUFFIX}", "_cuda.so"
+C, AUTOGRAD, CUDA = f"_C{SUFFIX}", f"_autograd{SUFFIX}", "_cuda.so"
 
 
 def test_all_that_can_be_built_is_in_the_wheel_and_nothing_else_in_the_tree(tree: Path) -> None:
     before = {path.name for path in tree.iterdir()}
     status, said = build(tree)
     assert status == 0, said
-    assert libraries(tree) == {C, EAGER, CUDA}
+    assert libraries(tree) == {C, AUTOGRAD, CUDA}
     assert {path.name for path in tree.iterdir()} - before == {"build"}
     assert {path.name.rpartition(".")[2] for path in (tree / "build").iterdir()} == {
         "lock",
@@ -126,7 +131,7 @@ def test_all_that_can_be_built_is_in_the_wheel_and_nothing_else_in_the_tree(tree
     }
     say_torch(tree, cuda=None)
     assert build(tree)[0] == 0
-    assert libraries(tree) == {C, EAGER}
+    assert libraries(tree) == {C, AUTOGRAD}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +143,7 @@ def test_cuda_that_nobody_asked_for_does_not_cost_the_cpu_its_kernels(
 ) -> None:
     status, said = build(tree, FAKE_FAILS=fails)
     assert status == 0, said
-    assert libraries(tree) == {C, EAGER}
+    assert libraries(tree) == {C, AUTOGRAD}
     last = said.rpartition("\n")[2]
     nvcc = tree.parent / "tools" / "nvcc"
     assert last.startswith(
@@ -150,7 +155,7 @@ def test_cuda_that_nobody_asked_for_does_not_cost_the_cpu_its_kernels(
     assert said.rpartition("\n")[2].startswith(f"robustflow: ROBUSTFLOW_CUDA=1, but {nvcc} failed")
     status, said = build(tree, FAKE_FAILS=fails, ROBUSTFLOW_CUDA="0")
     assert status == 0 and "robustflow: built without" not in said
-    assert libraries(tree) == {C, EAGER}
+    assert libraries(tree) == {C, AUTOGRAD}
 
 
 @pytest.mark.parametrize(
@@ -173,17 +178,17 @@ def test_a_cuda_compiler_of_no_use_is_found_out_before_the_build(
     file = tree.parent / "tools" / "nvcc"
     file.write_text(f"#!/bin/sh\n{nvcc}\n")
     status, said = build(tree)
-    assert status == 0 and libraries(tree) == {C, EAGER}
+    assert status == 0 and libraries(tree) == {C, AUTOGRAD}
     last = said.rpartition("\n")[2]
     assert last.startswith(f"robustflow: built without the CUDA kernels, because {file} {why}")
     (record,) = tree.glob("build/native-*/configured")
     assert "ROBUSTFLOW_CUDA=ON" not in record.read_text()
 
 
-def test_the_short_way_of_eager_calls_can_be_left_out(tree: Path) -> None:
-    status, said = build(tree, FAKE_FAILS="_eager", ROBUSTFLOW_CUDA="0")
+def test_the_autograd_library_can_be_left_out(tree: Path) -> None:
+    status, said = build(tree, FAKE_FAILS="_autograd", ROBUSTFLOW_CUDA="0")
     assert status == 0 and libraries(tree) == {C}
-    assert "built without the short way of eager calls" in said.rpartition("\n")[2]
+    assert "built without robustflow._autograd" in said.rpartition("\n")[2]
 
 
 @pytest.mark.parametrize(
@@ -287,15 +292,15 @@ def test_builds_side_by_side_and_in_a_tree_that_cannot_be_written(tree: Path) ->
     with (tree / "build" / f"{name}.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)  # another build is at work
         assert build(tree)[0] == 0
-        assert libraries(tree) == {C, EAGER, CUDA}
+        assert libraries(tree) == {C, AUTOGRAD, CUDA}
         assert not any((tree / "build" / name).iterdir())
     assert build(tree)[0] == 0
-    assert libraries(tree) == {C, EAGER, CUDA} and any((tree / "build" / name).iterdir())
+    assert libraries(tree) == {C, AUTOGRAD, CUDA} and any((tree / "build" / name).iterdir())
     shutil.rmtree(tree / "build")
     (tree / "build").touch()  # a folder cannot be made there, also by root
     before = sorted(tree.rglob("*"))
     assert build(tree)[0] == 0
-    assert libraries(tree) == {C, EAGER, CUDA} and sorted(tree.rglob("*")) == before
+    assert libraries(tree) == {C, AUTOGRAD, CUDA} and sorted(tree.rglob("*")) == before
 
 
 def test_another_compiler_starts_afresh(tree: Path) -> None:
@@ -309,7 +314,7 @@ def test_another_compiler_starts_afresh(tree: Path) -> None:
 
 
 def test_an_editable_installation_has_its_libraries_in_the_tree(tree: Path) -> None:
-    for variables, wanted in (({}, {C, EAGER, CUDA}), ({"ROBUSTFLOW_CUDA": "0"}, {C, EAGER})):
+    for variables, wanted in (({}, {C, AUTOGRAD, CUDA}), ({"ROBUSTFLOW_CUDA": "0"}, {C, AUTOGRAD})):
         assert build(tree, "build_ext", "--inplace", **variables)[0] == 0
         assert {file.name for file in tree.glob("robustflow/*.so")} == wanted
     assert not list(tree.glob("robustflow/.*"))

@@ -8,7 +8,7 @@
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
-// The numbers are those of the operators' schema (robustflow/ops/transforms.py).
+// The numbers are those of the operators' schema (robustflow/_transforms.py).
 enum class Scale : int {
   sigmoid = 0,       // sigmoid(a + 2) + eps: SRFlow, LLFlow
   exp = 1,           // exp(a)

@@ -15,7 +15,7 @@
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
-// The numbers are those of the operators' schema (robustflow/ops/transforms.py).
+// The numbers are those of the operators' schema (robustflow/_transforms.py).
 enum class Tails : int { none = 0, linear = 1, circular = 2 };
 enum class Parametrization : int {
   softmax = 0,   // softmax sizes with a minimum, softplus derivatives: nflows, normflows
@@ -34,7 +34,7 @@ struct RqSplineConfig {
 };
 
 // What a kernel keeps of the bins lives in fast memory. The same number stands in
-// robustflow/ops/transforms.py.
+// robustflow/_transforms.py.
 inline constexpr int kMaxBins = 256;
 
 ROBUSTFLOW_FN int rq_num_derivatives(int num_bins, Tails tails) {

@@ -36,7 +36,7 @@
 //     Op<V>                        the adapter for every configuration
 //     with_op<V>(config, f)        f.operator()<Op>() with the fastest adapter for this one
 //     settings(x's type, numbers)  from the operator's numbers, in the order of its schema
-//                                  (robustflow/ops/transforms.py)
+//                                  (robustflow/_transforms.py)
 //   };
 #pragma once
 

@@ -108,7 +108,7 @@ def _notes(native: dict[str, Any]) -> list[str]:
 
 def _not_loaded(native: dict[str, Any]) -> list[dict[str, Any]]:
     """Of the native libraries; without the first the others have nothing to do."""
-    libraries = [native, native["cuda"], native["eager"]] if native["loaded"] else [native]
+    libraries = [native, native["cuda"], native["autograd"]] if native["loaded"] else [native]
     return [library for library in libraries if not library["loaded"]]
 
 

@@ -12,7 +12,7 @@ and exported programs meet: reverse mode by the backward operator; forward mode,
 torch.func differentiates, by the reference, of which a graph then consists. An eager call does not
 take the dispatcher's way to a Python kernel, which is long beside a small batch: it goes through a
 plain ``autograd::Function`` around the operator, with the same formula, in C++ where the library
-`robustflow._eager` is loaded and the implementation is a pair of operators, else in Python.
+`robustflow._autograd` is loaded and the implementation is a pair of operators, else in Python.
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ class Transform:
     def _eager(self, call: Function, call_backward: Function) -> Transformed:
         """The short way: a plain autograd.Function, and none where no gradient is wanted."""
         python_way = self._python_way(call, call_backward)
-        library = _native.eager()
+        library = _native.autograd()
         if library is None or not isinstance(call, OpOverload):
             return python_way
         operator: Transformed = library.Operator(
@@ -354,7 +354,7 @@ def _in_torch_func_or_forward_mode(tensors: Sequence[Tensor | None]) -> bool:
 
 
 # Each tensor that is asked costs Python some microseconds.
-_has_tangent = getattr(_native.eager(), "any_dual", _call_state.has_tangent)
+_has_tangent = getattr(_native.autograd(), "any_dual", _call_state.has_tangent)
 
 
 def _pair(name: str) -> tuple[str, str]:

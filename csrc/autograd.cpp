@@ -1,9 +1,10 @@
-// robustflow._eager: the short way of an eager call to an operator, with gradients.
+// robustflow._autograd: eager calls of the native operators, with gradients, in C++.
 //
-// What robustflow/ops/registry.py does in Python for any operator (`_python_way`), done in C++ for
-// the native ones: a call and its gradient cost 20 us less, as long as a small batch takes. It needs
-// more of torch than the stable ABI has, so it is a library of its own, which robustflow/_native.py
-// loads only into the torch that it was built for.
+// It does what robustflow/ops/registry.py does in Python for any operator (`_python_way`). A call of 200 x
+// 5 with ten bins and its gradient take 39 us in place of 55, a call without gradients 10.3 in place of
+// 13.3 (benchmarks/results/README.md says on which machine). It needs more of torch than the stable
+// ABI has, so it is a library of its own, and robustflow/_native.py loads it only into the torch that it
+// was built for.
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -14,8 +15,6 @@
 #include <string>
 #include <utility>
 #include <vector>
-
-#include "eager_facts.h"
 
 namespace py = pybind11;
 
@@ -181,8 +180,8 @@ class Operator {
   std::vector<Number> config_;
 };
 
-// Autograd sees the tensors that are there; `present` says which of the operator's those are.
-struct Eager : torch::autograd::Function<Eager> {
+// Autograd sees the tensors that are given; `present` says which of the operator's those are.
+struct Node : torch::autograd::Function<Node> {
   static constexpr bool is_traceable = true;  // all that the backward pass reads is in ctx
 
   static variable_list of(const Operator& operation, const variable_list& tensors,
@@ -264,7 +263,7 @@ py::object Operator::call_from_python(const py::args& arguments) const {
   variable_list results;
   {
     py::gil_scoped_release others_may_run;
-    results = differentiable && at::GradMode::is_enabled() ? Eager::of(*this, tensors, config)
+    results = differentiable && at::GradMode::is_enabled() ? Node::of(*this, tensors, config)
                                                            : call(tensors, config);
   }
   return to_python(results);
@@ -281,10 +280,9 @@ bool any_dual(const py::args& tensors) {
 }  // namespace
 }  // namespace robustflow
 
-PYBIND11_MODULE(_eager, m) {
+PYBIND11_MODULE(_autograd, m) {
   using robustflow::Operator;
-  m.doc() = "The short way of an eager call; robustflow/ops/registry.py takes it.";
-  m.attr("facts") = kEagerFacts;
+  m.doc() = "Eager calls of the native operators, with gradients; for robustflow/ops/registry.py.";
   m.def("any_dual", &robustflow::any_dual);
   py::class_<Operator, std::unique_ptr<Operator, py::nodelete>>(m, "Operator")
       .def(py::init<const std::string&, const std::string&, size_t, size_t, py::function,
