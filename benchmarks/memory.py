@@ -10,10 +10,8 @@ case first. What remains uncertain is about a megabyte, so measure tensors of te
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
+from robustflow import _resident
 
 
 def peak_bytes(function: Callable[[], object]) -> int:
@@ -25,22 +23,13 @@ def peak_bytes(function: Callable[[], object]) -> int:
         RuntimeError: not on Linux, or the high-water mark cannot be reset here.
     """
     try:
-        _CLEAR.write_text("5")  # Linux: set the high-water mark to the present size
-        before = _status("VmRSS")
+        before = _resident.reset_peak()
     except OSError as error:
         raise RuntimeError(
             f"Peak memory is read from Linux's /proc, which failed here ({error}): "
             "run this benchmark on Linux, or leave peak memory out."
         ) from error
     result = function()
-    after = _status("VmHWM")
+    after = _resident.peak()
     del result
     return max(0, after - before)
-
-
-def _status(key: str) -> int:
-    for line in _STATUS.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == key:
-            return int(value.split()[0]) * 1024
-    raise OSError(f"{_STATUS} has no {key}")

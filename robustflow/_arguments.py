@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from robustflow._files import UnwritablePath, check_writable
@@ -22,6 +22,31 @@ def whole_number(minimum: int) -> Callable[[str], int]:
                 f"must be a whole number of at least {minimum}, got {text!r}"
             )
         return value
+
+    return convert
+
+
+def numbers(text: str) -> list[float]:
+    """A type: numbers joined by commas."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be numbers joined by commas, got {text!r}"
+        ) from None
+
+
+def words_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    """A type: some of these words, joined by commas, in the order of ``choices``."""
+
+    def convert(text: str) -> list[str]:
+        found = text.split(",")
+        for word in found:
+            if word not in choices:
+                raise argparse.ArgumentTypeError(
+                    f"must be of {', '.join(choices)}, joined by commas, got {word!r}"
+                )
+        return [choice for choice in choices if choice in found]
 
     return convert
 

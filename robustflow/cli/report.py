@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from robustflow._arguments import whole_number
+from robustflow._arguments import numbers, whole_number
 
 HELP = "say in one page how robust a trained flow is, and which score foretells its failures"
 
@@ -51,6 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--temperatures",
+        type=numbers,
         default="0.7,0.8,0.9,1.0",
         metavar="LIST",
         help="joined by commas (default: %(default)s)",
@@ -79,14 +80,6 @@ def run(args: argparse.Namespace) -> int:
     from robustflow.experiments.imaging.robustness import BadPictures, report_on
 
     try:
-        temperatures = [float(each) for each in args.temperatures.split(",")]
-    except ValueError:
-        print(
-            f"robustflow report: --temperatures wants numbers, got {args.temperatures!r}.",
-            file=sys.stderr,
-        )
-        return 2
-    try:
         report = report_on(
             args.checkpoint,
             training=args.training,
@@ -94,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
             ood=args.ood,
             size=args.size,
             number=args.number,
-            temperatures=temperatures,
+            temperatures=args.temperatures,
             growth=GROWTH if args.growth is None else args.growth,
             seed=args.seed,
             out=args.out,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+from browser import needs_browser, opened
 from robustflow import nn as rnn
 from robustflow._files import UnwritablePath
 from robustflow.diagnostics import RobustnessReport, robustness_report
@@ -152,21 +152,12 @@ def test_the_files_stand_alone(report: RobustnessReport) -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(
-    shutil.which("chromedriver") is None, reason="apt install chromium chromium-driver"
-)
+@needs_browser
 def test_the_page_in_a_browser(report: RobustnessReport) -> None:
-    from selenium import webdriver
     from selenium.webdriver.common.by import By
 
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options)
-    try:
-        assert report.path is not None
-        driver.get(report.path.as_uri())
+    assert report.path is not None
+    with opened(report.path) as driver:
         table = driver.find_element(By.CSS_SELECTOR, "#contexts ~ .wide table")
 
         def column(index: int) -> list[str]:
@@ -188,9 +179,6 @@ def test_the_page_in_a_browser(report: RobustnessReport) -> None:
         images[0].click()
         dialog = driver.find_element(By.TAG_NAME, "dialog")
         assert dialog.get_attribute("open") is not None
-        assert driver.get_log("browser") == []
-    finally:
-        driver.quit()
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

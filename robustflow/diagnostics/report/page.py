@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from robustflow.diagnostics.report.evidence import Evidence
     from robustflow.diagnostics.report.report import RobustnessReport
 
+_HERE = "robustflow.diagnostics.report"
 _MOST_PANELS = 3
 _LABELS = {"onsets": "points with an onset", "contaminated": "contaminated points"}
 
@@ -50,16 +51,31 @@ def render(report: RobustnessReport) -> str:
     Raises:
         ModuleNotFoundError: jinja2 is missing.
     """
-    check_installed()
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    return fill("page.html.jinja", _contents(report))
 
+
+def fill(template: str, contents: dict[str, Any], package: str | None = None) -> str:
+    """A page from its template, which extends ``base.html.jinja`` here: styles, dialog, sorting.
+
+    Args:
+        template: its file's name.
+        contents: by the names that it uses.
+        package: where the template lies, if not here.
+
+    Raises:
+        ModuleNotFoundError: jinja2 is missing.
+    """
+    check_installed()
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    packages = [_HERE] if package is None else [package, _HERE]
     environment = Environment(
-        loader=PackageLoader("robustflow.diagnostics.report", "."),
+        loader=ChoiceLoader([PackageLoader(each, ".") for each in packages]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    return environment.get_template("page.html.jinja").render(**_contents(report))
+    return environment.get_template(template).render(**contents)
 
 
 def _contents(report: RobustnessReport) -> dict[str, Any]:
@@ -73,7 +89,7 @@ def _contents(report: RobustnessReport) -> dict[str, Any]:
         "versions": {"robustflow": robustflow.__version__, "torch": torch.__version__},
         "contexts": _contexts(report),
         "layers": [
-            [_words(layer), _words(kind), _number(number, "d")]
+            [words(layer), words(kind), number_cell(number, "d")]
             for (layer, kind), number in report.onset_layers.items()
         ],
         "figures": {
@@ -96,17 +112,20 @@ def _contents(report: RobustnessReport) -> dict[str, Any]:
     }
 
 
-def _words(text: str) -> Cell:
+def words(text: str) -> Cell:
+    """A cell of text."""
     return Cell(text, text)
 
 
-def _number(value: float, form: str = ".3g", mark: str = "") -> Cell:
+def number_cell(value: float, form: str = ".3g", mark: str = "") -> Cell:
+    """A cell of a number; empty where it is NaN."""
     if math.isnan(value):
         return Cell("", "")
     return Cell(format(value, form), repr(float(value)), mark)
 
 
-def _estimate(value: Estimate) -> Cell:
+def estimate_cell(value: Estimate) -> Cell:
+    """A cell of a figure and its interval."""
     if math.isnan(value.value):
         return Cell("not defined", "")
     return Cell(str(value), repr(value.value))
@@ -122,15 +141,15 @@ def _contexts(report: RobustnessReport) -> dict[str, Any]:
         columns += [f"T = {temperature:g}: {names[0]}", *names[1:]]
     rows = []
     for each in report.evidence:
-        row = [_words(each.title), _words(each.group)]
+        row = [words(each.title), words(each.group)]
         for temperature in temperatures:
             sampled = each.sampled[temperature]
             if sampled.faulty is not None:
-                row.append(_number(sampled.faulty, "d", "bad" if sampled.faulty else ""))
+                row.append(number_cell(sampled.faulty, "d", "bad" if sampled.faulty else ""))
             row += [
-                _number(len(sampled.onsets), "d"),
-                _number(100 * sampled.rate, ".2f"),
-                _number(sampled.largest),
+                number_cell(len(sampled.onsets), "d"),
+                number_cell(100 * sampled.rate, ".2f"),
+                number_cell(sampled.largest),
             ]
         rows.append(row)
     return {"columns": columns, "rows": rows}
@@ -142,8 +161,12 @@ def _scores(report: RobustnessReport) -> dict[str, Any]:
         columns += [f"{failure}: between", "AUROC", "within"]
     by_score: dict[str, list[Cell]] = {}
     for result in report.results:
-        row = by_score.setdefault(result.score, [_words(result.score)])
-        row += [_estimate(result.between), _estimate(result.auroc), _estimate(result.within)]
+        row = by_score.setdefault(result.score, [words(result.score)])
+        row += [
+            estimate_cell(result.between),
+            estimate_cell(result.auroc),
+            estimate_cell(result.within),
+        ]
     return {"columns": columns, "rows": list(by_score.values())}
 
 

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from robustflow.diagnostics.report.report import RobustnessReport, robustness_report
-from robustflow.experiments.data.builtin import Split, split_of
-from robustflow.experiments.data.reading import picture_files, read_picture, read_pictures
+from robustflow.experiments.data.builtin import Split
+from robustflow.experiments.data.squares import squares_of
 from robustflow.experiments.imaging.loading import load_own_flow
 from robustflow.experiments.imaging.model import ImagingFlow
-from robustflow.experiments.photographs import crop
 from robustflow.experiments.tasks.base import WHITE
 
 LOGGER = logging.getLogger("robustflow.experiments.imaging")
@@ -87,26 +86,12 @@ def observations(
     Raises:
         BadPictures: as for :func:`report_on`.
     """
-    made = {}
     try:
-        if folder is None:
-            for picture in split_of(split):
-                made[picture.title] = crop(read_picture(picture.file), picture.corner, size)
-            files = []
-        else:
-            files = picture_files(folder)
+        made, skipped = squares_of(split if folder is None else folder, size)
     except (OSError, ValueError) as error:
         raise BadPictures(str(error)) from None
-    if folder is not None:
-        pictures, skipped = read_pictures(files, smallest=size)
-        for each in skipped:
-            LOGGER.warning("%s is left out: %s.", each.path, each.reason)
-        for file, pixels in pictures:
-            height, width = pixels.shape[-2:]
-            title = str(file.relative_to(folder))
-            made[title] = crop(pixels, ((height - size) // 2, (width - size) // 2), size)
-        if not made:
-            raise BadPictures(f"{folder} has no picture of at least {size} x {size} pixels.")
+    for each in skipped:
+        LOGGER.warning("%s is left out: %s.", each.path, each.reason)
     generator = torch.Generator().manual_seed(0)
     device = next(flow.parameters()).device
     return {

@@ -144,12 +144,16 @@ def _samples(
     prepared = flow.prepare(y)
     block = flow.block_size(prepared.size)
     for start in range(0, number, block):
-        drawn = [
-            flow.draw_latents(1, prepared.size, generator)
-            for generator in generators[start : start + block]
-        ]
-        latents = [torch.cat(each) for each in zip(*drawn, strict=True)]
+        latents = latents_of(flow, prepared.size, generators[start : start + block])
         yield flow.decode(latents, prepared, temperature).cpu()
+
+
+def latents_of(
+    flow: SamplingFlow, size: Sequence[int], generators: Sequence[torch.Generator]
+) -> list[Tensor]:
+    """Standard normal latents, one sample's from each generator, whatever others there are."""
+    drawn = [flow.draw_latents(1, size, generator) for generator in generators]
+    return [torch.cat(each) for each in zip(*drawn, strict=True)]
 
 
 def observation(flow: SamplingFlow, picture: Tensor, degrade: bool) -> Tensor:

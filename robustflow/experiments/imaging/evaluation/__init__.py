@@ -1,0 +1,1 @@
+"""Trained flows on pictures: quality, diversity, consistency, artifacts, time; one table of all."""

@@ -1,0 +1,103 @@
+"""The figure of an evaluation: metrics by temperature, a row of panels for each group."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from robustflow.diagnostics.figures import new_figure
+from robustflow.experiments.imaging.evaluation.metrics import Metric
+from robustflow.experiments.imaging.evaluation.results import Evaluation, Key
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAIN = (  # what the figure and the terminal show, as far as it is there
+    "PSNR",
+    "SSIM",
+    "GMSD",
+    "LPIPS",
+    "diversity (LPIPS)",
+    "diversity (pixels)",
+    "CRPS",
+    "LR-PSNR",
+    "faulty",
+    "time",
+)
+_COLOURS = ("#2166ac", "#b2182b", "#1a7f37", "#7b3294", "#b35806", "#35978f", "#c51b7d", "#4d4d4d")
+_STYLES = {"raw": "-", "projected": ":", "guarded": "--"}
+
+
+def main_metrics(result: Evaluation) -> list[Metric]:
+    """Those of :data:`MAIN` that are there."""
+    by_name = {metric.name: metric for metric in result.present}
+    return [by_name[name] for name in MAIN if name in by_name]
+
+
+def figure_grid(result: Evaluation) -> Figure:
+    """A matplotlib figure: rows are groups, columns metrics; a line is a checkpoint and column."""
+    metrics, groups = main_metrics(result), list(result.titles)
+    figure = new_figure(figsize=(2.6 * len(metrics), 2.3 * len(groups) + 0.9))
+    axes = figure.subplots(len(groups), len(metrics), squeeze=False)
+    lines = list(dict.fromkeys((key.checkpoint, key.column) for key in result.keys))
+    names = list(dict.fromkeys(checkpoint for checkpoint, _ in lines))
+    for row, group in zip(axes, groups, strict=True):
+        for axis, metric in zip(row, metrics, strict=True):
+            for checkpoint, column in lines:
+                keys = [
+                    key
+                    for key in result.keys
+                    if (key.checkpoint, key.column, key.group) == (checkpoint, column, group)
+                ]
+                colour = _COLOURS[names.index(checkpoint) % len(_COLOURS)]
+                _line(axis, result, sorted(keys, key=_temperature), metric, colour)
+            axis.tick_params(labelsize=7)
+            axis.spines[["top", "right"]].set_visible(False)
+        row[0].set_ylabel(group if len(group) < 30 else f"...{group[-27:]}", fontsize=8)
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        unit = f", {metric.unit}" if metric.unit else ""
+        arrow = {"higher": " \u2191", "lower": " \u2193"}.get(metric.better, "")
+        axis.set_title(f"{metric.name}{unit}{arrow}", fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("temperature", fontsize=7)
+    handles: dict[str, Any] = {}
+    for axis in axes.ravel():
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(
+        list(handles.values()),
+        list(handles.keys()),
+        loc="outside lower center",
+        ncols=min(6, len(handles)),
+        fontsize=7,
+        frameon=False,
+    )
+    return figure
+
+
+def _temperature(key: Key) -> float:
+    return key.temperature
+
+
+def _line(axis: Any, result: Evaluation, keys: list[Key], metric: Metric, colour: str) -> None:
+    found = [(key, result.estimate(key, metric)) for key in keys]
+    found = [(key, each) for key, each in found if math.isfinite(each.value)]
+    if not found:
+        return
+    values = [each.value for _, each in found]
+    errors = [
+        [0.0 if not math.isfinite(each.low) else each.value - each.low for _, each in found],
+        [0.0 if not math.isfinite(each.high) else each.high - each.value for _, each in found],
+    ]
+    key = keys[0]
+    axis.errorbar(
+        [key.temperature for key, _ in found],
+        values,
+        yerr=errors,
+        color=colour,
+        linestyle=_STYLES[key.column],
+        marker=".",
+        linewidth=1,
+        elinewidth=0.5,
+        label=f"{key.checkpoint}, {key.column}",
+    )
