@@ -12,9 +12,10 @@ from robustflow._modes import evaluating
 from robustflow.diagnostics._find import find_layers
 from robustflow.diagnostics._gains import largest_gains, watching
 from robustflow.diagnostics._sampling import Contexts, Run, check_contexts, sample_mean
+from robustflow.diagnostics.scores.conformal import Calibrated
 
 
-class GainScore:
+class GainScore(Calibrated):
     """The largest inverse derivative of any layer while the latents' mean is inverted.
 
     An affine coupling whose scale collapses for an unfamiliar condition multiplies by one over
@@ -38,7 +39,9 @@ class GainScore:
     Example:
         >>> from robustflow import nn as rnn
         >>> flow = rnn.ConditionalFlow([rnn.flow_step(2, 3, rnn.Affine(), spatial_dims=0)])
-        >>> GainScore(flow)(torch.randn(5, 3)).shape
+        >>> score = GainScore(flow).calibrate(torch.randn(99, 3))
+        >>> alarms = score.score(torch.randn(5, 3)) > score.threshold(alpha=0.05)
+        >>> alarms.shape
         torch.Size([5])
     """
 
@@ -66,3 +69,26 @@ class GainScore:
             self.run(self.model, context)
         logs: Any = largest_gains(watcher, number)
         return logs.amax(dim=0).exp().nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+    def score(self, context: Contexts) -> Tensor:
+        """The same as calling it: N contexts -> (N,)."""
+        return self(context)
+
+    def calibrate(self, batches: Tensor | Iterable[Contexts]) -> GainScore:
+        """Score held-out contexts, of which :meth:`threshold` takes a quantile.
+
+        Args:
+            batches: of contexts; one tensor is one batch. Replaces earlier ones.
+
+        Returns:
+            self.
+
+        Raises:
+            ValueError: no context.
+        """
+        every = [batches] if isinstance(batches, Tensor) else batches
+        scores = [self(context).cpu().double() for context in every]
+        if not scores:
+            raise ValueError("batches holds no contexts: calibrate on at least one.")
+        self._calibration = torch.cat(scores)
+        return self

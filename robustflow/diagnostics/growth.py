@@ -46,7 +46,10 @@ class Growth:
 
         Raises:
             ValueError: a name that is none of ``self.shifts``, or a bound that is negative.
+            TypeError: no dict.
         """
+        if not isinstance(shifts, Mapping):
+            raise TypeError(f"shifts must be a dict, {{layer: bound}}, got {shifts!r}.")
         if unknown := [name for name in shifts if name not in self.shifts]:
             raise ValueError(
                 f"{', '.join(map(repr, unknown))}: no layer with a shift has this name; there are "

@@ -28,7 +28,7 @@ from robustflow.diagnostics._layers import (
     Watcher,
     layers_of,
 )
-from robustflow.diagnostics.artifacts.published_rule import faulty_pixels
+from robustflow.diagnostics.artifacts.published_rule import count_faulty
 from robustflow.diagnostics.monitor import InverseMonitor
 from robustflow.diagnostics.onsets import Onset
 
@@ -232,14 +232,18 @@ def resample_onsets(
         The samples, their latents, and how many samples still have an onset.
 
     Raises:
-        ValueError: tries or radius below 1.
+        ValueError: tries or radius below 1, or a ``decode`` that does not sample all in one call
+            of the model, where a monitor sees it.
+        TypeError: latents that are no sequence.
     """
     if tries < 1 or radius < 1:
         raise ValueError(f"tries and radius must be at least 1, got {tries} and {radius}.")
+    _check_latents(latents)
     current = [latent.clone() for latent in latents]
     for attempt in range(tries + 1):
         with torch.no_grad(), InverseMonitor(model) as monitor:
             samples = decode(current)
+        _check_one_pass(monitor, samples, "decode")
         faulty = {onset.sample for onset in monitor.onsets}
         if not faulty or attempt == tries:
             break
@@ -248,6 +252,26 @@ def resample_onsets(
             fresh = torch.randn(latent.shape, generator=generator).to(latent)
             current[index] = torch.where(mask, temperature * fresh, latent)
     return samples, current, len(faulty)
+
+
+def _check_latents(latents: Sequence[Tensor]) -> None:
+    if isinstance(latents, Tensor):
+        raise TypeError("latents must be a sequence of tensors, one for each of the flow's: [z].")
+
+
+def _check_one_pass(monitor: InverseMonitor, samples: Tensor, what: str) -> None:
+    """That all samples came of one pass of the model, so that onsets belong to them by number."""
+    if not monitor.runs:
+        raise ValueError(
+            f"{what} called no layer of the model: it must sample from that model, and not by a "
+            "compiled function, which no monitor sees into."
+        )
+    if monitor.runs[-1].samples != len(samples):
+        raise ValueError(
+            f"{what} must sample all {len(samples)} in one call of the model, such as "
+            f"flow.inverse(latents, context); its last call made {monitor.runs[-1].samples}. "
+            "flow.sample with several contexts or in blocks makes several calls."
+        )
 
 
 def _around(onsets: Iterable[Onset], latent: Tensor, radius: int) -> Tensor:
@@ -274,7 +298,8 @@ def cool_latents(latents: Sequence[Tensor], where: Tensor, factor: float) -> lis
         factor: on the latents there, in [0, 1].
 
     Raises:
-        ValueError: a factor out of range.
+        ValueError: a factor out of range, or ``where`` of another shape.
+        TypeError: ``where`` is not of bool, or latents are no sequence.
 
     Example:
         >>> where = torch.tensor([[True, False]])
@@ -283,6 +308,18 @@ def cool_latents(latents: Sequence[Tensor], where: Tensor, factor: float) -> lis
     """
     if not 0 <= factor <= 1:
         raise ValueError(f"factor must lie in [0, 1], got {factor!r}.")
+    _check_latents(latents)
+    if where.dtype != torch.bool:
+        raise TypeError(
+            f"where must be of torch.bool, got {where.dtype}: compare a score with its threshold."
+        )
+    for latent in latents:
+        if where.dim() != latent.dim() - 1 or where.shape[0] not in (1, len(latent)):
+            raise ValueError(
+                f"where must have shape (N or 1, *S) for latents (N, C, *S) = "
+                f"{tuple(latent.shape)}, got {tuple(where.shape)}: a mask (N, C, *S) by "
+                ".any(dim=1)."
+            )
     pools: Mapping[int, Any] = {
         1: functional.adaptive_max_pool1d,
         2: functional.adaptive_max_pool2d,
@@ -314,8 +351,17 @@ def project_onto_observation(
         observation: y, as ``forward`` returns it; (N or 1, ...).
         forward, pseudo_inverse: A and A^+, such as those of a task of
             :mod:`robustflow.experiments.tasks`.
+
+    Raises:
+        ValueError: an observation of another shape than ``forward`` makes.
     """
-    return samples + pseudo_inverse(observation - forward(samples))
+    seen = forward(samples)
+    if observation.shape[1:] != seen.shape[1:] or observation.shape[0] not in (1, seen.shape[0]):
+        raise ValueError(
+            f"observation must have the shape of forward(samples), {tuple(seen.shape)}, or a batch "
+            f"size of 1, got {tuple(observation.shape)}."
+        )
+    return samples + pseudo_inverse(observation - seen)
 
 
 @dataclass(frozen=True)
@@ -324,7 +370,8 @@ class GuardRow:
 
     Attributes:
         guard: its name.
-        faulty: samples that break the published rule, of ``samples``.
+        faulty: samples that break the published rule, of ``samples``; None where they are no
+            pictures.
         onsets: where explosions began.
         contaminated: the fraction of pixels that an onset reached.
         largest: largest absolute value.
@@ -334,7 +381,7 @@ class GuardRow:
 
     guard: str
     samples: int
-    faulty: int
+    faulty: int | None
     onsets: int
     contaminated: float
     largest: float
@@ -356,12 +403,13 @@ def measure_guards(
 
     Args:
         model: watched.
-        guarded: by name, functions that sample, (N, C, \\*S), from the same latents and contexts.
-            Values in [0, 1] for the published rule.
+        guarded: by name, functions that sample, (N, C, \\*S), from the same latents and contexts,
+            all N in one call of the model. Values in [0, 1] for the published rule.
         plain: the name of the one without a guard.
 
     Raises:
-        ValueError: ``plain`` is none of the names.
+        ValueError: ``plain`` is none of the names, or a function that does not sample all in one
+            call of the model.
     """
     if plain not in guarded:
         raise ValueError(f"plain must be one of {', '.join(guarded)}, got {plain!r}.")
@@ -372,6 +420,7 @@ def measure_guards(
             started = time.perf_counter()
             samples = guarded[name]()
             seconds = time.perf_counter() - started
+        _check_one_pass(monitor, samples, f"guarded[{name!r}]")
         reached = monitor.runs[-1].contaminated.any(dim=1)  # of what came out last
         if name == plain:
             reference, healthy = samples, ~reached
@@ -379,7 +428,7 @@ def measure_guards(
         rows[name] = GuardRow(
             guard=name,
             samples=len(samples),
-            faulty=int(faulty_pixels(samples).flatten(1).any(dim=1).sum()),
+            faulty=count_faulty(samples),
             onsets=len(monitor.runs[-1].onsets),
             contaminated=float(reached.float().mean()),
             largest=float(samples.abs().nan_to_num(nan=math.inf, posinf=math.inf).max()),

@@ -248,8 +248,9 @@ class InverseMonitor(Watcher):
         """Of all samples, in the order of the runs, where an onset reached them.
 
         bool, (N, C, \\*S), of the shape of the last layer's output: for one call
-        ``flow.sample(n, context)`` with one context, that of its samples; for more contexts or
-        calls, ``runs[i].contaminated`` has them run by run.
+        ``flow.sample(n, context)`` with one context, that of its samples. With several contexts
+        the order is not that of ``samples.flatten(0, 1)``: ``flow.sample`` passes all of them once
+        for each sample, or in blocks. ``runs[i].contaminated`` has them run by run.
 
         Raises:
             ValueError: nothing was sampled, or the runs' outputs differ in size.

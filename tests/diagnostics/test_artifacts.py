@@ -503,7 +503,7 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "bytes": (
         lambda: find_artifacts((SAMPLES * 255).to(torch.uint8)),
         TypeError,
-        r"samples must be float64.*samples\.float\(\)",
+        r"samples must have floating-point values.*samples\.float\(\) / 255",
     ),
     "another kind": (
         lambda: find_artifacts(SAMPLES, kinds=["colour"]),  # type: ignore[list-item]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diagnostics.exploding_flows import planted_flow
 from robustflow import nn as rnn
 from robustflow._resizing import downsample
 from robustflow.diagnostics import InverseMonitor
@@ -167,7 +168,7 @@ def test_the_measure_compares_with_the_plain_way() -> None:
     none, clamp = rows
     assert none.change == 0
     assert none.onsets > 0
-    assert none.faulty > 0
+    assert none.faulty is not None and none.faulty > 0
     assert clamp.onsets == 0
     assert clamp.largest < none.largest / 100
     assert clamp.change < 1e-6  # elsewhere nothing changes
@@ -182,3 +183,32 @@ def test_mistakes_are_named() -> None:
         clamp_inverse(splines, max_gain=5.0)
     with pytest.raises(ValueError, match="no name in model"):
         hold_scale(flow(), "levels.9")
+
+
+def test_samples_that_no_monitor_saw_are_not_called_healthy() -> None:
+    model, latents = planted_flow(2), [torch.ones(3, 4, 12, 12)]
+    with pytest.raises(ValueError, match="decode called no layer of the model"):
+        resample_onsets(model, lambda given: given[0], latents)
+    with pytest.raises(ValueError, match=r"decode must sample all 6 in one call .* made 3"):
+        resample_onsets(model, lambda z: torch.cat([model.inverse(z)[0]] * 2), latents)
+    with pytest.raises(TypeError, match=r"latents must be a sequence of tensors"):
+        resample_onsets(model, lambda z: model.inverse(z)[0], latents[0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"guarded\['none'\] called no layer"):
+        measure_guards(model, {"none": lambda: latents[0]}, plain="none")
+
+
+def test_where_to_cool_is_a_mask_of_positions() -> None:
+    latents = [torch.ones(2, 3, 4, 4)]
+    with pytest.raises(TypeError, match=r"where must be of torch.bool, got torch.float32"):
+        cool_latents(latents, torch.randn(2, 4, 4), 0.5)
+    with pytest.raises(ValueError, match=r"where must have shape .* by \.any\(dim=1\)"):
+        cool_latents(latents, torch.ones(2, 3, 4, 4, dtype=torch.bool), 0.5)
+    with pytest.raises(ValueError, match=r"where must have shape"):
+        cool_latents(latents, torch.ones(3, 4, 4, dtype=torch.bool), 0.5)
+
+
+def test_an_observation_of_another_size_is_named() -> None:
+    with pytest.raises(ValueError, match=r"observation must have the shape of forward\(samples\)"):
+        project_onto_observation(
+            torch.rand(1, 3, 8, 8), torch.rand(1, 3, 3, 3), lambda x: x, lambda y: y
+        )

@@ -361,3 +361,19 @@ class Wrapped(nn.Module):
 def test_bad_calls(call: Callable[[], Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         call()
+
+
+def test_the_gain_has_a_conformal_threshold() -> None:
+    torch.manual_seed(0)
+    flow = rnn.ConditionalFlow([rnn.flow_step(2, 3, rnn.Affine(), spatial_dims=0)])
+    for parameter in flow.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    held_out = torch.randn(39, 3)
+    score = GainScore(flow)
+    with pytest.raises(RuntimeError, match="call calibrate"):
+        score.threshold(0.05)
+    whole = score.calibrate(held_out).threshold(0.05)
+    assert whole == score.calibrate([held_out[:20], held_out[20:]]).threshold(0.05)
+    assert int((score.score(held_out) > whole).sum()) == 1  # the 38th of 39
+    with pytest.raises(ValueError, match="calibrate on at least one"):
+        score.calibrate([])

@@ -200,6 +200,11 @@ def find_artifacts(
             f"reference must have the shape of a sample, {tuple(x.shape[1:])}, got "
             f"{tuple(safe.shape[1:])}."
         )
+    if safe is not None and not safe.isfinite().all():
+        raise ValueError(
+            "reference has values that are not finite: what has exploded is no safe sample. Leave "
+            "it out, or take one at a lower temperature."
+        )
     apply, compare = _operators(task, y, x)
     labels = _labels(groups, observation, x)
     missing = _missing(x.shape, grid_levels, apply, safe, labels)
@@ -228,6 +233,11 @@ def find_artifacts(
 
 
 def _check_samples(samples: Tensor) -> None:
+    if isinstance(samples, Tensor) and samples.dtype == torch.uint8:
+        raise TypeError(
+            "samples must have floating-point values in [0, 1], got torch.uint8: give "
+            "samples.float() / 255."
+        )
     check_tensor("samples", samples)
     if samples.dim() not in (3, 4):
         raise ValueError(

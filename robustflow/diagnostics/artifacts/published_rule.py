@@ -21,6 +21,18 @@ def faulty_pixels(samples: Tensor) -> Tensor:
     return ~((samples >= LOWEST) & (samples <= HIGHEST))  # NaN fails both comparisons
 
 
+def count_faulty(samples: Tensor) -> int | None:
+    """How many samples (N, C, H, W) break the rule; None for others, since it is for pictures.
+
+    Example:
+        >>> count_faulty(torch.tensor([0.5, 7.0]).view(2, 1, 1, 1)), count_faulty(torch.zeros(2, 3))
+        (1, None)
+    """
+    if samples.dim() < 4:
+        return None
+    return int(faulty_pixels(samples).flatten(1).any(dim=1).sum())
+
+
 def distance_from_grey(samples: Tensor) -> Tensor:
     """How far from 1/2: 1 at the rule's limits, infinite where not finite; same shape."""
     distance = (samples - (LOWEST + HIGHEST) / 2).abs()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from robustflow.diagnostics.artifacts.published_rule import faulty_pixels
+from robustflow.diagnostics.artifacts.published_rule import count_faulty
 from robustflow.diagnostics.monitor import InverseMonitor
 from robustflow.diagnostics.onsets import Onset
 
@@ -181,19 +182,13 @@ def sample_and_watch(
         Sampled(
             onsets=list(monitor.onsets[known:]),
             contaminated=contaminated.numpy(),
-            faulty=_count_faulty(samples),
+            faulty=count_faulty(samples),
             largest=float(sizes.max()),
             worst=samples[worst].clone(),
             worst_index=worst,
         ),
         samples,
     )
-
-
-def _count_faulty(samples: Tensor) -> int | None:
-    if samples.dim() < 4:  # the rule is about values of pictures, within [0, 1]
-        return None
-    return int(faulty_pixels(samples).flatten(1).any(dim=1).sum())
 
 
 def choose_temperature(
@@ -216,14 +211,17 @@ def default_sampler(model: Any) -> Sampler:
     """``model.sample`` of robustflow's flows, and of those that are called alike.
 
     Raises:
-        TypeError: the model has no method ``sample``.
+        TypeError: the model has no method ``sample`` that takes a temperature and a generator.
     """
     from robustflow.nn import ConditionalFlow
 
-    if not callable(getattr(model, "sample", None)):
+    method = getattr(model, "sample", None)
+    known = inspect.signature(method).parameters if callable(method) else {}
+    if not {"temperature", "generator"} <= set(known):
         raise TypeError(
-            f"{type(model).__name__} has no method sample: say how to sample it, by "
-            "sample=lambda context, number, temperature, generator: ..."
+            f"{type(model).__name__} has no method sample(..., temperature=, generator=): say how "
+            "to sample it, by sample=lambda context, number, temperature, generator: ..., which "
+            "returns (number, C, *S)."
         )
 
     def draw(

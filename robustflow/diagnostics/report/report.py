@@ -210,7 +210,8 @@ def robustness_report(
 
     Raises:
         ValueError: too few contexts, no temperature, or a model without layers to watch.
-        TypeError: the model has no method ``sample`` and none was given.
+        TypeError: the model has no method ``sample`` that is known and none was given; contexts
+            that are no dict.
         UnwritablePath: nothing can be written to ``out``; said before any work.
         ModuleNotFoundError: the extra ``report`` is not installed.
 
@@ -228,6 +229,18 @@ def robustness_report(
         >>> report.certificate.passed
         False
     """
+    for name, contexts in (
+        ("in_distribution", in_distribution),
+        ("out_of_distribution", out_of_distribution),
+        ("held_out", held_out or {}),
+    ):
+        if not isinstance(contexts, Mapping):
+            raise TypeError(
+                f"{name} must be a dict of contexts (1, C, *S) by title, got "
+                f"{type(contexts).__name__}."
+            )
+    if isinstance(temperatures, float | int):
+        raise TypeError(f"temperatures must be a sequence, such as [{temperatures}].")
     if len(in_distribution) < 2:
         raise ValueError(
             f"in_distribution needs at least 2 contexts to fit scores on, got "

@@ -23,6 +23,7 @@ from robustflow.diagnostics.scores import (
     tap,
 )
 from robustflow.diagnostics.scores.features import as_levels
+from robustflow.diagnostics.scores.knn import DEFAULT_K
 
 GAIN = "gain"
 FEATURES, HIDDEN, RAW = "conditioning features", "conditioner's hidden input", "raw observation"
@@ -35,9 +36,17 @@ def fit_scores(
     """The scores of features, each fitted: those of the training contexts, and of all of them."""
     return {
         "Mahalanobis": MahalanobisScore().fit(batches()),
-        "nearest neighbours": KNNScore(coreset_size=_CORESET).fit(batches()),
+        "nearest neighbours": KNNScore(k=_neighbours(batches()), coreset_size=_CORESET).fit(
+            batches()
+        ),
         "relative Mahalanobis": RelativeMahalanobisScore().fit(batches(), background()),
     }
+
+
+def _neighbours(batches: Sequence[Any]) -> int:
+    """The usual k, or fewer where there are fewer pixels."""
+    coarsest = [min(level[:, 0].numel() for level in as_levels(each).values()) for each in batches]
+    return min(DEFAULT_K, sum(coarsest))
 
 
 def score_contexts(evidence: Sequence[Evidence], looks_at: str, features: FeatureFunction) -> None:

@@ -50,6 +50,34 @@ def conformal_threshold(scores: Tensor, alpha: float) -> float:
     return float(scores.flatten().sort().values[rank - 1])
 
 
+class Calibrated:
+    """A score that held-out pictures were given to, so that it has a threshold."""
+
+    _calibration: Tensor | None = None
+
+    @property
+    def calibration_scores(self) -> Tensor | None:
+        """Scores of the pictures given to ``calibrate``, (n,); None before."""
+        return self._calibration
+
+    def threshold(self, alpha: float) -> float:
+        """The score per picture that a new one like the calibration pictures seldom exceeds.
+
+        The conformal quantile over pictures: P(score > threshold) <= alpha, whatever the
+        distribution, if the calibration pictures and the new one are exchangeable and none was
+        fitted on. See :func:`~robustflow.diagnostics.scores.conformal_threshold`.
+
+        Raises:
+            RuntimeError: ``calibrate`` was not called.
+            ValueError: alpha outside (0, 1), or too few calibration pictures for it.
+        """
+        if self._calibration is None:
+            raise RuntimeError(
+                "threshold(alpha) needs scores of held-out pictures: call calibrate(batches) first."
+            )
+        return conformal_threshold(self._calibration, alpha)
+
+
 def pictures_needed(alpha: float) -> int:
     """How many calibration pictures there must be for alpha: at least 1/alpha - 1.
 

@@ -23,6 +23,8 @@ from robustflow.diagnostics.scores.score import FeatureScore, Pooling, check_sam
 _CANDIDATES = 10  # rows that k-center chooses from, for each that it is to choose
 _DISTANCES = 2**21  # distances that are held at a time
 
+DEFAULT_K = 5
+
 
 @dataclass(frozen=True)
 class Neighbours:
@@ -114,7 +116,7 @@ class KNNScore(FeatureScore):
     def __init__(
         self,
         *,
-        k: int = 5,
+        k: int = DEFAULT_K,
         coreset_size: int = 2000,
         coreset: Literal["k-center", "reservoir"] = "k-center",
         standardize: bool = True,

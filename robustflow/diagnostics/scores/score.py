@@ -15,7 +15,7 @@ from torch.nn import functional
 from robustflow._checks import check_choice
 from robustflow._extras import require
 from robustflow._files import write_atomically
-from robustflow.diagnostics.scores.conformal import conformal_threshold
+from robustflow.diagnostics.scores.conformal import Calibrated
 from robustflow.diagnostics.scores.features import (
     Features,
     as_batches,
@@ -56,7 +56,7 @@ class LevelModel(Protocol):
 ScoreT = TypeVar("ScoreT", bound="FeatureScore")
 
 
-class FeatureScore(ABC):
+class FeatureScore(Calibrated, ABC):
     """How far features are from those of training pictures; larger is further.
 
     Subclasses say what is learned (:meth:`_fit`) and what a score is.
@@ -70,17 +70,11 @@ class FeatureScore(ABC):
         check_choice("pooling", pooling, ("mean", "max"))
         self.pooling = pooling
         self._models: dict[str, Any] = {}
-        self._calibration: Tensor | None = None
 
     @property
     def levels(self) -> dict[str, int]:
         """Channels by level; empty before :meth:`fit`."""
         return {name: model.channels for name, model in self._models.items()}
-
-    @property
-    def calibration_scores(self) -> Tensor | None:
-        """Scores of the pictures given to :meth:`calibrate`, (n,); None before."""
-        return self._calibration
 
     @overload
     def score(
@@ -146,23 +140,6 @@ class FeatureScore(ABC):
             raise ValueError("batches holds no features: calibrate on at least one picture.")
         self._calibration = torch.cat(scores)
         return self
-
-    def threshold(self, alpha: float) -> float:
-        """The score per picture that a new one like the calibration pictures seldom exceeds.
-
-        The conformal quantile over pictures: P(score > threshold) <= alpha, whatever the
-        distribution, if the calibration pictures and the new one are exchangeable and none was
-        fitted on. See :func:`~robustflow.diagnostics.scores.conformal_threshold`.
-
-        Raises:
-            RuntimeError: :meth:`calibrate` was not called.
-            ValueError: alpha outside (0, 1), or too few calibration pictures for it.
-        """
-        if self._calibration is None:
-            raise RuntimeError(
-                "threshold(alpha) needs scores of held-out pictures: call calibrate(batches) first."
-            )
-        return conformal_threshold(self._calibration, alpha)
 
     def save(self, path: str | Path) -> None:
         """Write all that was fitted and calibrated to a safetensors file, atomically.

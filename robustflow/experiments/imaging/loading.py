@@ -35,7 +35,7 @@ class Loaded:
     file: Path
 
 
-def load_flow(path: Path, task: Task | None = None) -> Loaded:
+def load_flow(path: str | Path, task: Task | None = None) -> Loaded:
     """A flow of `robustflow train`, or a published network.
 
     Args:
@@ -46,7 +46,7 @@ def load_flow(path: Path, task: Task | None = None) -> Loaded:
     Raises:
         CheckpointError: there is none, or it is damaged, or of another program or task.
     """
-    file = checkpoints.model_file(path)
+    file = checkpoints.model_file(Path(path))
     tensors, metadata = checkpoints.read_model(file)
     if metadata.get("format") != checkpoints.FORMAT:
         try:

@@ -74,6 +74,11 @@ def sample_files(
         raise BadRequest(f"--tile and --halo must be at least 0, got {tile} and {halo}.")
     try:
         files = [each for path in pictures for each in _files(path)]
+        if out.resolve() in {path.resolve().parent for path in files}:
+            raise BadRequest(
+                f"--out {out} is a folder of the pictures: name another, or the next run would "
+                "take its samples for observations."
+            )
         out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise BadRequest(str(error)) from None
@@ -98,10 +103,11 @@ def sample_files(
     table = Table(box=SIMPLE_HEAD)
     for title in ("picture", "size", "faulty samples", "largest |value|"):
         table.add_column(title, justify="left" if title == "picture" else "right")
-    skipped = []
+    skipped, cut = [], []
     for path in files:
         try:
-            y = observation(flow, read_picture(path), degrade)
+            picture = read_picture(path)
+            y = observation(flow, picture, degrade)
         except UnreadablePicture as error:
             skipped.append(Skipped(path, str(error)))
             continue
@@ -113,10 +119,19 @@ def sample_files(
                 index += 1
             parts.append(count_faults(samples))
         faults = total_faults(parts)
-        size = " x ".join(map(str, flow.task.picture_size(y)))
+        made = tuple(flow.task.picture_size(y))
+        if made != tuple(side * (1 if degrade else flow.task.scale) for side in picture.shape[-2:]):
+            cut.append(path.name)
+        size = " x ".join(map(str, made))
         table.add_row(path.name, size, f"{faults.faulty} of {number}", f"{faults.largest:.3g}")
     if table.row_count:
         console.print(table)
+    if cut:
+        say(
+            console,
+            f"Cut at the right or bottom, since the flow's pictures are multiples of "
+            f"{flow.size_multiple}: {', '.join(cut)}.",
+        )
     for each in skipped:
         say(console, f"{each.path} is left out: {each.reason}.", style="yellow")
     return skipped
