@@ -23,6 +23,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor, nn
 
 from browser import needs_browser, opened
+from experiments.test_published import published_weights
 from experiments.test_training import small
 from robustflow.cli import main
 from robustflow.cli.evaluate import add_parser
@@ -336,6 +337,21 @@ def test_flows_of_several_tasks_are_refused(
     assert "are of other tasks" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path), "--out", str(tmp_path)]) == 2
     assert "There is no checkpoint at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("coupling", ["affine", "rqspline"])
+def test_published_weights_are_evaluated_beside_others(
+    runs: Path, pictures: Path, tmp_path: Path, coupling: str
+) -> None:
+    torch.manual_seed(0)
+    weights = published_weights(coupling, std=True, frozen=False)
+    torch.save(weights, tmp_path / "published.pth")
+    command = ["evaluate", str(tmp_path / "published.pth"), str(runs / "spline"), "--data"]
+    command += [str(pictures / "a.png"), "--size", "32", "-n", "2", "--temperatures", "0.5"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    saved = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert [each["coupling"] for each in saved["checkpoints"]] == [coupling, "modified_rq"]
+    assert [row["column"] for row in saved["rows"]] == 2 * ["raw", "projected", "guarded"]
 
 
 def test_gmsd_is_that_of_its_formula() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from robustflow.experiments.imaging.loading import Loaded, load_flow
 from robustflow.experiments.imaging.model import ImagingFlow
 from robustflow.experiments.imaging.sampling_flow import SamplingFlow
 from robustflow.experiments.report import machine
+from robustflow.experiments.tasks import Task
 
 TEMPERATURES = (0.0, 0.8, 0.9)
 SIZE = 192  # of the squares: MS-SSIM needs 176
@@ -84,7 +86,7 @@ def evaluate(
     flows = [each.flow for each in loaded]
     task = flows[0].task
     for path, flow in zip(checkpoints, flows, strict=True):
-        if flow.task != task:
+        if not _alike(flow.task, task):
             raise BadRequest(
                 f"{checkpoints[0]} and {path} are of other tasks, {task} and {flow.task}: "
                 "evaluate them apart."
@@ -178,6 +180,13 @@ def _check(number: int, temperatures: Sequence[float], border: int, size: int) -
         raise BadRequest(f"Size and border must be at least 0, got {size} and {border}.")
     if size and 2 * border >= size:
         raise BadRequest(f"A border of {border} pixels leaves nothing of squares of {size}.")
+
+
+def _alike(one: Task, other: Task) -> bool:
+    """Whether two tasks are the same; those without fields to compare, by their class."""
+    if type(one) is type(other) and not is_dataclass(one):
+        return True
+    return one == other
 
 
 def _described(label: str, loaded: Loaded) -> Trained:

@@ -25,6 +25,7 @@ MAIN = (  # what the figure and the terminal show, as far as it is there
     "time",
 )
 _COLOURS = ("#2166ac", "#b2182b", "#1a7f37", "#7b3294", "#b35806", "#35978f", "#c51b7d", "#4d4d4d")
+_COLUMNS = 5  # of panels, at most
 _STYLES = {"raw": "-", "projected": ":", "guarded": "--"}
 
 
@@ -37,12 +38,15 @@ def main_metrics(result: Evaluation) -> list[Metric]:
 def figure_grid(result: Evaluation) -> Figure:
     """A matplotlib figure: rows are groups, columns metrics; a line is a checkpoint and column."""
     metrics, groups = main_metrics(result), list(result.titles)
-    figure = new_figure(figsize=(2.6 * len(metrics), 2.3 * len(groups) + 0.9))
-    axes = figure.subplots(len(groups), len(metrics), squeeze=False)
+    rows = math.ceil(len(metrics) / _COLUMNS)  # of a group
+    columns = math.ceil(len(metrics) / rows)
+    figure = new_figure(figsize=(2.6 * columns, 2.1 * rows * len(groups) + 0.7))
+    axes = figure.subplots(rows * len(groups), columns, squeeze=False)
     lines = list(dict.fromkeys((key.checkpoint, key.column) for key in result.keys))
     names = list(dict.fromkeys(checkpoint for checkpoint, _ in lines))
-    for row, group in zip(axes, groups, strict=True):
-        for axis, metric in zip(row, metrics, strict=True):
+    for index, group in enumerate(groups):
+        panels = axes[index * rows : (index + 1) * rows].ravel()
+        for axis, metric in zip(panels, metrics, strict=False):
             for checkpoint, column in lines:
                 keys = [
                     key
@@ -51,13 +55,15 @@ def figure_grid(result: Evaluation) -> Figure:
                 ]
                 colour = _COLOURS[names.index(checkpoint) % len(_COLOURS)]
                 _line(axis, result, sorted(keys, key=_temperature), metric, colour)
+            unit = f", {metric.unit}" if metric.unit else ""
+            arrow = {"higher": " \u2191", "lower": " \u2193"}.get(metric.better, "")
+            axis.set_title(f"{metric.name}{unit}{arrow}", fontsize=8)
             axis.tick_params(labelsize=7)
             axis.spines[["top", "right"]].set_visible(False)
-        row[0].set_ylabel(group if len(group) < 30 else f"...{group[-27:]}", fontsize=8)
-    for axis, metric in zip(axes[0], metrics, strict=True):
-        unit = f", {metric.unit}" if metric.unit else ""
-        arrow = {"higher": " \u2191", "lower": " \u2193"}.get(metric.better, "")
-        axis.set_title(f"{metric.name}{unit}{arrow}", fontsize=8)
+        for axis in panels[len(metrics) :]:
+            axis.set_visible(False)
+        for axis in panels[::columns]:
+            axis.set_ylabel(group if len(group) < 30 else f"...{group[-27:]}", fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("temperature", fontsize=7)
     handles: dict[str, Any] = {}
