@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -565,18 +566,30 @@ def test_pictures_of_one_name_and_folders_that_are_missing(
     assert "broken.png is left out: the file is empty" in caplog.text
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """The same crops and the same losses, up to the order of sums."""
-    settings = SMALL | {"training.iterations": 6, "training.batch_size": 4}
-    arguments = ["sr", *(word for k, v in settings.items() for word in ("--set", f"{k}={v}"))]
-    assert main(["train", *arguments, "--out", str(tmp_path / "one")]) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+def several(number: int, arguments: list[str], out: Path) -> None:
+    """Train by torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={number}"]
     command += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    command += ["-m", "robustflow.experiments.train", *arguments, "--out", str(tmp_path / "two")]
+    command += ["-m", "robustflow.experiments.train", *arguments, "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_as_one(tmp_path: Path, parallel: str) -> None:
+    """The same crops and the same losses, up to the order of sums; and each goes on alone."""
+    settings = SMALL | {
+        "training.iterations": 6,
+        "training.batch_size": 4,
+        "training.parallel": parallel,
+        "output.samples_every": 3,
+        "output.checkpoint_every": 3,
+    }
+    arguments = ["sr", *(word for k, v in settings.items() for word in ("--set", f"{k}={v}"))]
+    assert main(["train", *arguments, "--out", str(tmp_path / "one")]) == 0
+    several(2, arguments, tmp_path / "two")
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == len(two) == 6
     assert one[0]["bits"] == pytest.approx(two[0]["bits"], rel=1e-6)
@@ -585,3 +598,40 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         one, two, strict=True
     ):  # Adam makes much of rounding in small gradients
         assert mine["bits"] == pytest.approx(theirs["bits"], rel=1e-3)
+    last = "checkpoints/step-00000006"
+    for name in ("model", "training"):
+        ours, others = (
+            checkpoints.read_model(tmp_path / each / last / f"{name}.safetensors")[0]
+            for each in ("one", "two")
+        )
+        assert {key: each.shape for key, each in ours.items()} == {
+            key: each.shape for key, each in others.items()
+        }
+    # The updates, in units of how far six of them have moved the weights.
+    torch.manual_seed(0)
+    began = ImagingFlow(small()).state_dict()
+    ended = [checkpoints.read_training(tmp_path / each / last)[1] for each in ("one", "two")]
+    moved, apart = (
+        torch.cat([(a - b).flatten() for a, b in pairs]).norm()
+        for pairs in (
+            [(ended[0][f"model.{name}"], each) for name, each in began.items() if each.dim()],
+            [
+                (ended[0][f"model.{name}"], ended[1][f"model.{name}"])
+                for name, each in began.items()
+                if each.dim()
+            ],
+        )
+    )
+    assert apart < 0.02 * moved
+    assert isinstance(load_flow(tmp_path / "two").flow, ImagingFlow)
+    # Both ways: one process goes on from two, and two from one.
+    longer = [*arguments, "--set", "training.iterations=8", "--resume"]
+    alone = tmp_path / "alone"
+    shutil.copytree(tmp_path / "two", alone)
+    assert main(["train", *longer, "--out", str(alone)]) == 0
+    several(2, longer, tmp_path / "one")
+    several(2, longer, tmp_path / "two")
+    again = losses(tmp_path / "two")
+    assert again[6]["bits"] == pytest.approx(losses(alone)[6]["bits"], rel=1e-5)
+    assert again[6]["gradient_norm"] == pytest.approx(losses(alone)[6]["gradient_norm"], rel=1e-4)
+    assert len(losses(tmp_path / "one")) == 8

@@ -18,7 +18,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 MODEL = "model.safetensors"
 TRAINING = "training.safetensors"
@@ -261,12 +261,23 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimiser the state of :func:`optimiser_tensors`."""
+def load_optimiser(
+    optimiser: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    place: Callable[[Tensor, nn.Parameter], Tensor] = lambda tensor, weight: tensor,
+) -> None:
+    """Give an optimiser the state of :func:`optimiser_tensors`.
+
+    Args:
+        optimiser: whose state is replaced.
+        tensors: among others, those of :func:`optimiser_tensors`.
+        place: what becomes of a tensor of a weight's state.
+    """
+    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         prefix, _, rest = key.partition(".")
         if prefix == "optimiser":
             index, _, name = rest.partition(".")
-            state.setdefault(int(index), {})[name] = tensor
+            state.setdefault(int(index), {})[name] = place(tensor, weights[int(index)])
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})

@@ -23,6 +23,7 @@ from robustflow.experiments.tasks import Task, make_task
 from robustflow.experiments.values import converted
 from robustflow.nn.level import Activations
 
+PARALLEL = ("ddp", "fsdp")
 NEW_ENCODERS = ("tiny", "rrdb")  # those that start with new weights
 
 
@@ -102,6 +103,7 @@ class TrainingTable:
     ema: float = option(0.999, "decay of the averaged weights; 0: none")
     autocast: bool = option(False, "bfloat16 in the networks; the transforms keep float32")
     activations: str = option("store", "store, recompute or reversible: for the backward pass")
+    parallel: str = option("ddp", "of several processes: ddp, or fsdp, which shares out weights")
     seed: int = option(0, "of weights, crops and noise")
     threads: int = option(0, "of PyTorch; 0: its own choice")
     skip_limit: int = option(10, "non-finite losses in a row that end the training")
@@ -174,6 +176,7 @@ class Config:
         model, training = self.model, self.training
         try:
             check_choice("[training] activations", training.activations, get_args(Activations))
+            check_choice("[training] parallel", training.parallel, PARALLEL)
             check_choice("[model] coupling", model.coupling, tuple(COUPLINGS))
         except ValueError as error:
             raise ConfigError(str(error)) from None

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +25,7 @@ from robustflow._files import write_atomically
 from robustflow.experiments.data.crops import CropDataset, StepSampler
 from robustflow.experiments.data.features import FeatureCache
 from robustflow.experiments.encoders.weights import sha256_of, weights_file
-from robustflow.experiments.imaging import checkpoints
+from robustflow.experiments.imaging import checkpoints, sharding
 from robustflow.experiments.imaging.checkpoints import CheckpointError, State
 from robustflow.experiments.imaging.config import (
     Config,
@@ -162,19 +162,36 @@ class Trainer:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.flow = ImagingFlow(config, self.task).to(self.device)
         self.cache = self._feature_cache()
-        self._weights = [each for each in self.flow.parameters() if each.requires_grad]
         training = config.training
-        self.optimiser = torch.optim.Adam(
-            self._weights, lr=training.learning_rate, betas=training.betas, fused=True
-        )
         self.average: AveragedModel | None = None
         if training.ema:
             with self._encoder_apart():
                 self.average = AveragedModel(
                     self.flow, multi_avg_fn=get_ema_multi_avg_fn(training.ema)
                 ).requires_grad_(False)
+        tensors = self._load(resumed) if resumed is not None else {}
+        if self._is_sharded:
+            self._shard()
+        self._weights = [each for each in self.flow.parameters() if each.requires_grad]
+        self.optimiser = torch.optim.Adam(
+            self._weights, lr=training.learning_rate, betas=training.betas, fused=True
+        )
         if resumed is not None:
-            self._load(resumed)
+            self._load_optimiser(resumed, tensors)
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self.ranks > 1 and self.config.training.parallel == "fsdp"
+
+    def _shard(self) -> None:
+        """Keep a part of the weights, after the first batch has set the actnorms."""
+        if self.state.step == 0:
+            batch = next(self._batches(0, 1))
+            with torch.no_grad():
+                self._bits(self.flow.train(), batch, training=True)
+        sharding.shard(self.flow, self.ranks, self.device)
+        if self.average is not None:
+            sharding.shard(self.sampler_flow, self.ranks, self.device)
 
     @contextmanager
     def _encoder_apart(self) -> Iterator[None]:
@@ -267,8 +284,10 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         bits = self._bits(model, batch, training=True)
         bits.backward()
-        norm = nn.utils.get_total_norm(
-            [weight.grad for weight in self._weights if weight.grad is not None]
+        norm = sharding.total(
+            nn.utils.get_total_norm(
+                [weight.grad for weight in self._weights if weight.grad is not None]
+            )
         )
         numbers = torch.stack([bits.detach().float(), norm.float()])
         if self.ranks > 1:
@@ -307,7 +326,7 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def _parallel(self) -> nn.Module:
-        if self.ranks == 1:
+        if self.ranks == 1 or self._is_sharded:
             return self.flow
         return DistributedDataParallel(self.flow)
 
@@ -374,7 +393,7 @@ class Trainer:
 
     @torch.no_grad()
     def _sample(self) -> None:
-        if self.rank:
+        if self.rank and not self._is_sharded:
             return
         dataset = self._dataset(self.sources.validation, _VALIDATION_SEED, augment=False)
         items = [dataset[0, index] for index in range(4)]
@@ -383,20 +402,27 @@ class Trainer:
         self.listener.sampled(self.state.step, drawn)
 
     def _save(self, best: bool) -> None:
-        if self.rank:
+        if self.rank and not self._is_sharded:
             return
-        raw = self._without_file(self.flow.state_dict())
+        first = self.rank == 0
+        raw = sharding.whole(self._without_file(self.flow.state_dict()), keep=first)
         training = {f"{_RAW}{name}": tensor for name, tensor in raw.items()}
-        training |= checkpoints.optimiser_tensors(self.optimiser)
+        training |= sharding.whole(checkpoints.optimiser_tensors(self.optimiser), keep=first)
+        sampled = raw
         if self.average is not None:
             with self._encoder_apart():  # its weights are there already, or in their file
-                averaged = dict(self.average.state_dict())
+                averaged = sharding.whole(self.average.state_dict(), keep=first)
             training |= {f"{_AVERAGE}{name}": tensor for name, tensor in averaged.items()}
+            of_average = _part(averaged, "module.")
+            encoder = {name: each for name, each in raw.items() if of_encoder(name)}
+            sampled = {**(encoder if self.flow.encoder_is_frozen else {}), **of_average}
+        if not first:
+            return
         path = checkpoints.write(
             self.checkpoint_folder,
             self.state,
             to_toml(self.config, explain=False),
-            self._without_file(self.sampler_flow.state_dict()),
+            sampled,
             training,
             task=self.task.name,
             encoder=self.encoder_key if self.config.encoder_comes_from_a_file else "",
@@ -422,16 +448,23 @@ class Trainer:
                 f"{weights_file(self.config.encoder.name)} has now."
             )
 
-    def _load(self, checkpoint: Path) -> None:
+    def _load(self, checkpoint: Path) -> dict[str, Tensor]:
+        """State, weights and average of a checkpoint; all of its tensors are returned."""
         self.state, tensors = checkpoints.read_training(checkpoint)
         in_file = self.config.encoder_stays_in_its_file
         try:
             load_weights(self.flow, _part(tensors, _RAW), without_encoder=in_file)
-            checkpoints.load_optimiser(self.optimiser, tensors)
             if self.average is not None:
                 average = _part(tensors, _AVERAGE)
                 load_weights(self.average, average, without_encoder=self.flow.encoder_is_frozen)
         except RuntimeError as error:
+            raise CheckpointError(f"{checkpoint} does not fit this version: {error}") from error
+        return tensors
+
+    def _load_optimiser(self, checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
+        try:
+            checkpoints.load_optimiser(self.optimiser, tensors, sharding.like)
+        except (RuntimeError, ValueError, IndexError) as error:
             raise CheckpointError(f"{checkpoint} does not fit this version: {error}") from error
 
     def _without_file(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
