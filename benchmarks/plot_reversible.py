@@ -42,6 +42,6 @@ def reversible(results: Sequence[Mapping[str, Any]]) -> Figure:
         axis.set_xticks(depths, [str(depth) for depth in depths])
         axis.minorticks_off()
     errors.axhline(1.0, color=plot_style.GREY, linewidth=0.8)
-    plot_style.remark(errors, "above the line the gradient is noise")
+    errors.text(depths[-1], 0.6, "above: noise", ha="right", va="top", size=6.5, style="italic")
     plot_style.key(figure, handles, "Activations stored, or rebuilt from outputs", 4)
     return figure

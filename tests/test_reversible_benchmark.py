@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import plots, reversible
+from benchmarks import allocator, plots, reversible
 from benchmarks.reversible import Shape
 
 TINY = Shape(depths=(2,), side=8, memory_side=8, batch=2, hidden=8)
@@ -26,6 +26,18 @@ def test_small_scales_of_an_affine_flow_spoil_them() -> None:
     errors = reversible.measure_errors("affine, small scales", 16, Shape())
     assert errors["store"] < 1e-4
     assert errors["reversible"] > 1
+
+
+def test_rebuilding_takes_less_memory() -> None:
+    """In a process of its own, whose allocator hands back what is freed."""
+    shape = Shape(depths=(4, 16), side=8, memory_side=32)
+    task = json.dumps({"shape": asdict(shape), "kind": "modified RQ"})
+    few, many = (
+        result["peak_bytes"]
+        for result in allocator.run("returning", reversible.MODULE, ["--worker", task])
+    )
+    assert many["store"] > 3 * few["store"]
+    assert many["reversible"] < 0.3 * many["store"]
 
 
 def test_the_table_and_the_picture_have_every_depth(tmp_path: Path) -> None:

@@ -6,7 +6,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import register_pytree_node
+
+
+@dataclass(frozen=True)
+class Unprojected:
+    """The state of a layer that projects these features whenever it runs, and keeps nothing."""
+
+    features: Tensor
+
+
+register_pytree_node(
+    Unprojected, lambda state: ([state.features], None), lambda leaves, _: Unprojected(*leaves)
+)
+
+
+def projected(layer: nn.Module, state: Any) -> Any:
+    """What a layer needs of its features to run."""
+    return layer.project(state.features) if isinstance(state, Unprojected) else state  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
@@ -15,8 +33,8 @@ class Condition:
 
     Attributes:
         states: level by level and layer by layer, what the layer's ``project`` returned; None
-            for an unconditional layer, and the features themselves for a module that does not
-            say whether it is one.
+            for an unconditional layer, the features themselves for a module that does not say
+            whether it is one, and :class:`Unprojected` where a training step keeps no projections.
         sizes: the spatial size of z in each level, as its features have it.
         batch_size: number of contexts.
 
@@ -52,6 +70,8 @@ def _select(state: Any, part: slice) -> Any:
         return None
     if isinstance(state, Tensor):
         return state[part]
+    if isinstance(state, Unprojected):
+        return Unprojected(state.features[part])
     if isinstance(state, tuple | list):
         return type(state)(_select(each, part) for each in state)
     raise TypeError(

@@ -62,7 +62,8 @@ class ConditionalFlow(nn.Module):
             autograd asks for. ``"recompute"``: z between the layers; each layer runs again.
             ``"reversible"``: z at the end of each level; layers are inverted and run again, and
             memory does not grow with their number. Gradients are then as exact as the inverses:
-            for transforms whose inverse is bounded.
+            rounding is multiplied by their local gains, layer after layer. With the last two,
+            each layer projects the context itself, each time it runs in a training step.
 
     Attributes:
         channels: of x; None where no layer says so.

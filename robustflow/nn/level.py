@@ -14,6 +14,7 @@ from robustflow._checks import check_choice
 from robustflow.nn._checks import check_layers
 from robustflow.nn._precision import no_change
 from robustflow.nn.actnorm import ActNorm
+from robustflow.nn.condition import Unprojected, projected
 from robustflow.nn.conditioner import (
     ConditionerOptions,
     TwoPartConditioner,
@@ -151,15 +152,19 @@ class FlowLevel(nn.Module):
 
         Each conditional layer's ``project(features)``; None for a layer whose ``context_channels``
         is 0; the features themselves for a module that does not say. The first layers of the
-        default conditioners run as one wide layer.
+        default conditioners run as one wide layer. With gradients, and activations that are not
+        stored, layers are left to project when they run: projections would be kept for each.
         """
+        lazy = self.activations != "store" and torch.is_grad_enabled()
         states: list[Any] = [None] * len(self.layers)
         together: dict[tuple[object, ...], dict[int, TwoPartConditioner]] = {}
         for index, layer in enumerate(self.layers):
             if features is None or getattr(layer, "context_channels", None) == 0:
                 continue
             conditioner = _joinable(layer)
-            if conditioner is not None:
+            if lazy and isinstance(layer, ConditionalLayer):
+                states[index] = Unprojected(features)
+            elif conditioner is not None:
                 together.setdefault(join_key(conditioner), {})[index] = conditioner
             elif isinstance(layer, ConditionalLayer):
                 states[index] = layer.project(features)
@@ -220,5 +225,5 @@ def _joinable(layer: nn.Module) -> TwoPartConditioner | None:
 
 def _apply(layer: nn.Module, z: Tensor, state: Any, *, inverse: bool) -> tuple[Tensor, Tensor]:
     if isinstance(layer, ConditionalLayer):
-        return layer.transform_with(z, state, inverse=inverse)
+        return layer.transform_with(z, projected(layer, state), inverse=inverse)
     return layer(z, state, inverse=inverse)

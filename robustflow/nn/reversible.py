@@ -1,10 +1,12 @@
 """Layers whose backward pass rebuilds their inputs from their outputs.
 
-Between two layers nothing is kept: the memory of a training step does not grow with the number of
-layers. Each layer is inverted, and run again with gradients, when its turn comes; a step takes
-about twice the time. What is rebuilt differs from what was by rounding, times the gain of the
-inverses: with a bounded inverse that is little, with an affine coupling whose scale has collapsed
-it is not.
+Between two layers nothing is kept, nor what they make of the context: the memory of a training
+step does not grow with the number of layers, but for their weights. Each layer is inverted, and
+run again with gradients, when its turn comes; a step takes about twice the time. What is rebuilt
+differs from what was by rounding, times the local gains of the inverses, layer after layer. That
+is little for flows as they are trained here; it is not where an affine coupling's scale has
+collapsed, nor in deep flows of splines that are steep inside their box
+(`benchmarks/reversible.py` measures it).
 
 Source: Gomez et al., The Reversible Residual Network, 2017 (arXiv:1707.04585), for the idea.
 """
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from robustflow.nn._precision import no_change
+from robustflow.nn.condition import projected
 
 Apply = Callable[..., tuple[Tensor, Tensor]]  # apply(layer, z, state, inverse=...)
 
@@ -40,7 +43,8 @@ def run_reversibly(
         apply: calls a layer.
     """
     leaves, structure = tree_flatten(tuple(states))
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    # Layers may share a tensor, which then has one gradient.
+    tensors = list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}.values())
     weights = [weight for layer in layers for weight in layer.parameters() if weight.requires_grad]
     weights = list({id(weight): weight for weight in weights}.values())
     call = _Call(list(layers), leaves, structure, weights, apply, _Autocast.current(z))
@@ -82,8 +86,12 @@ class _Call:
 
     def states(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
         """The layers' states, with these tensors in the places of theirs."""
+        places: dict[int, Tensor] = {}
         following = iter(tensors)
-        leaves = [next(following) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        for leaf in self.leaves:
+            if isinstance(leaf, Tensor) and id(leaf) not in places:
+                places[id(leaf)] = next(following)
+        leaves = [places.get(id(leaf), leaf) for leaf in self.leaves]
         states: tuple[Any, ...] = tree_unflatten(leaves, self.structure)
         return states
 
@@ -113,11 +121,13 @@ class _Reversible(torch.autograd.Function):
         gradients: dict[int, Tensor] = {}
         with call.autocast.restored():
             for layer, state in zip(reversed(call.layers), reversed(states), strict=True):
+                with torch.enable_grad():
+                    known = projected(layer, state)
                 with torch.no_grad():
-                    z = call.apply(layer, z, state, inverse=True)[0]
+                    z = call.apply(layer, z, known, inverse=True)[0]
                 with torch.enable_grad():
                     entering = z.detach().requires_grad_()
-                    out, change = call.apply(layer, entering, state, inverse=False)
+                    out, change = call.apply(layer, entering, known, inverse=False)
                 mine = [entering, *_of_layer(layer, state)]
                 outputs = [(out, grad_z), (change, grad_logabsdet)]
                 outputs = [pair for pair in outputs if pair[0].requires_grad]

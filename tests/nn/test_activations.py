@@ -61,14 +61,18 @@ def test_gradients_are_those_of_stored_activations(
         assert float((made[name] - gradient).norm()) <= error * float(gradient.norm()), name
 
 
+@pytest.mark.parametrize("context", [0, 3])
 @pytest.mark.parametrize(("activations", "grows"), [("store", True), ("reversible", False)])
-def test_what_is_kept_and_depth(activations: Any, grows: bool) -> None:
+def test_what_is_kept_and_depth(activations: Any, grows: bool, context: int) -> None:
+    """Projections of the context included."""
+
     def kept(number: int) -> int:
         """Bytes that wait for the backward pass, beside the weights."""
         torch.manual_seed(0)
-        flow = ConditionalFlow([steps(number, 4, 0)], activations=activations)
+        flow = ConditionalFlow([steps(number, 4, context)], activations=activations)
         x = torch.rand(2, 4, 8, 8)
-        flow.log_prob(x)
+        given = torch.rand(2, context, 8, 8) if context else None
+        flow.log_prob(x, given)
         weights = {weight.data_ptr() for weight in flow.parameters()}
         saved: dict[int, int] = {}
 
@@ -78,12 +82,32 @@ def test_what_is_kept_and_depth(activations: Any, grows: bool) -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            log_prob = flow.log_prob(x)
+            log_prob = flow.log_prob(x, given)
         log_prob.sum().backward()
         return sum(saved.values())
 
     few, many = kept(2), kept(8)
     assert (many > 3 * few) if grows else (many == few)
+
+
+@pytest.mark.parametrize("activations", ["recompute", "reversible"])
+def test_a_condition_made_for_training_can_be_sampled_from(activations: Any) -> None:
+    """It holds the features themselves; one context of several, too."""
+    torch.manual_seed(0)
+    flow = ConditionalFlow([steps(2, 4, 3)], activations=activations).eval()
+    with torch.no_grad():
+        for weight in flow.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    context = torch.rand(3, 3, 8, 8)
+    lazy = flow.condition(context)
+    with torch.no_grad():
+        wanted = flow.condition(context)
+    z = torch.randn(1, 4, 8, 8)
+    for made, right in ((lazy, wanted), (lazy[1], wanted[1])):
+        latents = [z.expand(len(made), -1, -1, -1)]
+        with torch.no_grad():
+            found, expected = (flow.inverse(latents, condition=each)[0] for each in (made, right))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_a_level_names_the_choices() -> None:
