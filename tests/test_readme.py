@@ -53,7 +53,7 @@ def test_examples_run_and_give_what_they_say() -> None:
     assert len(names["report"].replaced) == 2 and not names["report"].kept
     run("InverseMonitor")
     assert not names["certificate"].passed
-    assert names["points"].shape == (4, 100, 6)
+    assert names["points"].shape == (1, 100, 6)
     assert not blocks
 
 
