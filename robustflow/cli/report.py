@@ -60,7 +60,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--growth",
         type=float,
         metavar="X",
-        help="of |value| in one layer, which is an explosion (default: InverseMonitor's, 10)",
+        help="of |value| in one layer, which is an explosion (default: InverseMonitor's)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the latents")
     parser.add_argument(

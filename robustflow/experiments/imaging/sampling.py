@@ -92,11 +92,8 @@ def sample_files(
                 "--tile is for flows of `robustflow train`, not for published networks."
             )
         if unknown := flow.structure.unknown:
-            console.print(
-                f"Not recognised in {checkpoint}, and not used: {', '.join(unknown)}.",
-                style="yellow",
-                highlight=False,
-            )
+            sentence = f"Not recognised in {checkpoint}, and not used: {', '.join(unknown)}."
+            say(console, sentence, style="yellow")
     if torch.cuda.is_available():  # one GPU for each of torchrun's processes
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         flow.to("cuda")
