@@ -63,15 +63,17 @@ def test_reference(kind: str) -> None:
 
 
 def test_a_module_imported_later() -> None:
-    module = "nflows.transforms.autoregressive"
-    kept = sys.modules.pop(module)
+    package, name = sys.modules["nflows.transforms"], "autoregressive"
+    kept = sys.modules.pop(f"{package.__name__}.{name}")
     try:
         with compat.patch("nflows"):
-            later = importlib.import_module(module)
+            later = importlib.import_module(kept.__name__)
+            assert later is not kept
             call(later.unconstrained_rational_quadratic_spline)
             assert compat.patched()["nflows"]["kernel"] == 1
     finally:
-        sys.modules[module] = kept
+        sys.modules[kept.__name__] = kept
+        setattr(package, name, kept)  # an import sets it too
 
 
 def test_signature_docstring_and_source_stay() -> None:
