@@ -6,7 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from robustflow._arguments import numbers, whole_number, words_of
+from robustflow._arguments import whole_number, words_of
+from robustflow.cli._sampling import (
+    add_number,
+    add_out,
+    add_seed,
+    add_size,
+    add_temperatures,
+)
 
 HELP = "measure trained flows on pictures: quality, diversity, artifacts, time"
 
@@ -19,9 +26,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description=(
             "Samples flows of one task on the same pictures and latents, and measures the samples: "
             "against the truth, against the observation, against each other, and what is wrong "
-            "with them; raw, projected onto the observation, and guarded. Prints a table and "
-            "writes evaluation.html (which needs no other file), evaluation.json, table.csv, "
-            "pictures.csv, evaluation.png and errorpixels/*.csv, a line for each faulty sample. "
+            "with them; raw, projected onto the observation, of one fixed latent, and guarded. "
+            "Prints a table and writes evaluation.html (which needs no other file), "
+            "evaluation.json, table.csv, pictures.csv, evaluation.png and errorpixels/*.csv, a "
+            "line for each faulty sample. "
             "Exits with 1 if a picture file could not be used, 2 for a bad request."
         ),
     )
@@ -47,35 +55,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help="the pictures are observations: what needs the truth is left out",
     )
-    parser.add_argument(
-        "-n",
-        "--number",
-        type=whole_number(1),
-        default=5,
-        metavar="N",
-        help="samples of each picture (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--temperatures",
-        type=numbers,
-        default="0,0.8,0.9",
-        metavar="LIST",
-        help="joined by commas (default: %(default)s)",
-    )
+    add_number(parser, 5)
+    add_temperatures(parser, "0,0.8,0.9")
     parser.add_argument(
         "--columns",
-        type=words_of(("raw", "projected", "guarded")),
-        default="raw,projected,guarded",
+        type=words_of(("raw", "projected", "fixed", "guarded")),
+        default="raw,projected,fixed,guarded",
         metavar="LIST",
         help="what is done to the samples, joined by commas (default: %(default)s)",
     )
-    parser.add_argument(
-        "--size",
-        type=whole_number(0),
-        default=192,
-        metavar="N",
-        help="side of the squares; 0: whole pictures (default: %(default)s; MS-SSIM needs 176)",
-    )
+    add_size(parser, 192, least=0, more="; 0: whole pictures; MS-SSIM needs 176")
     parser.add_argument(
         "--colour",
         choices=("rgb", "y"),
@@ -95,14 +84,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="FILE",
         help="AlexNet's weights, as torchvision has them, for LPIPS and its diversity",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the latents")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("robustflow-evaluation"),
-        metavar="DIR",
-        help="where the files go (default: %(default)s)",
-    )
+    add_seed(parser)
+    add_out(parser, "robustflow-evaluation")
 
 
 def run(args: argparse.Namespace) -> int:

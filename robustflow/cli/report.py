@@ -6,7 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from robustflow._arguments import numbers, whole_number
+from robustflow.cli._sampling import (
+    add_number,
+    add_out,
+    add_seed,
+    add_size,
+    add_temperatures,
+)
 
 HELP = "say in one page how robust a trained flow is, and which score foretells its failures"
 
@@ -34,42 +40,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--held-out", type=Path, metavar="DIR", help="others of the same kind")
     parser.add_argument("--ood", type=Path, metavar="DIR", help="pictures of another kind")
-    parser.add_argument(
-        "--size",
-        type=whole_number(1),
-        default=160,
-        metavar="N",
-        help="side of the squares (default: 160)",
-    )
-    parser.add_argument(
-        "-n",
-        "--number",
-        type=whole_number(1),
-        default=5,
-        metavar="N",
-        help="samples of each (default: 5)",
-    )
-    parser.add_argument(
-        "--temperatures",
-        type=numbers,
-        default="0.7,0.8,0.9,1.0",
-        metavar="LIST",
-        help="joined by commas (default: %(default)s)",
-    )
+    add_size(parser, 160)
+    add_number(parser, 5)
+    add_temperatures(parser, "0.7,0.8,0.9,1.0")
     parser.add_argument(
         "--growth",
         type=float,
         metavar="X",
         help="of |value| in one layer, which is an explosion (default: InverseMonitor's)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the latents")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("robustflow-report"),
-        metavar="DIR",
-        help="where the files go (default: %(default)s)",
-    )
+    add_seed(parser)
+    add_out(parser, "robustflow-report")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from robustflow._arguments import whole_number
+from robustflow.cli._sampling import add_number, add_out, add_seed
 
 HELP = "sample pictures from a trained flow"
 
@@ -31,14 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "pictures", type=Path, nargs="+", metavar="PICTURE", help="files, or folders of them"
     )
-    parser.add_argument(
-        "-n",
-        "--number",
-        type=whole_number(1),
-        default=4,
-        metavar="N",
-        help="samples of each (default: 4)",
-    )
+    add_number(parser, 4)
     parser.add_argument(
         "--temperature",
         type=float,
@@ -46,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="T",
         help="standard deviation of the latents (default: 0.9)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the latents")
+    add_seed(parser)
     parser.add_argument(
         "--tile",
         type=int,
@@ -66,13 +59,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help="the pictures are whole ones: make the observations from them first",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("robustflow-samples"),
-        metavar="DIR",
-        help="where the samples go (default: %(default)s)",
-    )
+    add_out(parser, "robustflow-samples")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -31,10 +31,12 @@ from robustflow.diagnostics.artifacts import find_artifacts
 from robustflow.diagnostics.intervals import mean_interval
 from robustflow.diagnostics.posterior import crps
 from robustflow.experiments.data.reading import read_picture
+from robustflow.experiments.data.squares import squares_of
 from robustflow.experiments.imaging.evaluation import perceptual
 from robustflow.experiments.imaging.evaluation.case import luma
 from robustflow.experiments.imaging.evaluation.diversity import diversity
 from robustflow.experiments.imaging.evaluation.drawing import COLUMNS, COOLING, draw
+from robustflow.experiments.imaging.evaluation.fixed import find_latent
 from robustflow.experiments.imaging.evaluation.gmsd import gmsd
 from robustflow.experiments.imaging.evaluation.perceptual import NoPerceptual, Perceptual
 from robustflow.experiments.imaging.loading import load_flow
@@ -203,7 +205,7 @@ def test_projected_samples_fit_the_observation(found: tuple[Path, dict[str, Any]
             assert row["metrics"]["consistency"]["value"] < 1e-5
         elif row["temperature"] == 0.9:
             assert row["metrics"]["consistency"]["value"] > 1e-4
-        if row["temperature"] == 0:
+        if row["temperature"] == 0 and row["column"] != "fixed":
             assert row["metrics"]["diversity (pixels)"]["value"] == 0
 
 
@@ -228,6 +230,26 @@ def test_the_guard_cools_what_exploded_and_lists_say_which_samples(runs: Path) -
     calm = load_flow(runs / "spline").flow
     both = draw(calm, y, ["raw", "guarded"], number=3, temperature=0.5, seed=0)
     assert torch.equal(both["raw"].samples, both["guarded"].samples)
+
+
+def test_a_fixed_latent_is_nearer_to_the_training_pictures_than_zero(runs: Path) -> None:
+    flow = load_flow(runs / "spline").flow
+    found = find_latent(flow)
+    squares, _ = squares_of("train", 32)
+    distances = {"zero": 0.0, "found": 0.0}
+    for square in squares.values():
+        truth = square[None].float() / 255
+        y = flow.task.observe(truth)
+        at_zero = draw(flow, y, ["raw"], number=1, temperature=0.0, seed=0)["raw"].samples
+        made = [
+            draw(flow, y, ["fixed"], number=3, temperature=t, seed=0, fixed=found)
+            for t in (0.0, 1.0)
+        ]
+        assert torch.equal(made[0]["fixed"].samples, made[1]["fixed"].samples)
+        assert made[0]["fixed"].samples.shape == truth.shape
+        distances["zero"] += float((at_zero - truth).abs().mean())
+        distances["found"] += float((made[0]["fixed"].samples - truth).abs().mean())
+    assert distances["found"] < distances["zero"]
 
 
 def test_faulty_samples_are_listed_as_in_the_published_file(
@@ -280,7 +302,7 @@ def test_observations_without_truth_broken_files_and_small_ones(
     saved = json.loads((out / "evaluation.json").read_text())
     names = {metric["metric"] for metric in saved["metrics"]}
     assert "LR-PSNR" in names and "PSNR" not in names and "CRPS" not in names
-    assert len(saved["pictures"]) == 6  # 2 pictures, 3 columns
+    assert len(saved["pictures"]) == 8  # 2 pictures, 4 columns
     assert len(saved["skipped"]) == 3
 
 
@@ -310,7 +332,11 @@ def test_bad_requests_are_named(
     ("option", "word", "sentence"),
     [
         ("--temperatures", "hot", "must be numbers joined by commas, got 'hot'"),
-        ("--columns", "raw,cooked", "must be of raw, projected, guarded, joined by commas, got"),
+        (
+            "--columns",
+            "raw,cooked",
+            "must be of raw, projected, fixed, guarded, joined by commas",
+        ),
         ("--size", "-1", "must be a whole number of at least 0"),
     ],
 )
@@ -351,7 +377,7 @@ def test_published_weights_are_evaluated_beside_others(
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
     saved = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert [each["coupling"] for each in saved["checkpoints"]] == [coupling, "modified_rq"]
-    assert [row["column"] for row in saved["rows"]] == 2 * ["raw", "projected", "guarded"]
+    assert [row["column"] for row in saved["rows"]] == 2 * list(COLUMNS)
 
 
 def test_gmsd_is_that_of_its_formula() -> None:
@@ -461,7 +487,7 @@ def test_the_page_in_a_browser(found: tuple[Path, dict[str, Any]]) -> None:
         heads[place].click()
         cells = table.find_elements(By.CSS_SELECTOR, f"tbody td:nth-child({place + 1})")
         values = [float(cell.text.split(" ")[0]) for cell in cells]
-        assert len(values) == 24 and values == sorted(values)
+        assert len(values) == 32 and values == sorted(values)
         images = driver.find_elements(By.CSS_SELECTOR, "figure img")
         widths = [driver.execute_script("return arguments[0].naturalWidth", i) for i in images]
         assert len(images) == 1 + 3 * 5 and min(widths) > 0  # 3 pictures, 3 flows

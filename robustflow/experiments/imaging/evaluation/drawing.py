@@ -1,4 +1,4 @@
-"""Samples of one picture in every column of the table: raw, projected, guarded."""
+"""Samples of one picture in every column of the table: raw, projected, fixed, guarded."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from torch import Tensor
 from robustflow.diagnostics.guards import cool_latents, project_onto_observation
 from robustflow.diagnostics.monitor import InverseMonitor
 from robustflow.experiments.data.crops import generator_of
+from robustflow.experiments.imaging.evaluation.fixed import decode_fixed
 from robustflow.experiments.imaging.evaluation.memory import peak_bytes
 from robustflow.experiments.imaging.sampling import latents_of
 from robustflow.experiments.imaging.sampling_flow import Conditioned, SamplingFlow
 
-Column = Literal["raw", "projected", "guarded"]
+Column = Literal["raw", "projected", "fixed", "guarded"]
 COLUMNS: tuple[Column, ...] = get_args(Column)
 COOLING = 0.5  # factor on the latents whose positions an onset reached
 
@@ -44,6 +45,8 @@ def missing_column(column: Column, flow: SamplingFlow, y: Tensor) -> str | None:
             return f"the task {flow.task.name!r} is not linear"
         if flow.task.pseudo_inverse(y) is None:
             return f"the task {flow.task.name!r} has no pseudo-inverse"
+    if column == "fixed" and flow.task.channels not in (1, 3):
+        return f"pictures of {flow.task.channels} channels to find a latent with are not at hand"
     return None
 
 
@@ -56,18 +59,21 @@ def draw(
     number: int,
     temperature: float,
     seed: int,
+    fixed: Sequence[Tensor] = (),
 ) -> dict[Column, Drawn]:
     """Samples of an observation from the same latents in each column.
 
     Args:
         flow: in evaluation mode.
         y: (1, C', H', W').
-        columns: ``raw`` as the flow gives them; ``projected`` onto the observation; ``guarded``:
-            watched, and where an explosion reached the latents' temperature is halved and all is
-            decoded again (:func:`robustflow.diagnostics.cool_latents`).
+        columns: ``raw`` as the flow gives them; ``projected`` onto the observation; ``fixed``: the
+            one picture of the latent that ``fixed`` holds, whatever number and temperature;
+            ``guarded``: watched, and where an explosion reached the latents' temperature is
+            halved and all is decoded again (:func:`robustflow.diagnostics.cool_latents`).
         number: of samples.
         temperature: of the latents.
         seed: each sample has a generator of its own from this.
+        fixed: of :func:`find_latent`, for that column.
     """
     device = next(flow.parameters()).device
     y = y.to(device)
@@ -80,6 +86,9 @@ def draw(
     if "projected" in columns:
         projected, own = _timed(device, lambda: _projected(flow, y, raw))
         made["projected"] = Drawn(projected, (measured[0] + own[0]) / number, measured[1])
+    if "fixed" in columns:
+        found, measured = _timed(device, lambda: decode_fixed(flow, flow.prepare(y), fixed).cpu())
+        made["fixed"] = Drawn(found, *measured)
     if "guarded" in columns:
         guarded, measured = _timed(
             device, lambda: _decoded(flow, y, number, temperature, seed, guarded=True)

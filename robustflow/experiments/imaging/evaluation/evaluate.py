@@ -20,6 +20,7 @@ from robustflow.experiments.imaging.evaluation.drawing import (
     draw,
     missing_column,
 )
+from robustflow.experiments.imaging.evaluation.fixed import find_latent
 from robustflow.experiments.imaging.evaluation.metrics import metrics_of
 from robustflow.experiments.imaging.evaluation.perceptual import NoPerceptual, Perceptual
 from robustflow.experiments.imaging.evaluation.results import (
@@ -68,7 +69,7 @@ def evaluate(
         sources: built-in sets, folders or files; each is a group of the table.
         number: of samples of each picture.
         temperatures: of the latents.
-        columns: "raw", "projected", "guarded".
+        columns: "raw", "projected", "fixed", "guarded".
         size: of the squares, in pixels of x; 0: whole pictures.
         with_truth: False: the pictures are observations.
         colour: "rgb" or "y", in which pictures are compared with the truth.
@@ -126,9 +127,10 @@ def evaluate(
         if torch.cuda.is_available():
             flow.to("cuda")
         usable = _usable(columns, flow, subjects[0].observation, result)
+        fixed = find_latent(flow) if "fixed" in usable else []
         for number_done, subject in enumerate(subjects):
             progress(index * len(subjects) + number_done, total, f"{label}: {subject.title}")
-            _add(result, label, flow, subject, usable)
+            _add(result, label, flow, subject, usable, fixed)
         flow.cpu()
     progress(total, total, "")
     return result
@@ -140,6 +142,7 @@ def _add(
     flow: SamplingFlow,
     subject: Subject,
     columns: Sequence[Column],
+    fixed: Sequence[Tensor],
 ) -> None:
     """Sample and measure one picture at all temperatures."""
     settings, y = result.settings, subject.observation
@@ -153,6 +156,7 @@ def _add(
             number=settings["samples of a picture"],
             temperature=temperature,
             seed=seed,
+            fixed=fixed,
         )
         for column, made in drawn.items():
             case = Case(
@@ -228,8 +232,8 @@ def _measure(result: Evaluation, key: Key, title: str, case: Case) -> None:
         reason = metric.missing(case)
         if reason is None:
             figures[metric.name] = metric.of(case)
-        else:
-            result.leave_out(metric.name, reason)
+        elif key.column != "fixed" or len(result.settings["columns"]) == 1:
+            result.leave_out(metric.name, reason)  # one picture lacks more than the other columns
     number = result.titles[key.group].index(title)
     for index, sample in enumerate(case.samples):
         not_finite = not bool(sample.isfinite().all())

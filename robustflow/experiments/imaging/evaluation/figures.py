@@ -26,7 +26,7 @@ MAIN = (  # what the figure and the terminal show, as far as it is there
 )
 _COLOURS = ("#2166ac", "#b2182b", "#1a7f37", "#7b3294", "#b35806", "#35978f", "#c51b7d", "#4d4d4d")
 _COLUMNS = 5  # of panels, at most
-_STYLES = {"raw": "-", "projected": ":", "guarded": "--"}
+_STYLES = {"raw": "-", "projected": ":", "fixed": "-.", "guarded": "--"}
 
 
 def main_metrics(result: Evaluation) -> list[Metric]:
