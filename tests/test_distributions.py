@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import doctest
-import importlib
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -411,9 +409,3 @@ def test_errors_name_the_argument() -> None:
     for call, error, message in calls:
         with pytest.raises(error, match=message):
             call()
-
-
-@pytest.mark.parametrize("module", ["", ".affine", ".modified_rq", ".rq"])
-def test_examples_of_the_docstrings_run(module: str) -> None:
-    found = doctest.testmod(importlib.import_module(f"robustflow.distributions{module}"))
-    assert found.attempted > 0 and found.failed == 0

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import json
 import math
-import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +15,7 @@ from torch import Tensor
 
 from diagnostics import planted
 from robustflow._resizing import downsample
-from robustflow.diagnostics import Thresholds, artifacts, find_artifacts, judge_detectors
+from robustflow.diagnostics import Thresholds, find_artifacts, judge_detectors
 from robustflow.diagnostics.artifacts import Kind, contrast_map, faulty_pixels
 from robustflow.diagnostics.artifacts.ensemble import ensemble_scores
 from robustflow.diagnostics.artifacts.grid import grid_scores
@@ -583,12 +580,3 @@ def test_small_pictures_and_one_channel_work() -> None:
     black = torch.zeros(1, 1, 8, 8)
     assert find_artifacts(black).counts["black"] == 1  # nothing around it: no shadow
     assert find_artifacts(torch.full((1, 3, 8, 8), math.nan)).counts["range"] == 1
-
-
-MODULES = [m.name for m in pkgutil.iter_modules(artifacts.__path__, f"{artifacts.__name__}.")]
-
-
-@pytest.mark.parametrize("module", [*MODULES, "robustflow.diagnostics.intervals"])
-def test_examples_give_what_they_say(module: str) -> None:
-    names = {"torch": torch}
-    assert doctest.testmod(importlib.import_module(module), extraglobs=names).failed == 0

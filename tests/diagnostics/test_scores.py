@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import doctest
 import importlib
 import math
-import pkgutil
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +17,7 @@ from sklearn.covariance import OAS
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from robustflow.diagnostics import KNNScore, MahalanobisScore, RelativeMahalanobisScore, scores
+from robustflow.diagnostics import KNNScore, MahalanobisScore, RelativeMahalanobisScore
 from robustflow.diagnostics.scores import features, mahalanobis
 from robustflow.diagnostics.scores.coreset import Reservoir, greedy_k_center
 from robustflow.diagnostics.scores.moments import Moments
@@ -529,11 +527,3 @@ def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
     path.write_bytes(whole.replace(b'version\\": 1', b'version\\": 9'))
     with pytest.raises(ValueError, match="its form is 9, and 1 is wanted"):
         KNNScore.load(path)
-
-
-@pytest.mark.parametrize(
-    "module", [m.name for m in pkgutil.iter_modules(scores.__path__, f"{scores.__name__}.")]
-)
-def test_examples_give_what_they_say(module: str) -> None:
-    names = {"torch": torch}
-    assert doctest.testmod(importlib.import_module(module), extraglobs=names).failed == 0

@@ -28,7 +28,8 @@ class PatchFlow(nn.Module):
     Source: Altekrueger et al., PatchNR, 2023 (arXiv:2205.12021).
 
     Example:
-        >>> layers = [rnn.RQSplineCoupling(36, spatial_dims=0, reverse=each) for each in (0, 1)]
+        >>> halves = (False, True)
+        >>> layers = [rnn.RQSplineCoupling(36, spatial_dims=0, reverse=half) for half in halves]
         >>> flow = rnn.ConditionalFlow([layers])
         >>> latents, logabsdet = PatchFlow(flow)(torch.rand(5, 36))
         >>> latents.shape, logabsdet.shape
