@@ -1,4 +1,4 @@
-# make demo | test | aot-all | bench | bench-quick | wheel | lint | clean. Each prepares its own environment,
+# make demo | test | aot-all | bench | bench-quick | wheel | lint | docs | clean. Each prepares its own environment,
 # .venv, and builds what has changed in csrc/. PYTHON= chooses the interpreter, TORCH= the torch for a fresh
 # environment.
 
@@ -12,7 +12,7 @@ BIN := .venv/bin
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 .SECONDARY:  # stamps are kept
 
-.PHONY: demo test aot-all bench bench-quick wheel lint clean
+.PHONY: demo test aot-all bench bench-quick wheel lint docs clean
 
 demo: .venv/demo.stamp
 	$(BIN)/robustflow demo $(ARGS)
@@ -44,6 +44,11 @@ lint: .venv/lint.stamp .venv/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
+
+# Into build/site, without network. The variable silences an advertisement of the theme.
+docs: .venv/docs.stamp
+	$(BIN)/python tools/draw_layers.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info robustflow/*.so robustflow/*.build.json .*_cache .hypothesis

@@ -31,9 +31,10 @@ class RQSplineTransform(ElementwiseTransform):
             without. The leading dimensions of the three broadcast to the batch shape (with those
             of bounds that are tensors), and against x, which may have more: sizes of 1 and missing
             ones are shared without a copy.
-        tails, tail_bound, left, right, bottom, top, min_bin_width, min_bin_height, min_derivative,
-            parametrization, logit_scale: those of :func:`robustflow.functional.rq_spline`, with
-            its defaults. (zuko's ``MonotonicRQSTransform`` is ``tail_bound=5.0``,
+        tails, tail_bound, left, right, bottom, top: as for :func:`robustflow.functional.rq_spline`,
+            with its defaults.
+        min_bin_width, min_bin_height, min_derivative, parametrization, logit_scale: likewise.
+            (zuko's ``MonotonicRQSTransform`` is ``tail_bound=5.0``,
             ``parametrization="softclip"``.)
         cache_size: 1 holds the latest pair (x, y), 0 none.
 

@@ -226,8 +226,10 @@ def test_the_examples_of_the_docs(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     text = (ROOT / "docs" / "drop-ins.md").read_text(encoding="utf-8")
-    counted, logged, loaded = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    patched, counted, logged, loaded = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {"__name__": "__main__"}
+    exec(patched, names)
+    assert names["counts"] == {"nflows": counts(kernel=1)}
     compat._registry._logged.clear()
     level = logging.getLogger("robustflow.compat").level
     try:
