@@ -289,7 +289,7 @@ def robustness_report(
         temperature,
         num_samples,
         evidence,
-        _judge(evidence, temperature),
+        judge_scores(evidence, temperature),
         certify(certified or model),
         _by_layer(evidence, temperature),
         latent,
@@ -324,7 +324,7 @@ def _evidence(groups: Sequence[Group], features: FeatureFunction) -> list[Eviden
     return evidence
 
 
-def _judge(evidence: Sequence[Evidence], temperature: float) -> list[ScoreResult]:
+def judge_scores(evidence: Sequence[Evidence], temperature: float) -> list[ScoreResult]:
     """Every score against every kind of failure."""
     results = []
     names = list(dict.fromkeys(name for each in evidence for name in each.scores))

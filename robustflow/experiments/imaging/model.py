@@ -253,6 +253,8 @@ def _resize(features: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear; averages where a picture becomes smaller."""
     if list(features.shape[-2:]) == list(size):
         return features
-    return functional.interpolate(
-        features, list(size), mode="bilinear", antialias=size[0] < features.shape[-2]
-    )
+    smaller = size[0] < features.shape[-2]
+    # On CPUs PyTorch has no antialiased resizing of half types.
+    given = features.float() if smaller and features.dtype.itemsize < 4 else features
+    resized = functional.interpolate(given, list(size), mode="bilinear", antialias=smaller)
+    return resized.to(features.dtype)

@@ -1,0 +1,77 @@
+"""True distribution shift: flows of photographs on microscopy, text, astronomy and drawings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from robustflow.diagnostics import InverseMonitor
+from robustflow.diagnostics.figures import new_figure
+from robustflow.experiments.data.builtin import Split
+from robustflow.experiments.imaging.robustness import observations
+from robustflow.experiments.studies.evaluated import evaluation_of, picture_rows
+from robustflow.experiments.studies.figures import COLOURS, in_order, mean, tidy, values
+from robustflow.experiments.studies.study import Cell, Row, Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_METRICS = ("PSNR", "SSIM", "diversity (pixels)", "CRPS", "LR-PSNR", "faulty", "largest |value|")
+_SPLITS: tuple[Split, ...] = ("train", "held_out", "ood")
+
+
+def measure(cell: Cell) -> list[Row]:
+    """A row for each picture and temperature."""
+    kinds: dict[str, str] = {
+        title: kind for kind, titles in cell.settings["kinds"].items() for title in titles
+    }
+    found = evaluation_of(cell, _SPLITS)
+    onsets = {
+        (title, temperature): _onsets(cell, title, y, temperature)
+        for split in _SPLITS
+        for title, y in observations(cell.flow, split, None, cell.settings["size"]).items()
+        for temperature in cell.settings["temperatures"]
+    }
+    return [
+        {
+            "kind": kinds.get(row["picture"], row["pictures"]),
+            **row,
+            "onsets of a sample": onsets[row["picture"], row["temperature"]],
+        }
+        for row in picture_rows(found, _METRICS)
+    ]
+
+
+@torch.no_grad()
+def _onsets(cell: Cell, title: str, y: torch.Tensor, temperature: float) -> float:
+    """The mean number of onsets of a sample."""
+    number = cell.settings["number"]
+    generator = torch.Generator().manual_seed(cell.seed)
+    with InverseMonitor(cell.flow) as monitor:
+        cell.flow.sample(y, number, temperature=temperature, generator=generator)
+    return len(monitor.onsets) / number
+
+
+def figure(rows: Sequence[Row], study: Study) -> Figure:
+    """By kind of picture, at the highest temperature: faults, onsets, PSNR."""
+    hottest = max(row["temperature"] for row in rows)
+    mine = [row for row in rows if row["temperature"] == hottest]
+    models, kinds = in_order(mine, "model"), in_order(mine, "kind")
+    panels = (
+        ("faulty (%)", "faulty samples, %"),
+        ("onsets of a sample", "onsets of a sample"),
+        ("PSNR (dB)", "PSNR, dB"),
+    )
+    made = new_figure(figsize=(12, 4))
+    for axis, (column, title) in zip(made.subplots(1, len(panels)), panels, strict=True):
+        for place, model in enumerate(models):
+            heights = [mean(values(mine, column, model=model, kind=kind)) for kind in kinds]
+            at = [k + 0.8 * (place + 0.5) / len(models) - 0.4 for k in range(len(kinds))]
+            axis.bar(at, heights, 0.8 / len(models), color=COLOURS[place], label=model)
+        axis.set_xticks(range(len(kinds)), kinds, rotation=50, fontsize=7, ha="right")
+        tidy(axis, title)
+    made.axes[0].legend(fontsize=7, frameon=False)
+    made.suptitle(f"{study.title}, T = {hottest:g}", fontsize=10)
+    return made

@@ -1,0 +1,53 @@
+"""Robustness against diversity and likelihood: what each coupling pays for a bounded inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from robustflow.diagnostics.figures import new_figure
+from robustflow.experiments.studies.evaluated import evaluation_of, rows_of
+from robustflow.experiments.studies.figures import legend, lines, tidy
+from robustflow.experiments.studies.study import Cell, Row, Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_METRICS = (
+    *("PSNR", "SSIM", "diversity (pixels)", "CRPS", "LR-PSNR"),
+    *("faulty", "largest |value|", "time", "memory"),
+)
+
+
+def measure(cell: Cell) -> list[Row]:
+    """A row for each group of pictures and temperature."""
+    costs = {
+        "bits per dimension": cell.state.best_bits,
+        "training (s)": round(cell.state.seconds, 1),
+    }
+    return [{**row, **costs} for row in rows_of(evaluation_of(cell), _METRICS)]
+
+
+def figure(rows: Sequence[Row], study: Study) -> Figure:
+    """Out-of-distribution pictures, by temperature; faults by likelihood; CRPS by diversity."""
+    mine = [row for row in rows if row["pictures"] == "ood"]
+    made = new_figure(figsize=(11, 6.4))
+    axes = made.subplots(2, 3)
+    panels = (
+        ("faulty (%)", "faulty samples, %"),
+        ("diversity (pixels) (%)", "diversity (pixels), %"),
+        ("PSNR (dB)", "PSNR, dB"),
+        ("CRPS", "CRPS"),
+    )
+    for axis, (column, title) in zip(axes.flat, panels, strict=False):
+        lines(axis, mine, "temperature", column)
+        tidy(axis, title, "temperature")
+    hottest = max(row["temperature"] for row in mine)
+    hot = [row for row in mine if row["temperature"] == hottest]
+    lines(axes[1, 1], hot, "bits per dimension", "faulty (%)")
+    tidy(axes[1, 1], f"faulty at T = {hottest:g}, by likelihood", "bits/dim", "%")
+    lines(axes[1, 2], mine, "diversity (pixels) (%)", "CRPS")
+    tidy(axes[1, 2], "CRPS by diversity", "diversity (pixels), %", "CRPS")
+    legend(made, axes[0, 0])
+    made.suptitle(f"{study.title}: 8 out-of-distribution pictures", fontsize=10)
+    return made
