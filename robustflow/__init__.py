@@ -2,8 +2,8 @@
 
 ``robustflow.functional`` has the transforms, ``robustflow.nn`` the layers,
 ``robustflow.distributions`` the transforms for ``torch.distributions``, ``robustflow.compat`` the
-drop-ins for existing flow libraries, ``robustflow.reference`` the plain PyTorch that the kernels
-are held to.
+drop-ins for existing flow libraries, ``robustflow.reference`` the plain PyTorch reference that the
+kernels are tested against.
 """
 
 import importlib
@@ -39,7 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Imported where somebody asks for them.
+    # Imported on first use.
     if name in ("compat", "distributions"):
         return importlib.import_module(f"robustflow.{name}")
     if name == "convert_affine":

@@ -52,7 +52,7 @@ def words_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 def output_file(text: str) -> Path:
-    """A type: a file to write, whose folder is made and seen to be writable before any work."""
+    """A type: a file to write; its folder is created and checked before any work."""
     path = Path(text)
     try:
         check_writable(path)

@@ -58,7 +58,7 @@ _BACKENDS = {
 
 # A plain global: torch.compile guards on it, where a ContextVar would break fullgraph.
 _choice = "auto"
-# What it is where the environment asks for what there is not: calls raise, the import does not.
+# The choice if the environment names a backend that is missing: calls raise, the import does not.
 _REFUSED = "refused"
 
 
@@ -102,8 +102,9 @@ class use_backend:
             the reference where there are no kernels), or one backend, which then serves every
             call or raises: ``"cpu"``, ``"cuda"``, ``"triton"`` (under ``TRITON_INTERPRET=1`` on
             CPU tensors too) or ``"reference"`` (plain PyTorch on any device). The environment
-            variable ``ROBUSTFLOW_BACKEND`` sets the choice at import; where it names none that
-            there is, every call raises a RuntimeError that says so, until this class chooses.
+            variable ``ROBUSTFLOW_BACKEND`` sets the choice at import; if it names one that is not
+            available, every call raises a RuntimeError that says so, until this class chooses
+            another.
 
     Raises:
         ValueError: an unknown name.
@@ -147,7 +148,7 @@ class use_backend:
 def current_backend() -> str:
     """The backend last chosen with :class:`use_backend` (or ``ROBUSTFLOW_BACKEND``).
 
-    ``"refused"`` where the environment asks for what there is not: :func:`setting_errors`.
+    ``"refused"`` if the environment names one that is not available: :func:`setting_errors`.
     """
     return _choice
 
@@ -168,7 +169,7 @@ def implementation(transform: str, x: Tensor, params: Tensor, inverse: bool, kin
 
     Raises:
         RuntimeError: a backend was forced that cannot serve the device of ``x``, or the
-            environment asks for what there is not.
+            environment names one that is not available.
     """
     if _compiled_for_onnx() if kind == "compiled" else is_tracing():
         return "reference"
@@ -200,7 +201,7 @@ def is_recorded() -> bool:
 
 
 def is_onnx_export() -> bool:
-    """Of these, whether it becomes an ONNX file, which knows fewer operations."""
+    """Whether that program becomes an ONNX file, which has fewer operations."""
     return is_recorded() and _in_onnx_export()
 
 
@@ -223,7 +224,7 @@ def _on_gpu(transform: str, x: Tensor, params: Tensor, inverse: bool) -> str:
 
 
 def _read_environment() -> list[str]:
-    """Choose as the environment says; what is wrong with it is for the first call, or `doctor`."""
+    """Choose as the environment says; the first call, or `doctor`, reports what is wrong."""
     global _choice
     name = os.environ.get("ROBUSTFLOW_BACKEND") or "auto"
     errors = []

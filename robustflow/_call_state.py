@@ -1,12 +1,12 @@
-"""What a call runs within, and whether it is plain eager: the home of PyTorch's private interfaces.
+"""Whether a call is plain eager, and which of PyTorch's transforms and modes surround it.
 
-A call is *plain eager* where its tensors are what they seem: numbers in memory, neither traced by
-torch.compile or torch.jit, nor batched by vmap, nor with a derivative in forward mode, and no mode
-stands between the call and PyTorch. :func:`is_plain_eager` says so, and nobody else.
+A call is *plain eager* if its tensors are numbers in memory: not traced by torch.compile or
+torch.jit, not batched by vmap, without a forward-mode derivative, and with no dispatch mode active.
+:func:`is_plain_eager` is the only place that decides it.
 
-PyTorch has no public way to ask for most of this. Each private interface is named once, here, with
-what it is for. One that a later PyTorch has no more takes the answer on the safe side: the call
-counts as not plain. It is slower, since the reference serves it, and as right as before.
+PyTorch has no public way to ask for most of this. All private interfaces that are used for it stand
+in this module. If a later PyTorch lacks one, the safe answer is taken: the call counts as not
+plain. The reference then serves it, which is slower and equally correct.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
 def _find(path: str, otherwise: Any) -> Any:
-    """Something of torch by its path, or what stands for it where there is no such thing."""
+    """An attribute of torch by its path, or a substitute if torch has no such attribute."""
     try:
         return reduce(getattr, path.split("."), torch)
     except AttributeError:
@@ -37,14 +37,14 @@ Kind = Literal["plain", "compiled", "batched", "differentiated"]
 
 
 def _unknown() -> object:
-    """In place of a question about transforms of torch.func: one may be under way."""
+    """Substitute for a question about torch.func: assume that a transform is active."""
     return "unknown"
 
 
-# The innermost transform of torch.func (vmap, grad, jvp, functionalize ...) that is under way, or
-# None; and all of them, each with a key() that says which kind it is. Without the first, every call
-# counts as inside one, and the reference serves it. Without the second, vmap is served by the
-# reference, too, and not by the operators' own rule.
+# The innermost active transform of torch.func (vmap, grad, jvp, functionalize ...), or None; and
+# all active ones, each with a key() for its kind. Without the first, every call counts as inside
+# one, and the reference serves it. Without the second, the reference serves vmap too, in place of
+# the operators' own rule.
 innermost_transform: Callable[[], Any] = _find(
     "_C._functorch.peek_interpreter_stack", otherwise=_unknown
 )
@@ -53,12 +53,12 @@ _transforms: Callable[[], Any] = _find(
 )
 _VMAP: Any = _find("_C._functorch.TransformType.Vmap", otherwise=object())
 
-# How many modes (fake tensors, proxies, a user's TorchDispatchMode) watch every operation. Without
-# it, one may: calls take the dispatcher's way, which all modes see.
+# How many modes (fake tensors, proxies, a user's TorchDispatchMode) see every operation. Without
+# it, assume that there is one: calls go through the dispatcher, where modes see them.
 num_dispatch_modes: Callable[[], int] = _find("_C._len_torch_dispatch_stack", otherwise=lambda: 1)
 
 # Whether a tensor is of the batched kind that torch.autograd.grad(is_grads_batched=True) makes.
-# Without it, any may be: calls take the dispatcher's way.
+# Without it, assume so: calls go through the dispatcher.
 _is_batched: Callable[[Tensor], bool] = _find(
     "_C._functorch.is_legacy_batchedtensor", otherwise=lambda tensor: True
 )
@@ -70,8 +70,8 @@ _forward_mode: Any = (
 )
 
 # A guard within which an operator is called without its autograd, so that a Function around it can
-# have a formula of its own. torch.library's documentation names it for that. There is no safe side:
-# without it an operator's autograd would call itself without end, and so no kernel is called.
+# have a formula of its own. torch.library's documentation names it for that. Without it an
+# operator's autograd would call itself without end, so then no kernel is called.
 _guard: Callable[[], AbstractContextManager[Any]] | None = _find(
     "_C._AutoDispatchBelowAutograd", otherwise=None
 )
@@ -84,7 +84,7 @@ def below_autograd() -> AbstractContextManager[Any]:
     return _guard()
 
 
-# Whether torch.jit.trace records the call: the public function asks for more, at more cost.
+# Whether torch.jit.trace records the call. The public function checks more and costs more.
 _public_is_tracing: Any = torch.jit.is_tracing  # type: ignore[attr-defined]
 is_tracing: Callable[[], bool] = _find("_C._is_tracing", otherwise=_public_is_tracing)
 
@@ -107,7 +107,7 @@ def asked_while_tracing(function: Function) -> Function:
     """torch.compile calls the function as it traces, and takes its result for a constant.
 
     This is torch.compiler.assume_constant_result, which imports torch._dynamo for some seconds. A
-    PyTorch that does not know the mark traces into the function, which ends full graphs.
+    PyTorch without it traces into the function, and fullgraph=True then fails.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -115,16 +115,16 @@ def asked_while_tracing(function: Function) -> Function:
 
 @asked_while_tracing
 def in_torch_func() -> bool:
-    """Whether a transform of torch.func is under way."""
+    """Whether a transform of torch.func is active."""
     return innermost_transform() is not None
 
 
 def kind_of_call() -> Kind:
-    """What an operator must know of a call beside its tensors.
+    """What surrounds a call, as far as an operator has to know.
 
     "compiled": torch.compile traces it. "differentiated": in forward mode, or in a transform of
     torch.func that differentiates. "batched": in transforms of torch.func that are all vmap.
-    "plain": none of these; a mode may still watch it.
+    "plain": none of these; a dispatch mode may still be active.
     """
     if torch.compiler.is_compiling():
         return "compiled"
@@ -139,7 +139,7 @@ def kind_of_call() -> Kind:
 
 
 def is_plain_eager() -> bool:
-    """Whether a call's tensors are what they seem: see the module."""
+    """Whether a call is plain eager: see the module."""
     return kind_of_call() == "plain" and num_dispatch_modes() == 0 and not is_tracing()
 
 

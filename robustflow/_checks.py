@@ -20,9 +20,9 @@ Checked = TypeVar("Checked")
 
 
 def once(check: Callable[..., Checked]) -> Callable[..., Checked]:
-    """A check of settings that no tensor is among, and what it makes of them, done once for each.
+    """Remember the result of a check for each group of settings; no setting is a tensor.
 
-    Compared with the kernels' time for a small batch, checks are long.
+    For a small batch, the checks would take longer than the kernel.
     """
     remembering = functools.lru_cache(maxsize=4096, typed=True)(check)
 
@@ -32,7 +32,7 @@ def once(check: Callable[..., Checked]) -> Callable[..., Checked]:
             return check(*settings)
         try:
             return remembering(*settings)
-        except TypeError:  # perhaps a setting without a hash: the check says what is wrong with it
+        except TypeError:  # perhaps an unhashable setting: let the check say what is wrong with it
             return check(*settings)
 
     return call
@@ -52,7 +52,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def describe(value: object) -> str:
-    """A value in a message: what it is, where writing it out would fill the screen."""
+    """A value for a message: written out, or only its kind and size if that would be long."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, type):
@@ -63,7 +63,7 @@ def describe(value: object) -> str:
 
 
 def static(size: int) -> int:
-    """A size as a plain number: torch.jit.trace makes a tensor of it, to follow what it decides."""
+    """A size as a plain number. torch.jit.trace turns sizes into tensors."""
     if isinstance(size, int):
         return size
     with warnings.catch_warnings():
@@ -141,8 +141,8 @@ def check_positive(name: str, value: float) -> None:
 def fits(size: int, full: int) -> bool:
     """As many as wanted, or one for all.
 
-    ``size in (1, full)`` is no way to ask: inside torch.compile, sizes that vary are not found in a
-    tuple of their equals.
+    Do not write ``size in (1, full)``: inside torch.compile, a dynamic size is not found in a tuple
+    that has an equal one.
     """
     return size == 1 or size == full
 

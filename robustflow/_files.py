@@ -1,7 +1,7 @@
-"""Files that commands write: paths are checked before the work, contents are there in full or not.
+"""Files that commands write: paths are checked before the work, and files are written atomically.
 
-Every file that a command leaves behind goes through this module, so that a wrong path costs no
-work, a failing disk no results, and an interruption leaves no half of a file.
+Every file that a command leaves behind goes through this module, so that no work is lost to a wrong
+path, no result to a full disk, and an interruption leaves no partial file.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class UnwritablePath(OSError):
 
 
 def check_writable(*paths: Path) -> None:
-    """Make the folders of files that are to be written later, and see that they can be.
+    """Create the folders of files that are to be written later, and check that they can be written.
 
     Args:
         paths: of the files. Files that exist are left as they are.
 
     Raises:
-        UnwritablePath: a path is a folder, its folder cannot be made, or the system does not let
-            this process write there.
+        UnwritablePath: a path is a folder, its folder cannot be created, or this process may not
+            write there.
 
     Example:
         >>> import tempfile
@@ -74,7 +74,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with partial.open("xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())  # a full disk may say so only here
+            os.fsync(file.fileno())  # a full disk may be reported only here
         os.replace(partial, target)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -84,16 +84,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file, text as UTF-8, that is there in full or not at all; makes its folder."""
+    """Write a file atomically, text as UTF-8; creates its folder."""
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def save(path: Path, content: str | bytes) -> bool:
-    """:func:`write_atomically` for results that cost time: where that fails, they are not lost.
+    """:func:`write_atomically` for results that took long: they survive a failure.
 
-    They are then kept in a temporary folder, or printed where they are text and there is none
-    either, and standard error says so.
+    If they cannot be written, they go to a temporary folder. If that fails too, text is printed.
+    Standard error says what happened.
 
     Returns:
         Whether they are at ``path``.

@@ -1,9 +1,8 @@
-"""Standing around the calls of one object's method, without a trace in the object.
+"""Wrap the calls of one object's method without changing the object.
 
-A class's method is replaced by a function that looks the object up and, where nobody asked for
-it, calls the method as it was. What is known of an object is held here, by its identity, and not
-in the object: copies and pickles of it are plain, even those made meanwhile. Interceptions are
-independent of each other: they may overlap, and end in any order.
+A class's method is replaced by a function that looks the object up and, for other objects, calls
+the method as it was. What belongs to an object is held here, by its identity, and not in the
+object, so copies and pickles of it are unaffected. Interceptions may overlap and end in any order.
 
 Under ``torch.compile``, ``torch.export`` and tracing the methods run as they are.
 """
@@ -46,7 +45,7 @@ class Interception:
         self.active = True
         self._site = site
         self._key = id(target)
-        # No other object may get its identity while it counts.
+        # Keeps the object alive, unless weak, so that no other object gets its id.
         self._target: object | None = None if weak else target
         if weak:
             weakref.finalize(target, self.remove).atexit = False
@@ -111,8 +110,8 @@ class _Site:
 
     def add(self, interception: Interception, key: int) -> None:
         found = self.entries.get(key, ())
-        # What changes results stands inside, what changes arguments outside, what looks at both
-        # between them.
+        # Functions that change results stand inside, those that change arguments outside, and those
+        # that look at both in between.
         outer = tuple(each for each in found if each.outer)
         rest = tuple(each for each in found if not each.outer)
         if interception.inner:
@@ -129,7 +128,7 @@ class _Site:
             return
         del self.entries[key]
         if self.entries or not self.in_place:
-            return  # still used, or somebody put a function around this one
+            return  # still used, or another function wraps this one
         if self.own is _ABSENT:
             delattr(self.owner, self.name)
         else:

@@ -1,12 +1,12 @@
-"""The native libraries, loaded with the package, and if one will not load, why.
+"""Loads the native libraries with the package, and says why one did not load.
 
 `robustflow._C` has the CPU kernels and is a Python module; `_cuda.so` beside it has the CUDA
 kernels, nothing but operators, and needs no GPU to load. `robustflow._autograd` has no kernels: it
-calls the operators, with gradients, from C++, and fits only the very torch that it was built for.
-How each was built stands in a file beside it, `_C.build.json` for one.
+calls the operators, with gradients, from C++. It works only with the exact PyTorch version that it
+was built against. How each was built stands in a file beside it, `_C.build.json` for one.
 
-A source tree that shadows an installed robustflow, as it does for what is run in it, has no library
-of its own. It takes the installation's, where that was built from the same native sources.
+Python started in a source tree imports the tree and not the installed package. The tree may have no
+library of its own; it then uses the installed one, if that was built from the same native sources.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class Failure:
 
     Attributes:
         reason: a sentence, with what to do about it.
-        kind: "left out" of the installation or for another torch, so that others do its work;
-            "not built" in a source tree that was never installed; or "broken": it should load.
+        kind: "left out" of the installation, or built for another torch, so that others do its
+            work; "not built" in a source tree that was never installed; or "broken": it should
+            load.
     """
 
     reason: str
@@ -60,7 +61,7 @@ _isa_error: str | None = None
 def load() -> bool:
     """Whether the native library is loaded; :func:`load_error` says why not.
 
-    That was tried when this module was imported, since torch.compile cannot trace an import.
+    It was loaded when this module was imported, since torch.compile cannot trace an import.
     """
     return _library is not None
 
@@ -134,12 +135,12 @@ def build_info() -> dict[str, Any]:
 
 
 def shadowed_folder() -> Path | None:
-    """The installation's folder that the libraries come from, where this is a source tree's."""
+    """The installation that the libraries come from, if this is a source tree."""
     return None if _folder == _PACKAGE else _folder
 
 
 def is_outdated() -> bool:
-    """Whether the library was built from other sources than those that lie beside this package."""
+    """Whether the library was built from sources other than those beside this package."""
     if not (load() and _is_source_tree()):
         return False
     built_from = _facts(_folder, "_C").get("sources", "unknown")
@@ -174,7 +175,7 @@ def _load() -> None:
         _library = _import_library("_C")
     except ImportError as error:
         _failure = _explain(error)
-        if _failure.kind != "left out":  # the installation said that, and doctor does
+        if _failure.kind != "left out":  # the build said that, and doctor says it again
             _LOG.warning("%s Until then the slower reference is used.", _failure.reason)
         return
     if name := os.environ.get("ROBUSTFLOW_ISA"):
@@ -216,7 +217,7 @@ def _load_cuda() -> None:
 
 
 def _load_autograd() -> None:
-    """Load `robustflow._autograd` where it was built for this very torch: others would crash."""
+    """Load `robustflow._autograd` if it was built for this exact torch: another would crash."""
     global _autograd, _autograd_failure
     built = _facts(_folder, "_autograd").get("torch")
     if _extension(_folder, "_autograd") is None:

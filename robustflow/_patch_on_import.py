@@ -80,7 +80,7 @@ def _patch(name: str) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds nothing of its own: it lets the libraries that are waited for be patched.
+    """Finds no module itself; patches the libraries that it waits for after their import.
 
     Args:
         waiting: by the module that is imported, the library.
@@ -113,7 +113,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
-    """Another loader, for one import: the module does not keep this one."""
+    """Wraps the loader of one import; the module does not keep it."""
 
     def __init__(self, finder: _Finder, own: Loader) -> None:
         self._finder = finder

@@ -10,7 +10,7 @@ from typing import Any
 def plain(value: Any) -> Any:
     """Mappings, sequences and numbers (numpy's too) as JSON holds them.
 
-    A number that is not finite becomes a string, for which JSON has no number.
+    A number that is not finite becomes a string, since JSON has none.
 
     Example:
         >>> plain({"largest": (1.5, math.inf)})

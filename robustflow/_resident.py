@@ -1,4 +1,4 @@
-"""Resident memory of this process, from Linux's own count of pages: all that was touched counts."""
+"""Resident memory of this process, as Linux counts it: all pages that were touched."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 def reset_peak() -> int:
-    """Make the high-water mark the present size in bytes, which is returned.
+    """Reset the high-water mark to the present size, in bytes, and return that.
 
     Raises:
         OSError: not on Linux, or it cannot be reset here.

@@ -81,7 +81,7 @@ def box_of(
 
 
 def _edge(name: str, edge: Bound, x: Tensor) -> Tensor:
-    """An edge of the box, or a bound, on the device of x and in what the kernels compute in."""
+    """An edge of the box, or a bound, on the device of x and in the kernels' compute dtype."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     if not isinstance(edge, Tensor):
         return bound_as_tensor(name, edge, dtype, x.device)

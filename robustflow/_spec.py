@@ -24,7 +24,8 @@ _REDUCE = ("sum", "none")
 class Group:
     """Parameters of an element that can come as a tensor of their own.
 
-    The tensor of the first group holds those of all groups, in order, where the others are None.
+    If the others are None, the tensor of the first group holds the parameters of all groups, one
+    group after the other.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Group:
 class Number:
     """A setting that is a number: ``check(name, value, settings)`` raises where it is a wrong one.
 
-    ``otherwise`` gives the number that None stands for.
+    ``otherwise`` gives the number to use for None.
     """
 
     name: str
@@ -151,8 +152,7 @@ class Spec:
         config: ``config([size,] inverse, *settings, reduce, dims)``, the operator's configuration
             (its arguments after the tensors, in the order of the schema) for an x of so many
             dimensions. Settings are values of the public functions, in the order of ``settings``;
-            a wrong one raises a TypeError or ValueError that names it. It is made once for each
-            group of settings, and then remembered.
+            a wrong one raises a TypeError or ValueError that names it. Results are cached.
         num_params: parameters of an element; 0 where it depends on the settings.
 
     Example:

@@ -1,6 +1,6 @@
 """The transforms: what each is called, which parameters and settings it has, and their ranges.
 
-Who adds a transform begins here.
+To add a transform, begin here: docs/adding-a-transform.md.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ MODIFIED_RQ = Spec(
 
 # ---- the rational-quadratic spline with K bins (arXiv:1906.04032) -------------------------------
 
-# Derivatives beyond one a bin: a spline has one a knot, but those that the tails settle.
+# Number of derivatives minus number of bins. A spline has K + 1 knots; linear tails fix the
+# derivative at both ends, and circular tails make them equal.
 EXTRA_DERIVATIVES = {None: 1, "linear": -1, "circular": 0}
 TAILS: tuple[str | None, ...] = tuple(EXTRA_DERIVATIVES)
 PARAMETRIZATIONS = ("softmax", "softclip", "knots")
@@ -63,7 +64,7 @@ MAX_BINS = 256
 
 
 def count_derivatives(num_bins: int, tails: str | None) -> int:
-    """Of a spline with so many bins."""
+    """Number of derivatives of a spline with so many bins."""
     check_choice("tails", tails, TAILS)
     return num_bins + EXTRA_DERIVATIVES[tails]
 
@@ -126,7 +127,7 @@ RQ = Spec(
 
 # ---- the conditional affine transform (arXiv:2006.14200) ----------------------------------------
 
-# Scale functions, with the bound on the log-scale of those that have one; 1 stands for none.
+# Scale functions, with the default bound on the log-scale; 1 for those that have none.
 _CLAMPS = {
     "sigmoid": 1.0,
     "exp": 1.0,

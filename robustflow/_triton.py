@@ -1,4 +1,4 @@
-"""The Triton kernels, `robustflow.kernels`: loaded with the package, and if they are not, why."""
+"""Loads the Triton kernels, `robustflow.kernels`, and says why they did not load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _error: str | None = None
 def load() -> bool:
     """Whether the Triton kernels are loaded; :func:`load_error` says why not.
 
-    That was tried when this module was imported, since torch.compile cannot trace an import.
+    They were loaded when this module was imported, since torch.compile cannot trace an import.
     """
     return kernels is not None
 

@@ -1,4 +1,4 @@
-"""How often tensors were written to, for what is kept of them."""
+"""Counts of writes to tensors, to tell whether a cached result is still valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeping freed memory in the process, so that large tensors are not mapped afresh each time."""
+"""Keep freed memory in the process, so that large tensors reuse pages that are mapped already."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
-# A symbol by which an allocator that replaces the C library's can be told.
+# A symbol that identifies an allocator which replaces the C library's.
 _REPLACEMENTS = {"tcmalloc": "tc_version", "jemalloc": "mallctl", "mimalloc": "mi_version"}
 
 

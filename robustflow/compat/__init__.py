@@ -1,7 +1,7 @@
 """Drop-ins: robustflow's kernels inside existing flow libraries.
 
-``patch("nflows")`` (or normflows, zuko, FrEIA, glasflow, transformers) accelerates a library where
-it stands; ``patch_module`` a copy of nflows' functions in another package.
+``patch("nflows")`` (or normflows, zuko, FrEIA, glasflow, transformers) accelerates an installed
+library in place; ``patch_module`` does so for a copy of nflows' functions in another package.
 """
 
 from robustflow.compat._registry import (

@@ -1,4 +1,4 @@
-"""Modules of this package that know one library each, where that library is in use."""
+"""Picks the adapter modules, one for each library, of the libraries that are in use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import sys
 from types import ModuleType
 
-# By the package that must be imported for a model to have its layers.
+# Adapter by the package that must be imported before a model can contain its layers.
 LIBRARIES = {
     "robustflow": "layers",
     "robustflow.compat.srflow": "srflow",
@@ -19,7 +19,7 @@ LIBRARIES = {
 
 
 def adapters(package: str) -> list[ModuleType]:
-    """The modules of ``package`` for the libraries that are imported, ``layers`` first."""
+    """The adapter modules in ``package`` for the libraries imported so far, ``layers`` first."""
     return [
         importlib.import_module(f"{package}.{name}")
         for library, name in LIBRARIES.items()

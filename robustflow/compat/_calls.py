@@ -1,4 +1,4 @@
-"""What the kernels can serve of a call that was written for another library."""
+"""Whether the kernels can serve a call that was written for another library."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _own_code = threading.local()
 
 
 def run_own_code(original: Function, *args: Any, **kwargs: Any) -> Any:
-    """Run a library's own function, and what it calls of the changed ones unchanged as well."""
+    """Run a library's own function; other patched functions that it calls run unpatched too."""
     if torch.compiler.is_compiling():
         return original(*args, **kwargs)
     before = runs_own_code()
@@ -89,7 +89,7 @@ def broadcasts_to(tensor: Tensor, x: Tensor) -> bool:
 
 
 def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in a dtype, without a call where it is in it already."""
+    """The tensor in a dtype; no call if it has that dtype already."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 

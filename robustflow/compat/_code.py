@@ -1,8 +1,8 @@
-"""Changing a function in place: every reference to it, whenever it was taken, sees the change.
+"""Changes a function in place, so that every existing reference to it sees the change.
 
 Call sites hold functions in many ways (from-imports, partials, defaults, class attributes,
 dictionaries), and all of them hold the function *object*. So the object stays and its code is
-exchanged: the new code has the same parameters and hands them, in order, to a replacement.
+exchanged: the new code has the same parameters and passes them, in order, to a replacement.
 Defaults, docstring, name, module and pickles do not change.
 """
 
@@ -18,7 +18,8 @@ from typing import Any, Protocol
 Function = Callable[..., Any]
 
 # What the new code of each changed function calls: a replacement or, once restored, the library's
-# own code. An entry is never removed, since a thread may be between the two.
+# own code. An entry is never removed, since a thread may have loaded the code and not yet the
+# entry.
 slots: list[Function] = []
 
 
@@ -41,7 +42,7 @@ class _Changed:
     replacements: list[Function] = field(default_factory=list)  # the last one is in force
 
     def update(self) -> None:
-        """Exchange the code as the replacements ask for."""
+        """Install the code of the last replacement, or the function's own."""
         own = self.original.__code__
         if self.replacements:
             slots[self.slot] = self.replacements[-1]
@@ -74,7 +75,7 @@ def original_of(function: types.FunctionType) -> types.FunctionType:
 class CodeChange:
     """Let ``replacement`` run, with all arguments by position, where ``function`` is called.
 
-    Keyword arguments that the function collects in ``**kwargs`` are handed over as such. Changes
+    Keyword arguments that the function collects in ``**kwargs`` are passed on as keywords. Changes
     of one function can be nested, and undone in any order.
     """
 
@@ -113,7 +114,7 @@ class AttributeChange:
         setattr(self.owner, self.name, self.value)
 
     def undo(self) -> None:
-        if vars(self.owner).get(self.name) is self.value:  # else it is someone else's by now
+        if vars(self.owner).get(self.name) is self.value:  # else another has replaced it since
             delattr(self.owner, self.name)
 
 
@@ -121,7 +122,8 @@ def _forwarding_code(own: types.CodeType, slot: int) -> types.CodeType:
     """Code with the parameters of ``own`` that calls ``slots[slot]``.
 
     It keeps the name, the file and the first line, so that ``inspect`` still finds the library's
-    source. Names that ``own`` closes over stay free variables, as the function's cells demand.
+    source. Names that ``own`` closes over stay free variables, because new code must have as many
+    as the function has cells.
     """
     count = own.co_argcount + own.co_kwonlyargcount
     names = list(own.co_varnames[:count])
@@ -139,7 +141,7 @@ def _forwarding_code(own: types.CodeType, slot: int) -> types.CodeType:
         parameters.append(keywords)
         arguments.append(keywords)
     body = f"from {__name__} import slots; return slots[{slot}]({', '.join(arguments)})"
-    if own.co_freevars:  # named after the return: never reached, and free all the same
+    if own.co_freevars:  # named after the return: never reached, but it makes them free variables
         body += f"; ({', '.join(own.co_freevars)},)"
     source = f"def changed({', '.join(parameters)}): {body}"
     if own.co_freevars:

@@ -1,8 +1,8 @@
-"""The spline layers of nflows and normflows (and of nflows' copies), with packed parameters.
+"""The spline layers of nflows, its copies, and normflows, on packed parameters.
 
-Their methods cut the conditioner's output (N, D, P) into widths, heights and derivatives and scale
-two of the three in place. The kernels read it whole, and write its gradient whole. A call that they
-cannot serve so goes on to the library's own method, which calls the functions of
+The libraries' methods split the conditioner's output (N, D, P) into widths, heights and derivatives
+and scale two of them in place. The kernels read the packed tensor and write one packed gradient.
+Calls that they do not support run the library's own method, which calls the functions of
 :mod:`robustflow.compat._splines`.
 """
 
@@ -177,11 +177,12 @@ def _elementwise(library: str, original: Function) -> Function:
 
 
 def _inverse_change(library: str, autoregressive: type, made: type) -> Change:
-    """The inverse runs the network for each feature.
+    """The change of the inverse, which runs the network once for each feature.
 
     It loops over ``range(np.prod(shape))``, which torch.compile cannot trace. Eager calls without
-    gradients compute each unit of the library's own network once; what else keeps to the passes is
-    counted, and said why. The method is shared with layers that have no spline: theirs is not ours.
+    gradients compute each unit of the library's own network once. Other calls run the network for
+    each feature; they are counted, and logged with the reason. Layers without a spline inherit the
+    same method and keep the library's.
     """
     owner = next(each for each in autoregressive.__mro__ if "inverse" in vars(each))
     method = require_function(library, owner, "inverse")
@@ -246,7 +247,7 @@ def _inverse_change(library: str, autoregressive: type, made: type) -> Change:
 
 
 def _serve(library: str, layer: Any, num_bins: int, inputs: Tensor, *rest: Any) -> Any:
-    """:func:`_serve_wide` with a log-determinant in the inputs' dtype, which is the library's."""
+    """:func:`_serve_wide`, with the log-determinant in the inputs' dtype as in the library."""
     found = _serve_wide(library, layer, num_bins, inputs, *rest)
     return None if found is None else (found[0], in_dtype(found[1], inputs.dtype))
 
@@ -261,7 +262,7 @@ def _serve_wide(
     logit_scale: float,
     reduce: str = "none",
 ) -> tuple[Tensor, Tensor] | None:
-    """The kernels, with a layer's settings, on parameters (..., P), or None where it must pass."""
+    """The kernels with a layer's settings, on parameters (..., P); None if they do not apply."""
     if tensor_obstacle(inputs, params):
         return None
     tails, bound = layer.tails, _UNIT_BOX
@@ -324,9 +325,9 @@ def _config(
 
 
 def _logit_scale(net: Any, names: Sequence[str]) -> float | None:
-    """1 / sqrt(hidden units) where the network tells them, 0 where it does not, None if unusable.
+    """1 / sqrt(hidden units); 0 if the network does not say how many, None if unusable.
 
-    Asked at call time, as the libraries do: a wrapper that hides the attribute changes the outputs.
+    Read at each call, as the libraries do: a wrapper that hides the attribute changes the outputs.
     """
     for name in names:
         if hasattr(net, name):

@@ -1,8 +1,8 @@
 """The inverse of nflows' and normflows' autoregressive layers, each unit of MADE computed once.
 
-The libraries' MADEs have the same parts and differ in how they put them together: whether the
-context passes the activation, is added to a residual block or gates it, and whether plain blocks
-begin with one. Which it is, is found out on small networks when the library is patched.
+The libraries' MADEs have the same parts, combined differently: whether the context passes through
+the activation, is added to a residual block or gates it, and whether plain blocks begin with an
+activation. Small networks tell which it is when the library is patched.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _FUNCTIONS = frozenset(
 
 
 class Convention(NamedTuple):
-    """How a library puts a MADE together."""
+    """How a library combines the parts of a MADE."""
 
     context_is_activated: bool  # before it is added to the first layer
     context_gates_blocks: bool  # rather than being added within residual ones
@@ -72,7 +72,7 @@ class Made:
 
     def __init__(self, library: str, made: type[nn.Module]) -> None:
         self._made = made
-        # By the kind: residual blocks or not, with a context or without. A string says why not.
+        # By (residual blocks or not, context or not). A string says why there is none.
         self._conventions = {
             (residual, context): self._find_convention(residual, context)
             for residual in (False, True)
@@ -105,7 +105,7 @@ class Made:
         return self._plans.of(network, operations, features), operations
 
     def _find_convention(self, residual: bool, with_context: bool) -> Convention | str:
-        """By comparison with a small network of random weights; or why there is none."""
+        """The convention that a small random network agrees with; or why none does."""
         try:
             network = self._made(
                 features=3,
@@ -137,7 +137,7 @@ def _operations(network: Any, context: Tensor | None, convention: Convention) ->
     """A network's operations.
 
     Raises:
-        NotInOrder: a part is not what we know, or mixes samples or units (batch norm, dropout).
+        NotInOrder: a part is unknown, or mixes samples or units (batch norm, dropout).
     """
     linear, blocks = type(network.initial_layer), list(network.blocks)
     allowed = (linear, nn.Linear, nn.ModuleList, nn.Dropout, type(network), *map(type, blocks))

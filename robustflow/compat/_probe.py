@@ -1,4 +1,4 @@
-"""Recognising a function: by its parameters, and by its results on a few random inputs.
+"""Recognises a function by its parameters and by its results on a few random inputs.
 
 A version string says little: a library's main branch carries the release's, and a function of the
 same name and signature may compute something else.
@@ -33,7 +33,7 @@ def device() -> str:
     return "cuda" if on_gpu else "cpu"
 
 
-# What Python and torch raise where a function does not know what it is given.
+# What Python and torch raise if a function does not take the arguments.
 _REFUSALS = (
     ArithmeticError,
     AssertionError,
@@ -47,7 +47,7 @@ _REFUSALS = (
 
 
 def refusals(function: Function) -> tuple[type[Exception], ...]:
-    """The errors of a function that is not what it seems: those, and its own module's."""
+    """The errors that say a function is another one: those, and its module's own."""
     names = getattr(function, "__globals__", {}).values()
     own = (each for each in names if isinstance(each, type) and issubclass(each, Exception))
     return (*_REFUSALS, *own)
@@ -55,10 +55,10 @@ def refusals(function: Function) -> tuple[type[Exception], ...]:
 
 @contextmanager
 def standard_modes() -> Iterator[None]:
-    """Where probes run, whatever default device and modes there are where `patch` is called.
+    """Runs probes independently of the default device and modes of the caller of `patch`.
 
-    Libraries make tensors on the default device, and random weights: those on :func:`device`,
-    these without moving the global random state.
+    Libraries create tensors on the default device, which is :func:`device` here, and random
+    weights, which leave the global random state as it was.
     """
     where = device()
     with ExitStack() as modes:

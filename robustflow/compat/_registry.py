@@ -1,4 +1,4 @@
-"""Which libraries are patched, by how many, and who served their calls."""
+"""Which libraries are patched, how many patches each has, and who served their calls."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Session:
     applied: list[Change] = field(default_factory=list)  # what is in force now
 
     def apply(self) -> None:
-        """Apply what is not in force yet, all of it or nothing."""
+        """Apply the changes that are not in force yet; after an error, none of them."""
         if len(self.applied) == len(self.changes):
             return
         with ExitStack() as undone_on_error:
@@ -56,7 +56,7 @@ class _Session:
         _forget_compiled()
 
     def undo(self) -> None:
-        """Undo what is in force: each of it, whichever fails; those that do stay in force."""
+        """Undo all changes, even if one fails; those that fail stay in force."""
         with ExitStack() as last_first:
             last_first.callback(_forget_compiled)
             for change in self.applied:
@@ -75,13 +75,13 @@ def _new_lock() -> None:
     _lock = threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):  # another thread may have held the old one, for ever now
+if hasattr(os, "register_at_fork"):  # in the parent another thread may have held the old one
     os.register_at_fork(after_in_child=_new_lock)
 
 _sessions: dict[str, _Session] = {}
 _counts: dict[str, dict[str, int]] = {}
 _logged: set[tuple[str, str, str]] = set()
-_modules: set[str] = set()  # that patch_module was given, patched now or not
+_modules: set[str] = set()  # given to patch_module, whether patched now or not
 
 
 class Patch:
@@ -124,11 +124,11 @@ class Patch:
 def patch(name: str) -> Patch:
     """Let robustflow's kernels serve a flow library's rational-quadratic splines.
 
-    The library's functions and methods are changed in place, so that every reference to them,
-    existing models included, gains; signatures, docstrings, ``state_dict`` and pickles stay as
-    they are. Where a call uses something the kernels do not support, the library's own code runs
-    (a debug message of the logger ``robustflow.compat`` says why, once a reason; :func:`patched`
-    counts it).
+    The library's functions and methods are changed in place, so existing models and every other
+    reference to them run the kernels. Signatures, docstrings, ``state_dict`` and pickles stay as
+    they are. If a call uses something the kernels do not support, the library's own code runs. The
+    logger ``robustflow.compat`` says why at debug level, once for each reason, and :func:`patched`
+    counts it.
 
     Args:
         name: ``"nflows"``, ``"normflows"``, ``"zuko"``, ``"FrEIA"``, ``"glasflow"`` or
@@ -158,7 +158,7 @@ def patch(name: str) -> Patch:
             "that holds a copy of nflows' functions."
         )
     library = importlib.import_module(LIBRARIES[name].changes)
-    library.modules()  # imports, not under our lock: a thread may import one and wait for the lock
+    library.modules()  # import it without our lock: a thread that imports it may wait for the lock
     with _lock:
         return _begin(name, library.changes)
 
@@ -241,11 +241,11 @@ def patched() -> dict[str, dict[str, int]]:
         no native library, where :func:`robustflow.use_backend` chose it, under ``torch.func``
         transforms that differentiate, and in traces and ONNX exports. ``"fallback"``: the
         library's own code. An autoregressive inverse whose network runs once for each feature,
-        though its splines are served, counts as one more ``"fallback"``.
+        counts as one ``"fallback"`` beside the calls of its splines.
 
         A call inside ``torch.compile`` counts once, when it is traced. Each process counts its
-        own calls; one that was forked goes on from its parent's numbers. A library whose patch
-        could not be undone whole is listed until it is.
+        own calls; one that was forked goes on from its parent's numbers. A library with a change
+        that could not be undone is listed until it is undone.
 
     Example:
         >>> import robustflow
@@ -276,12 +276,12 @@ def _begin(name: str, changes: Callable[[], Sequence[Change]]) -> Patch:
 def _end(session: _Session) -> None:
     try:
         session.undo()
-    finally:  # its handles are over, and must not end what comes after
+    finally:  # its handles are void, and must not end a later patch
         _register(replace(session, uses=0))
 
 
 def _register(session: _Session) -> None:
-    """A library is in the registry while anything of its patch is in force."""
+    """A library is in the registry while any change of its patch is in force."""
     if session.applied:
         _sessions[session.name] = session
         _counts.setdefault(session.name, dict.fromkeys(SERVERS, 0))
@@ -291,7 +291,7 @@ def _register(session: _Session) -> None:
 
 
 def _forget_compiled() -> None:
-    """torch.compile guards on functions, not on their code: what it compiled is out of date."""
+    """torch.compile guards on functions, not on their code: drop what it compiled before."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
 

@@ -1,7 +1,7 @@
 """nflows' two spline functions, which normflows, glasflow and many packages carry copies of.
 
-``unconstrained_rational_quadratic_spline`` has tails; ``rational_quadratic_spline`` lives on a box
-and complains of inputs outside it.
+``unconstrained_rational_quadratic_spline`` has tails; ``rational_quadratic_spline`` has a box and
+raises for inputs outside it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TENSORS = (
 MINIMA = ("min_bin_width", "min_bin_height", "min_derivative")
 _UNCONSTRAINED = (*TENSORS, "inverse", "tails", "tail_bound", *MINIMA)
 _BOXED = (*TENSORS, "inverse", "left", "right", "bottom", "top", *MINIMA)
-_MAIN = "enable_identity_init"  # of nflows' main branch: another softplus
+_MAIN = "enable_identity_init"  # nflows' main branch: it changes the softplus
 
 UNCONSTRAINED = "unconstrained_rational_quadratic_spline"
 BOXED = "rational_quadratic_spline"
@@ -59,7 +59,7 @@ _KINDS = ("linear", "circular", _MIXED)
 
 
 def changes_of_module(module: ModuleType, library: str) -> list[Change]:
-    """Recognise the functions that a module defines, and what to change of them.
+    """The spline functions that a module defines, and the changes for them.
 
     Raises:
         PatchError: there are none, or they are others.
@@ -92,7 +92,7 @@ def _change_unconstrained(function: FunctionType, library: str) -> Change:
 
 
 def _agrees(library: str, original: Function, kind: str) -> bool:
-    """Whether the function has this kind of tails; if so, it must be the one that we know."""
+    """Whether the function has this kind of tails; if so, it must agree with ours."""
     num_bins, tails = 5, ["linear", "circular"] if kind == _MIXED else kind
     extra = 1 if kind == _MIXED else EXTRA_DERIVATIVES[kind]
     sizes = (num_bins, num_bins, num_bins + extra)
@@ -100,7 +100,7 @@ def _agrees(library: str, original: Function, kind: str) -> bool:
     # A list of tails is compared inside the box: see _mixed.
     reach = 2.5 if kind == _MIXED else 4.0
     x = uniform(COUNT, 2, low=-reach, high=reach)
-    x.view(-1)[:2] = 0.1  # the copies differ in what they make of a batch that is all outside
+    x.view(-1)[:2] = 0.1  # the copies differ for a batch that is all outside
     ours = unconstrained(library, UNCONSTRAINED, original, frozenset(_KINDS))
     for inverse in (False, True):
         arguments = (x, *groups, inverse, tails, 2.5, 1e-3, 2e-3, 3e-3)
@@ -115,7 +115,7 @@ def _agrees(library: str, original: Function, kind: str) -> bool:
 
 
 def unconstrained(library: str, name: str, original: Function, kinds: frozenset[str]) -> Function:
-    """What replaces an unconstrained spline, ``original``, that has these kinds of tails."""
+    """The replacement of ``original``, an unconstrained spline with these kinds of tails."""
 
     def call(
         inputs: Tensor,
@@ -298,10 +298,10 @@ def _box_obstacle(inputs: Tensor, box: Sequence[Any], inverse: bool) -> str | No
 
 
 def is_outside(inputs: Tensor, low: Any, high: Any) -> bool:
-    """Whether any input is outside a closed interval; on a GPU this waits for it.
+    """Whether any input is outside a closed interval; on a GPU this synchronises.
 
-    Of the interval as the inputs' dtype holds it, which is how torch compares with a number. A
-    recorded program cannot ask: it gives NaN for such an input.
+    The interval is rounded to the inputs' dtype, as torch does when it compares with a number. A
+    traced program cannot raise: it gives NaN for such an input.
     """
     if is_recorded():
         return False

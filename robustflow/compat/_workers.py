@@ -1,4 +1,4 @@
-"""Patches in processes that start without those of their parent."""
+"""Patches for worker processes that start without those of their parent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from robustflow.compat import _registry
 
 @dataclass(frozen=True)
 class WorkerInit:
-    """Patches these in the process that calls it; can be pickled. See :func:`worker_init`."""
+    """Patches these libraries in the process that calls it. See :func:`worker_init`."""
 
     names: tuple[str, ...]
 
@@ -27,11 +27,11 @@ class WorkerInit:
 
 
 def worker_init(*names: str) -> WorkerInit:
-    """An initialiser of worker processes, which patches in each what is patched here.
+    """An initialiser for worker processes that patches what is patched here.
 
     A process that is *spawned* (everywhere on macOS and Windows, and on Linux wherever
     ``spawn`` or ``forkserver`` is the start method, the default from Python 3.14 on) imports its
-    libraries anew and knows nothing of the patches of its parent; only one that is forked does.
+    libraries again, without the patches of its parent. Only a forked process has them.
 
     Args:
         names: as given to :func:`patch`, or names of modules given to :func:`patch_module`. None:

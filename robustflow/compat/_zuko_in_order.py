@@ -1,8 +1,8 @@
 """The inverse of zuko's autoregressive layers, each unit of their network computed once.
 
 zuko runs the whole network ``passes`` times. This serves layers whose network is zuko's MaskedMLP
-and whose univariate transform is the spline. Of all others, and wherever gradients are wanted,
-zuko's own loop runs, on the kernels.
+and whose univariate transform is the spline. For others, and if gradients are wanted, zuko's own
+loop runs, with the kernels for its splines.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def in_order_change(
     layer_class = layers.MaskedAutoregressiveTransform
 
     def spline_layer(self: Any) -> Any:
-        """The layer whose splines it inverts, or None where it has others."""
+        """The layer, if its univariate transform is a spline that the kernels invert, else None."""
         meta = self.meta
         layer = getattr(meta.func, "__self__", None) if type(meta) is partial else None
         return layer if isinstance(layer, layer_class) and is_direct(layer) else None

@@ -125,15 +125,15 @@ class ElementwiseTransform(Transform, ABC):
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """log \\|dy/dx\\| of each element, like y; float32, or float64 if x or a parameter is.
 
-        At no cost for the x and y of the latest call, in either direction. The graph is then that
-        call's: of ``x = t.inv(y)``, it leads to y, as x itself does.
+        For the x and y of the latest call, in either direction, nothing is computed. The autograd
+        graph is then that call's: after ``x = t.inv(y)`` it leads to y, as the graph of x does.
         """
         return self._logabsdet(x, y, False)
 
     def _logabsdet(self, x: Tensor, y: Tensor, inverse: bool) -> Tensor:
         kept: Kept | Traced | None = self._kept
         if torch.compiler.is_compiling():
-            # Once: what a caller went on to hold would outlive the trace.
+            # Used once: a caller that kept it would keep it beyond the trace.
             kept, self._traced = self._traced, None
         if kept is not None:
             found = kept.logabsdet(x, y, inverse, self._parameters)
@@ -188,7 +188,7 @@ class Inverse(_InverseTransform):
     _inv: ElementwiseTransform
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__.copy()  # torch's drops what it inverts, and cannot be copied
+        return self.__dict__.copy()  # torch's drops the inverted transform, so that a copy fails
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return self._inv._logabsdet(y, x, True)

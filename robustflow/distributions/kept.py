@@ -14,8 +14,8 @@ from robustflow._versions import versions
 class Kept:
     """The log-determinant of one eager call, for as long as the caller holds both x and y.
 
-    The pair is held weakly and the log-determinant goes with it: nothing stays in memory, and no
-    autograd graph alive, that the caller has let go of.
+    The pair is held by weak references and the log-determinant is freed with it, so no tensor or
+    autograd graph lives longer than the caller needs it.
 
     Args:
         x, y: the pair, whichever of them was computed.
@@ -27,7 +27,7 @@ class Kept:
     def __init__(
         self, x: Tensor, y: Tensor, inverse: bool, logabsdet: Tensor, parameters: Sequence[Tensor]
     ) -> None:
-        record = weakref.ref(self)  # strongly, the two would hold each other until a collection
+        record = weakref.ref(self)  # strong references would be a cycle
 
         def forget(_: object) -> None:
             kept = record()
@@ -44,14 +44,14 @@ class Kept:
     def logabsdet(
         self, x: Tensor, y: Tensor, inverse: bool, parameters: Sequence[Tensor]
     ) -> Tensor | None:
-        """The log-determinant in a direction, if a call on these would give the same."""
+        """The log-determinant in a direction, if it is still valid for these tensors."""
         kept = self._logabsdet
         if kept is None or not self.holds_for(x, y, parameters):
             return None
         return kept if inverse == self._inverse else -kept
 
     def holds_for(self, x: Tensor | None, y: Tensor | None, parameters: Sequence[Tensor]) -> bool:
-        """Whether it was a call on these tensors, which would give the same now, graph included."""
+        """Whether the call was on these tensors and would now give the same, graph included."""
         return (
             x is not None
             and y is not None
@@ -66,8 +66,8 @@ class Kept:
 class Traced:
     """The same for a call inside torch.compile, for the rest of the compiled region.
 
-    Dynamo keeps what it traces alive. Held weakly, the log-determinant is gone when the compiled
-    function returns, and the record with it: it never outlives the trace that it is true for.
+    Dynamo keeps what it traces alive. The log-determinant is held by a weak reference, so it and
+    this record are gone when the compiled function returns, and never outlive the trace.
     """
 
     def __init__(self, x: Tensor, y: Tensor, inverse: bool, logabsdet: Tensor) -> None:
@@ -79,7 +79,7 @@ class Traced:
     def logabsdet(
         self, x: Tensor, y: Tensor, inverse: bool, parameters: Sequence[Tensor]
     ) -> Tensor | None:
-        """As of ``Kept``; versions cannot be asked for in a trace."""
+        """As for ``Kept``, without versions, which a trace cannot read."""
         kept = self._logabsdet()
         if (
             kept is None
@@ -92,7 +92,7 @@ class Traced:
 
 
 def _has_wanted_graph(x: Tensor, y: Tensor, inverse: bool, parameters: Sequence[Tensor]) -> bool:
-    """Whether the call recorded a graph, if one would be recorded now."""
+    """Whether the call recorded an autograd graph, or none is wanted now."""
     made, given = (x, y) if inverse else (y, x)
     if made.requires_grad or not torch.is_grad_enabled():
         return True

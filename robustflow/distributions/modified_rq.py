@@ -12,7 +12,7 @@ from robustflow.distributions.elementwise import ElementwiseTransform, check_par
 
 
 class ModifiedRQSplineTransform(ElementwiseTransform):
-    """The modified rational-quadratic spline: it moves no value further than its box is long.
+    """The modified rational-quadratic spline: it moves no value by more than the length of its box.
 
     ``|T(x) - x - shift|`` is less than the length of the interval whatever the parameters, so
     neither direction can explode; outside the box it is ``x + shift``. Domain and codomain are the

@@ -140,7 +140,7 @@ class RQSplineTransform(ElementwiseTransform):
 
 
 class _Interval(constraints.interval):  # named so since torch prints the name
-    """torch's, with bounds as the value's dtype holds them: a half type may round one outwards."""
+    """torch's interval with bounds in the value's dtype, which may round them outwards."""
 
     def check(self, value: Tensor) -> Tensor:
         lower, upper = (
@@ -150,7 +150,7 @@ class _Interval(constraints.interval):  # named so since torch prints the name
         return (lower <= value) & (value <= upper)
 
 
-for _registry in (biject_to, transform_to):  # they ask for the very class
+for _registry in (biject_to, transform_to):  # torch looks up the exact class
     _registry.register(
         _Interval,
         lambda box, to=_registry: to(constraints.interval(box.lower_bound, box.upper_bound)),

@@ -7,12 +7,13 @@ A transform has *implementations*, each of which is a pair of operators of the s
 - ``triton``: ``robustflow::name_triton`` and ``robustflow::name_triton_backward``, around the
   functions of :mod:`robustflow.kernels`.
 
-The operators' own autograd (a kernel under the dispatch key Autograd) is what torch.compile, vmap
-and exported programs meet: reverse mode by the backward operator; forward mode, and whatever
-torch.func differentiates, by the reference, of which a graph then consists. An eager call does not
-take the dispatcher's way to a Python kernel, which is long beside a small batch: it goes through a
-plain ``autograd::Function`` around the operator, with the same formula, in C++ where the library
-`robustflow._autograd` is loaded and the implementation is a pair of operators, else in Python.
+torch.compile, vmap and exported programs use the operators' own autograd, a kernel under the
+dispatch key Autograd. It does reverse mode by the backward operator. Forward mode, and whatever
+torch.func differentiates, it does by the reference, whose operations are then in the graph. An
+eager call does not go through the dispatcher to that Python kernel, because for a small batch that
+takes longer than the transform. It goes through a plain ``autograd.Function`` around the operator
+with the same formula: in C++ if `robustflow._autograd` is loaded and the implementation is a pair
+of operators, else in Python.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ Transformed = Callable[..., tuple[Tensor, Tensor]]  # what a user gets: y and lo
 class Implementation:
     """The two ways into one implementation, with the same positional arguments."""
 
-    eager: Transformed  # the short way through autograd
+    eager: Transformed  # through a plain autograd.Function
     operator: OpOverload  # as registered: what torch.compile and vmap see
     backward: OpOverload  # of the operator
 
@@ -74,10 +75,10 @@ class Transform:
         tensors = ("Tensor x", *spec.tensors)
         self._num_tensors = len(tensors)
         self._num_gradients = 1 + len(spec.groups)
-        # Of the arguments after x.
+        # Counted among the arguments after x.
         self._num_others = len(spec.tensors)
         self._has_size = bool(spec.size)
-        # Without a way to a kernel every size is too large, and the reference serves.
+        # If no kernel can be called, every size counts as too large, so the reference serves.
         self._max_size = spec.max_size if _call_state.KERNELS_CAN_BE_CALLED else -1
         self._inverse_at = self._num_others + self._has_size
         self._has_options = self._num_others > 1
@@ -103,7 +104,7 @@ class Transform:
             x: of any shape.
             arguments: tensors of parameters and constants, whose last dimension is an element's and
                 whose others broadcast to x, or None; then the configuration.
-            by: what :meth:`route` said of this call, where it was asked before.
+            by: the result of :meth:`route` for this call, if it is known already.
         """
         if by is None:
             at = self._inverse_at
@@ -138,7 +139,7 @@ class Transform:
         return self.reference if kind == "differentiated" else self.implementations[name].operator
 
     def _aligned(self, x: Tensor, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The same with groups of parameters that broadcast alike, and constants that do."""
+        """The arguments, with all groups of parameters in one broadcast pattern."""
         count, dims = self._num_gradients - 1, x.dim() + 1
         if arguments[count - 1] is not None:
             groups = arguments[:count]
@@ -171,8 +172,8 @@ class Transform:
                 kernels elsewhere; or two Python functions with the schemas' positional arguments,
                 which become ``robustflow::<transform>_<name>`` and ``..._backward``, and which
                 eager calls reach without the dispatcher.
-            traced: of Python functions, that they launch Triton kernels, on traced tensors by
-                ``torch.library.wrap_triton``, and that torch.compile may look into them.
+            traced: for Python functions: they launch Triton kernels (on traced tensors by
+                ``torch.library.wrap_triton``), and torch.compile may trace into them.
 
         Raises:
             ValueError: the name is taken.
@@ -266,7 +267,7 @@ class Transform:
                 return self.reference(*args)
             return reverse_mode(*args)
 
-        # Of triton_op's own kernel, which is for every device, one for a device takes the place.
+        # A kernel for one device replaces triton_op's own, which is for every device.
         for key in ("AutogradCPU", "AutogradCUDA") if traced else ("Autograd",):
             library.impl(forward, autograd, key)
 
@@ -278,7 +279,7 @@ class Transform:
         cotangents: Sequence[Tensor | None],
     ) -> Sequence[Tensor | None]:
         """Of x and the parameters, None where not needed."""
-        if torch.is_grad_enabled():  # a gradient of this gradient will be asked for
+        if torch.is_grad_enabled():  # create_graph=True: this gradient is differentiated again
             return _reference_gradients(
                 self.reference, ctx.saved_tensors, ctx.config, needed, cotangents
             )
@@ -295,7 +296,7 @@ class Transform:
         return made
 
     def _eager(self, call: Function, call_backward: Function) -> Transformed:
-        """The short way: a plain autograd.Function, and none where no gradient is wanted."""
+        """For eager calls: a plain autograd.Function, skipped if no gradient is wanted."""
         python_way = self._python_way(call, call_backward)
         library = _native.autograd()
         if library is None or not isinstance(call, OpOverload):
@@ -316,7 +317,7 @@ class Transform:
         gradients = self._gradients
 
         class Eager(torch.autograd.Function):
-            # The configuration is one argument: autograd spends time on each.
+            # The configuration is one argument, because autograd spends time on each argument.
             @staticmethod
             def forward(ctx: Any, config: tuple[Any, ...], *tensors: Any) -> tuple[Tensor, Tensor]:
                 ctx.set_materialize_grads(False)
@@ -345,15 +346,15 @@ class Transform:
 
 
 def _in_torch_func_or_forward_mode(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether a call under the key Autograd must be differentiable by more than reverse mode.
+    """Whether a call under the key Autograd needs more than reverse mode.
 
-    A transform of torch.func that is under way there is one that differentiates: vmap takes the
-    operator's own rule, beneath it.
+    A transform of torch.func that is active there differentiates: vmap is handled below this key,
+    by the operator's own rule.
     """
     return _call_state.innermost_transform() is not None or _has_tangent(*tensors)
 
 
-# Each tensor that is asked costs Python some microseconds.
+# Asking a tensor takes some microseconds in Python.
 _has_tangent = getattr(_native.autograd(), "any_dual", _call_state.has_tangent)
 
 
@@ -371,7 +372,7 @@ _FRAGMENTS: list[torch.library.Library] = []  # a registration lives as long as 
 
 
 def _direct(function: Function, operator: Function) -> Function:
-    """A Python function without the dispatcher, where nothing but the dispatcher would notice."""
+    """The function itself for plain eager calls, else its operator."""
 
     def call(*args: Any) -> Any:
         if is_plain_eager() and all(map(is_plain_tensor, _tensors_of(args))):
@@ -386,7 +387,7 @@ def _tensors_of(args: Sequence[Any]) -> list[Tensor]:
 
 
 def _on_its_device(function: Function, position: int) -> Function:
-    """A function that launches kernels, on the device of its tensor at ``position``."""
+    """The function, with the device of its tensor at ``position`` made current."""
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
@@ -442,7 +443,7 @@ def _reference_gradients(
     needed: Sequence[bool],
     cotangents: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """Gradients that can be differentiated again, at the price of the reference's memory."""
+    """Gradients that can be differentiated again; they take the reference's memory."""
     outputs = reference(*tensors, *config)
     # One may depend on none of the tensors that require grad: of the affine transform, the
     # log-determinant on x.

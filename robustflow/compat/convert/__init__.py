@@ -1,6 +1,6 @@
 """Migration: a trained model's affine couplings become modified RQ splines, in place.
 
-:func:`convert_affine` is the whole of it; one module a library knows its layers.
+:func:`convert_affine` is the public function; each library's layers have a module of their own.
 """
 
 from robustflow.compat.convert._convert import convert_affine

@@ -1,4 +1,4 @@
-"""An affine layer that was found in a model: watched while the model runs, then converted."""
+"""An affine layer of a model: observed while the model runs, then converted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ADDITIVE = "it is additive: it has no scale that could collapse"
 
 _ABSENT = object()
 # How the four parameters of an element are shared among a layer's networks: width, height,
-# derivative and shift from one; or the shift from a network of its own, as the affine's was.
+# derivative and shift from one; or the shift from a network of its own, if the affine's was.
 TOGETHER = (RescaledModifiedRQSpline.num_params,)
 APART = (RescaledModifiedRQSpline.num_params - 1, 1)
 
@@ -26,13 +26,13 @@ APART = (RescaledModifiedRQSpline.num_params - 1, 1)
 class AffineLayer(ABC):
     """One layer with one or more elementwise affine transforms, its *parts*.
 
-    A subclass knows a library's layer: :meth:`watch` puts itself in the way of the calls and
-    hands each to :meth:`observe`; :meth:`convert` makes the layer another one, in place, so that
-    everything that refers to it sees the change. It must not fail: all is checked before.
+    There is a subclass for each library's layers. Its :meth:`watch` intercepts the calls and passes
+    each to :meth:`observe`. Its :meth:`convert` changes the layer's class in place, so that every
+    reference to it sees the change; it must not fail, so everything is checked before.
 
     Args:
         module: the layer.
-        target: the class that it becomes; None where it stays one of its class.
+        target: the class that it becomes; None if it keeps its class.
     """
 
     channel_dim: ClassVar[int] = 1
@@ -49,16 +49,16 @@ class AffineLayer(ABC):
 
     @property
     def names(self) -> tuple[str, str]:
-        """What the layer was and what it is then, for the report."""
+        """What the layer was, and what it becomes, for the report."""
         return self.kind, self.kind if self.target is None else self.target.__name__
 
     @abstractmethod
     def watch(self) -> None:
-        """See to it that each call of a part comes to :meth:`observe`, by :meth:`shadow`."""
+        """Intercept each call of a part by :meth:`shadow`, and pass it to :meth:`observe`."""
 
     @abstractmethod
     def convert(self, splines: Splines) -> None:
-        """Make the layer one of splines, by part; the heads are made anew elsewhere."""
+        """Turn the layer into one of splines, one for each part; heads are replaced elsewhere."""
 
     def begin(self, watch: HeadWatch) -> None:
         self._watch = watch
@@ -74,7 +74,7 @@ class AffineLayer(ABC):
         self._shadowed.clear()
 
     def shadow(self, name: str, replacement: Callable[..., Any]) -> None:
-        """Put a function in the place of an attribute of this one object, until :meth:`end`."""
+        """Replace an attribute of this one object by a function, until :meth:`end`."""
         self._shadowed[name] = self.module.__dict__.get(name, _ABSENT)
         self.module.__dict__[name] = replacement
 
@@ -89,15 +89,15 @@ class AffineLayer(ABC):
         wanted: tuple[int, ...] = TOGETHER,
         counted: Tensor | None = None,
     ) -> None:
-        """Note a call of a part: its numbers, and which layers made its parameters.
+        """Record a call of a part: its statistics, and the layers whose outputs are its parameters.
 
         Args:
             part: its name; "" for the only one.
             x, params, inverse, elementwise, counted: as for :meth:`Statistics.add`.
-            wanted: for each of ``params``, how many of the spline's it is to hold a channel.
+            wanted: for each of ``params``, how many spline parameters a channel it is to hold.
         """
         statistics = self.statistics.setdefault(part, Statistics(self.channel_dim))
-        # Asked before the transform runs, which may write to its parameters.
+        # Before the transform runs, because it may write to its parameters.
         makers = [self._watch.maker(param) if self._watch else None for param in params]
         statistics.add(x, params, inverse, elementwise, counted)
         for maker, number in zip(makers, wanted, strict=True):
@@ -110,13 +110,13 @@ class AffineLayer(ABC):
                 self.want(maker, statistics.channels, number)
 
     def want(self, layer: nn.Module, channels: int, number: int) -> None:
-        """Note that a layer is to make ``number`` parameters for each of ``channels``."""
+        """Record that a layer is to output ``number`` parameters for each of ``channels``."""
         head = Head(layer, channels, number)
         if self.heads.setdefault(layer, head) != head:
             self._obstacle = "one last layer serves transforms of different sizes"
 
     def complete(self) -> None:  # noqa: B027
-        """After the calibration: add parts that it did not reach, where that can be done."""
+        """After the calibration: add parts that it did not reach, if possible."""
 
     @property
     def obstacle(self) -> str | None:
@@ -136,8 +136,8 @@ class AffineLayer(ABC):
 
     @property
     def weight(self) -> Tensor:
-        """One of a last layer; under autocast, the parameters that it makes have another dtype."""
+        """A weight of a last layer. Under autocast its outputs have another dtype."""
         return next(iter(self.heads)).get_parameter("weight").detach()
 
 
-Found = AffineLayer | str | None  # a layer, or why it stays, or None where it is not affine
+Found = AffineLayer | str | None  # a layer, or why it stays, or None if it is not affine

@@ -1,4 +1,4 @@
-"""The conversion: find, watch a calibration batch, check, and only then change."""
+"""The conversion: find the layers, observe a calibration batch, check, and only then change."""
 
 from __future__ import annotations
 
@@ -42,11 +42,12 @@ def convert_affine(
     followed by the modified RQ spline (:class:`RescaledModifiedRQSpline`). Scale and shift start
     at the affine's means over the calibration batch (of the log-scale) and are parameters; the
     box holds the central 99 % of the values that come out of them, and a fifth more. The
-    conditioners keep all their weights but those of the last layer, which is made anew with 4
-    outputs for each 2, zero. So the model begins as the affine one without its dependence on the
-    condition: fine-tune it, with a new optimiser (the old one holds parameters that are gone).
+    conditioners keep all their weights except those of the last layer. That layer is replaced by
+    one of zeros with 4 outputs for every 2. So the model begins as the affine one without its
+    dependence on the condition: fine-tune it, with a new optimiser, because the old one holds
+    parameters that are gone.
 
-    Nothing changes if an error comes up. A second call finds nothing to replace. Weights of a
+    An error leaves the model unchanged. A second call finds nothing to replace. Weights of a
     converted model load into one that was converted alike. The model runs twice, in evaluation
     mode and without gradients: before the conversion to calibrate, after it as a check.
 
@@ -113,7 +114,7 @@ def convert_affine(
 def _find(
     model: nn.Module, adapters: Sequence[Any]
 ) -> tuple[dict[str, AffineLayer], dict[str, Kept]]:
-    """By qualified name: the affine layers, and those that stay."""
+    """The affine layers by qualified name, and the reasons of those that stay."""
     layers: dict[str, AffineLayer] = {}
     reasons: dict[str, Kept] = {}
     for name, module in model.named_modules():
@@ -161,7 +162,7 @@ def _set_aside(model: nn.Module, layers: dict[str, AffineLayer], reasons: dict[s
         if layer.obstacle is not None:
             keep(name, layer.obstacle)
     changed = True
-    while changed:  # a layer that is kept may share its last layer with others
+    while changed:  # a layer that stays may share its last layer with others
         changed = False
         for name, layer in list(layers.items()):
             for head, wanted in layer.heads.items():
@@ -177,7 +178,7 @@ def _set_aside(model: nn.Module, layers: dict[str, AffineLayer], reasons: dict[s
 
 @contextmanager
 def _undone_on_error(layers: Any) -> Iterator[None]:
-    """If an error comes up, the layers and all that is in them are what they were."""
+    """On an error, restore the layers and everything in them."""
     modules = [module for layer in layers for module in layer.module.modules()]
     before = [(module, type(module), _copy(module.__dict__)) for module in modules]
 
@@ -194,7 +195,7 @@ def _undone_on_error(layers: Any) -> Iterator[None]:
 
 
 def _copy(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Attributes of a module, its registries of children and tensors as copies."""
+    """The attributes of a module, with copies of its dictionaries of children and tensors."""
     return {
         name: value.copy() if name in ("_modules", "_parameters", "_buffers") else value
         for name, value in attributes.items()

@@ -1,4 +1,4 @@
-"""The last layer of a conditioner: finding it by what it made, and making it anew."""
+"""The last layer of a conditioner: found by its output tensor, and replaced."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ PLAIN: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
 
 @dataclass(frozen=True)
 class Head:
-    """A last layer, and what it is to make.
+    """A last layer, and the outputs that it is to have.
 
     Attributes:
         module: the layer.
-        channels: how many it makes parameters for.
+        channels: the number of channels whose parameters it outputs.
         wanted: parameters for each.
     """
 
@@ -30,7 +30,7 @@ class Head:
 
     @property
     def obstacle(self) -> str | None:
-        """Why it cannot be made anew."""
+        """Why it cannot be replaced."""
         weight = self.module._parameters.get("weight")
         if weight is None or nn.utils.parametrize.is_parametrized(self.module):
             return "its conditioner's last layer is parametrised (weight or spectral norm)"
@@ -75,11 +75,11 @@ class Head:
 
 
 class HeadWatch:
-    """Which layer made which tensor, while it is open.
+    """Within it, records which layer computed which tensor.
 
     Args:
         modules: in which to look.
-        kinds: types of layers that can be made anew.
+        kinds: types of layers that can be replaced.
     """
 
     def __init__(self, modules: Iterable[nn.Module], kinds: tuple[type[nn.Module], ...]) -> None:
@@ -99,7 +99,7 @@ class HeadWatch:
             self._made[layer] = (weakref.ref(output), output._version)
 
     def maker(self, tensor: Tensor) -> nn.Module | None:
-        """The layer whose output this very tensor is, unwritten since; None if there is none."""
+        """The layer whose output this tensor object is, unless written to since; or None."""
         for layer, (made, version) in self._made.items():
             if made() is tensor and tensor._version == version:
                 return layer

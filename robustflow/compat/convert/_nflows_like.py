@@ -57,7 +57,7 @@ class ParameterLayer(AffineLayer):
     """A layer with a method a direction that is called with (inputs, packed parameters)."""
 
     methods: ClassVar[tuple[str, str]]
-    # The inverse is called once a dimension, and only the last call has the right parameters.
+    # The inverse is called once for each dimension; only the last call has the final parameters.
     sequential: ClassVar[bool] = False
 
     def watch(self) -> None:
@@ -69,7 +69,7 @@ class ParameterLayer(AffineLayer):
 
         def call(*args: Tensor, **kwargs: Tensor) -> Any:
             nonlocal calls
-            inputs, params = (*args, *kwargs.values())  # coupling passes them by name
+            inputs, params = (*args, *kwargs.values())  # couplings pass them by name
             calls += 1
             needed = math.prod(inputs.shape[1:]) if inverse and self.sequential else 1
             if calls % max(1, needed) == 0:

@@ -1,4 +1,4 @@
-"""What a conversion did, and what it left."""
+"""What a conversion replaced, and what it kept."""
 
 from __future__ import annotations
 

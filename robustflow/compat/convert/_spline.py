@@ -17,9 +17,9 @@ class RescaledModifiedRQSpline(nn.Module):
     """``z = RQ(x * exp(log_scale) + shift)``, RQ the modified RQ spline with a box a channel.
 
     The modified RQ spline has slope 1 outside its box and cannot rescale data. The scale and the
-    shift here do; they are parameters, one of each a channel, and the same for every condition:
-    the inverse moves a value by less than its box, beyond the spline's own shift, and multiplies
-    it by the constant ``exp(-log_scale)``.
+    shift here do. They are trainable, one of each for a channel, and the same for every condition.
+    So the inverse moves a value by less than the box, apart from the spline's own shift, and
+    multiplies it by the constant ``exp(-log_scale)``.
 
     The spline of box [low, high] is the one of [-1, 1] between two constant maps, which costs no
     log-determinant, so channels of different size share one call.

@@ -11,7 +11,7 @@ from robustflow.compat.convert._spline import RescaledModifiedRQSpline
 
 Elementwise = Callable[..., Tensor]
 
-_MOST_VALUES = 2**22  # of a call, that are kept for the quantiles
+_MOST_VALUES = 2**22  # values of a call that are kept for the quantiles
 # The box: the central 99 % of the values, a fifth longer. For a normal density, +-3.1 deviations.
 _COVERED, _LONGER = 0.99, 1.2
 
@@ -24,7 +24,7 @@ class Statistics:
 
     Attributes:
         inverse: the direction that was seen first, and is the one from data to latents.
-        obstacle: why the transform cannot be replaced, as far as the numbers say.
+        obstacle: why the values rule out a replacement, or None.
     """
 
     def __init__(self, channel_dim: int) -> None:
@@ -43,14 +43,14 @@ class Statistics:
         elementwise: Elementwise,
         counted: Tensor | None,
     ) -> None:
-        """Note one call.
+        """Record one call.
 
         Args:
             x: what is transformed.
             params: the conditioner's.
             inverse: the direction of the call.
             elementwise: the library's own ``elementwise(x, *params) -> y``, in this direction.
-            counted: where x is transformed at all (broadcasts to x); None: everywhere.
+            counted: mask of the elements that are transformed (broadcasts to x); None: all.
         """
         if self.inverse is None:
             self.inverse, self.channels = inverse, x.shape[self.channel_dim]
@@ -58,8 +58,8 @@ class Statistics:
                 self.obstacle = "it transforms no channel"
         if inverse != self.inverse or self.obstacle is not None:
             return
-        # The transform's own code says what scale and shift the parameters mean. In float64:
-        # a small scale is the difference of two values near the shift.
+        # Read scale and shift from the transform's own code, at x = 0 and 1, checked at -2. In
+        # float64, because a small scale is the difference of two values near the shift.
         wide = [param.detach().double() for param in params]
         shift, there, elsewhere = (
             elementwise(torch.full_like(x, at, dtype=torch.float64), *wide)
@@ -101,7 +101,7 @@ class Statistics:
             log_scale, shift = log_scale / count.clamp(min=1), shift / count.clamp(min=1)
         low, high = (edge * log_scale.exp() + shift for edge in _central(values))
         centre, half_width = (low + high) / 2, _LONGER * (high - low) / 2
-        # A channel that the batch leaves constant tells no size: it gets a small box, or one of 1.
+        # A channel that is constant in the batch has no range: it gets a small box, or one of 1.
         half_width = torch.maximum(half_width, 1e-3 * half_width.max())
         half_width = torch.where(half_width > 0, half_width, torch.ones_like(half_width))
         constants = (log_scale, shift, centre - half_width, centre + half_width)
@@ -117,7 +117,7 @@ class Statistics:
 
 
 def _central(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The edges of the central part of each row's numbers: NaN is none, and of none they are 0."""
+    """The edges of the central part of each row, without NaN; 0 if nothing is left."""
     ordered = values.sort(dim=1).values  # NaN last; torch.quantile takes 2**24 values at most
     last = (ordered.isfinite().sum(dim=1, keepdim=True) - 1).clamp(min=0)
     outside = (1 - _COVERED) / 2

@@ -86,7 +86,7 @@ class _Block(AffineLayer):
 
     def convert(self, splines: Splines) -> None:
         self.module.__class__ = self.target
-        for name in ("clamp", "f_clamp"):  # a lambda, which no pickle takes
+        for name in ("clamp", "f_clamp"):  # a lambda, which cannot be pickled
             self.module.__dict__.pop(name, None)
         for part, attribute in self.rescaled.items():
             setattr(self.module, attribute, splines[part])

@@ -21,7 +21,7 @@ _PLAIN: dict[type[nn.Module], type[nn.Module]] = {
 
 
 class WatchedTransform:
-    """An elementwise transform in its place, which tells a layer what it is given."""
+    """Wraps an elementwise transform and reports its arguments to a layer."""
 
     def __init__(
         self, layer: AffineLayer, transform: Any, part: str = "", *, passes: int = 1

@@ -133,7 +133,7 @@ class _Layer(AffineLayer):
             def seen(x: Tensor, inverse: bool) -> None:
                 nonlocal inverses
                 inverses += inverse
-                # An autoregressive inverse has its parameters right in its last pass.
+                # Only the last pass of an autoregressive inverse has the final parameters.
                 if inverse and inverses % getattr(self.module, "passes", 1):
                     return
 
