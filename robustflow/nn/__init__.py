@@ -1,7 +1,7 @@
 """Layers of conditional flows.
 
 Every layer is called as ``layer(z, context=None, *, inverse=False) -> (z, logabsdet (N,))``.
-:class:`ConditionalFlow` puts them together, projects a context once for all of them, and has
+:class:`ConditionalFlow` combines them, projects a context once for all of them, and has
 ``log_prob`` and ``sample``.
 """
 

@@ -1,4 +1,4 @@
-"""Checks of what layers are called with: sentences in place of a convolution's complaint."""
+"""Checks of the arguments of layers, with clearer errors than a convolution's."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def check_one_batch_size(name: str, tensors: Sequence[Tensor]) -> None:
 
 
 def check_context_fits(projected: Tensor, z: Tensor) -> None:
-    """What was made from a context has z's batch and spatial size, or 1 in their place."""
+    """Tensors made from a context have z's batch and spatial size, or 1 instead."""
     have, want = projected.shape, z.shape
     if len(have) != len(want) or any(
         not fits(size, full)
@@ -119,7 +119,7 @@ def check_context_fits(projected: Tensor, z: Tensor) -> None:
 
 
 def check_options_are_used(own: nn.Module | None, options: Mapping[str, object]) -> None:
-    """Options of the default conditioner reach none but that one."""
+    """Options of the default conditioner are an error beside a conditioner of the user's."""
     if own is not None and options:
         raise TypeError(
             f"{', '.join(options)}: options of the default conditioner, but a conditioner was "

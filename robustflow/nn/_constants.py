@@ -28,9 +28,9 @@ def take_channels(z: Tensor, channels: Sequence[int]) -> Tensor:
 def _tensor(
     values: tuple[float, ...] | tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Remembered, since a copy to a device costs more than what is done with so few numbers.
+    """Cached, because copying so few numbers to a device costs more than computing with them.
 
-    Not what is made inside a trace or a mode, which may be no tensor of numbers.
+    Tensors created inside a trace or a mode are not cached: they may hold no numbers.
     """
     if is_plain_eager():
         return _remembered(values, dtype, device)

@@ -1,8 +1,8 @@
-"""A masked network computed as its inputs become known: the inverse of an autoregressive layer.
+"""The inverse of an autoregressive layer, with each unit of its masked network computed once.
 
-The parameters of a feature are needed when the features before it are known, and a hidden unit only
-once, when all that it reads is. D passes over the whole network do the same work D times; here
-every unit is computed once. Units are sorted by the step in which they can be computed, so that a
+Inverting D features takes D steps: the parameters of a feature depend on the features before it.
+Running the whole network in each step does the same work D times. But a unit can be computed once,
+in the first step in which all of its inputs are known. Units are sorted by that step, so that each
 step works on slices.
 """
 
@@ -22,7 +22,7 @@ from torch.nn.modules import module as _every
 from robustflow._call_state import PLAIN_TYPES, is_plain_eager
 from robustflow._versions import versions
 
-# Of one number each. Not PReLU, which may have a weight for each unit.
+# Elementwise modules. Not PReLU, which may have a weight for each unit.
 ELEMENTWISE = frozenset(
     {
         nn.CELU,
@@ -47,11 +47,11 @@ ELEMENTWISE = frozenset(
 
 
 class NotInOrder(Exception):
-    """Why an inverse is not computed this way, as a clause: the network runs for each feature."""
+    """Why an inverse cannot be computed this way, as a clause."""
 
 
 class Masked(NamedTuple):
-    """A linear layer of which the mask (out_features, in_features) leaves some connections."""
+    """A linear layer whose mask (out_features, in_features) is 1 where units are connected."""
 
     weight: Tensor
     bias: Tensor | None
@@ -60,7 +60,7 @@ class Masked(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """Multiplies by the sigmoid of what the context alone decides, (N or 1, units)."""
+    """Multiplies by the sigmoid of a function of the context alone, (N or 1, units)."""
 
     values: Tensor
 
@@ -71,7 +71,7 @@ class Add(NamedTuple):
     node: int
 
 
-# Node 0 is the input; operation i makes node i + 1 out of node i. A function is elementwise.
+# Node 0 is the input; operation i computes node i + 1 from node i. A function is elementwise.
 Operation = Masked | Gate | Add | Callable[[Tensor], Tensor]
 
 
@@ -83,7 +83,7 @@ class Plan:
         order: for each node, its units sorted by step.
         ends: for each node, how many of them are known after each step.
         features: the features whose parameters each step computes, as an index.
-        members: the same as numbers.
+        members: the same, as lists of numbers.
         num_params: parameters of a feature.
     """
 
@@ -100,14 +100,15 @@ def make_plan(
     context_features: int = 0,
     sources: Sequence[int] | None = None,
 ) -> Plan | None:
-    """The plan of a network, or None where the features cannot be had one after another.
+    """The plan of a network, or None if its masks do not allow computing feature after feature.
 
     Args:
         operations: the network; its input is the features, then the context, and its output index
             is ``d * num_params + p``.
         features: D.
         context_features: known from the start.
-        sources: of which feature each input is made; None: the inputs are the features.
+        sources: for each input, the feature that it is computed from; None: the inputs are the
+        features.
     """
     from_input = any(isinstance(each, Add) and each.node == 0 for each in operations)
     ends = (operations[0], operations[-1])
@@ -149,13 +150,13 @@ def make_plan(
 
 
 def _index(features: Tensor) -> slice | Tensor:
-    """A slice, of which nothing is copied, where the features lie side by side."""
+    """A slice, which copies nothing, if the features are adjacent."""
     first, last = int(features[0]), int(features[-1])
     return slice(first, last + 1) if last - first + 1 == len(features) else features
 
 
 def _steps(operations: Sequence[Operation], known: Tensor) -> list[Tensor]:
-    """For the units of each node, the first step in which all that they read is known."""
+    """For the units of each node, the first step in which all of their inputs are known."""
     steps = [known]
     for operation in operations:
         now = steps[-1]
@@ -168,10 +169,10 @@ def _steps(operations: Sequence[Operation], known: Tensor) -> list[Tensor]:
 
 
 class Plans:
-    """The plans of networks, each made once, as long as its network lives and keeps its masks."""
+    """Cached plans of networks, each valid while its network and its masks stay the same."""
 
     def __init__(self) -> None:
-        # By the network's id: which it is, its masks, how often they were written to, the plan.
+        # By the network's id: a reference to it, its masks, their counts of writes, the plan.
         self._made: dict[
             int, tuple[weakref.ref[nn.Module], list[Tensor], list[int], Plan | None]
         ] = {}
@@ -241,7 +242,7 @@ def invert_in_order(
     context: Tensor | None = None,
     embed: Callable[[Tensor, Sequence[int]], Tensor] | None = None,
 ) -> Tensor:
-    """The x of which an autoregressive layer makes y, without gradients.
+    """The x that an autoregressive layer maps to y, without gradients.
 
     Args:
         plan: of the network, by :func:`make_plan`.
@@ -250,14 +251,14 @@ def invert_in_order(
         invert: from some features of y, (N, n), and their parameters, (N, n, num_params), to those
             of x.
         context: (N, context_features), read with the features.
-        embed: from some features of x, (N, n), and which they are, to the inputs made of them, in
-            the order that those have among all; None: the inputs are the features.
+        embed: from some features of x, (N, n), and their indices, to the network's inputs that are
+            computed from them, in the order of all inputs; None: the inputs are the features.
     """
     ready = [
         _sorted(operation, plan.order[i], plan.order[i + 1])
         for i, operation in enumerate(operations)
     ]
-    # What the masked layers read, in the order of the steps.
+    # The inputs of the masked layers, sorted by step.
     buffers = [
         y.new_empty(len(y), len(plan.order[i])) if isinstance(operation, Masked) else None
         for i, operation in enumerate(operations)
@@ -307,7 +308,7 @@ def _slice(ends: Sequence[int], step: int) -> tuple[int, int]:
 
 
 def _sorted(operation: Operation, sources: Tensor, units: Tensor) -> Operation:
-    """An operation on units in the order of the steps, the mask and the sigmoid applied."""
+    """An operation on units sorted by step, with the mask and the sigmoid applied."""
     if isinstance(operation, Masked):
         weight, bias, mask, offset = operation
         return Masked(
@@ -322,7 +323,7 @@ def _sorted(operation: Operation, sources: Tensor, units: Tensor) -> Operation:
 
 
 def check_plain(modules: Iterable[nn.Module], *kinds: type[nn.Module]) -> None:
-    """Modules are of these very classes, or elementwise, and nobody watches their calls.
+    """Modules are of exactly these classes, or elementwise, and have no hooks.
 
     Raises:
         NotInOrder: one is not.
@@ -337,7 +338,7 @@ def check_plain(modules: Iterable[nn.Module], *kinds: type[nn.Module]) -> None:
 
 
 def check_can_run(*tensors: Tensor) -> None:
-    """A call may go this way: eager, on numbers, without gradients, and in one dtype.
+    """The call is plain eager, without gradients, and in one dtype.
 
     Raises:
         NotInOrder: it may not.

@@ -12,7 +12,7 @@ def float32_at_least(tensor: Tensor) -> Tensor:
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums and log-determinants of values of this one."""
+    """The dtype of sums and log-determinants, for values of this dtype: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -21,19 +21,19 @@ def no_change(z: Tensor) -> Tensor:
     return z.new_zeros(z.shape[0], dtype=wide_dtype(z.dtype))
 
 
-# Elements summed in one go: fewer than what PyTorch gives to several threads for a single result.
+# Elements of one sum: so few that PyTorch does not share a single result out to threads.
 _RUN = 1024
 
 
 def sum_per_sample(tensor: Tensor) -> Tensor:
     """(N, \\*S) summed over all but the first dimension, (N,), in float32 at least.
 
-    In an order that neither the layout nor, on a CPU, the batch size or the number of threads
-    changes: PyTorch cuts a long sum with a single result into as many parts as it has threads.
+    The order does not depend on the layout nor, on a CPU, on the batch size or the number of
+    threads. (PyTorch cuts a long sum with a single result into as many parts as it has threads.)
     """
     sums = float32_at_least(tensor)
     sums = sums.flatten(1) if sums.dim() > 1 else sums.unsqueeze(1)
-    if sums.stride(1) != 1:  # another way through memory would be another order
+    if sums.stride(1) != 1:  # another memory layout would be another order
         sums = sums.contiguous()
     while sums.shape[1] > _RUN:
         whole = sums.shape[1] // _RUN * _RUN

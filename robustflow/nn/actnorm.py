@@ -21,10 +21,10 @@ class ActNorm(nn.Module):
     mean 0 and standard deviation 1. Whether that has happened is part of the state_dict. Until
     it has, the layer is the identity: in evaluation mode, and in the inverse, which set nothing.
 
-    A channel whose deviation the batch does not tell keeps a scale of 1: one that is constant to
-    rounding, or has fewer than 4 values (the predictive distribution of the next value, Student's
-    t, then has no variance). Elements that are not finite are left out. A batch without a finite
-    element sets nothing and does not count as the first.
+    A channel whose standard deviation the batch cannot estimate keeps a scale of 1: one that is
+    constant up to rounding, or has fewer than 4 values (the predictive distribution of the next
+    value, Student's t, then has no variance). Elements that are not finite are left out. A batch
+    without a finite element sets nothing and does not count as the first.
 
     Where ``torch.distributed`` is initialised, the first batches of all ranks count together, so
     that the ranks' copies start, and under DistributedDataParallel stay, equal: as with
@@ -106,15 +106,15 @@ class ActNorm(nn.Module):
         return f"{self.channels}"
 
 
-# Fewer values than this do not tell a deviation: the predictive distribution of the next one,
-# Student's t with one degree of freedom less than there are values, has a variance from three on.
+# With fewer values the predictive distribution of the next one, Student's t with one degree of
+# freedom less than there are values, has no variance.
 _FEWEST_VALUES = 4
-# A deviation below so many roundings of the channel's largest value is rounding itself.
+# A deviation below so many ulps of the channel's largest value is rounding error.
 _ROUNDINGS = 4
 
 
 class _Moments(NamedTuple):
-    """Of the finite values of each channel, (C,) each: over one batch, or all ranks'."""
+    """Moments of the finite values of each channel, (C,): over one batch, or all ranks'."""
 
     number: Tensor
     mean: Tensor
@@ -126,8 +126,8 @@ def standardisation(z: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor] | Non
     """bias and log_scale (C,) that give z (N, C, \\*S) mean 0 and deviation 1 in each channel.
 
     Over the batches of all ranks, where ``torch.distributed`` is initialised. Elements that are
-    not finite are left out. A channel whose deviation is not told (it is constant to rounding, or
-    has fewer than 4 values) is shifted but not scaled; None where no element at all is finite.
+    not finite are left out. A channel that is constant up to rounding, or has fewer than 4 values,
+    is shifted but not scaled. None if no element is finite.
     """
     moments = _moments(z)
     if distributed.is_available() and distributed.is_initialized():
@@ -143,7 +143,7 @@ def standardisation(z: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor] | Non
 
 
 def _moments(z: Tensor) -> _Moments:
-    """In float32 at least, on values of magnitude 1: no square leaves the range."""
+    """In float32 at least, on values scaled to magnitude 1, so that no square overflows."""
     values = float32_at_least(z.transpose(0, 1).flatten(1))
     finite = values.isfinite()
     values = torch.where(finite, values, 0.0)
@@ -161,8 +161,8 @@ def _moments(z: Tensor) -> _Moments:
 def _over_ranks(mine: _Moments) -> _Moments:
     """The moments of all ranks' values, from each rank's own, in float64.
 
-    Every rank gathers the same numbers and computes the same bits from them. The deviation of a
-    rank's mean from the mean of all is squared as it is: a difference of large squares would
+    Every rank gathers the same numbers and computes the same bits from them. The square of (a
+    rank's mean - the mean of all) is computed directly, because a difference of large squares would
     cancel.
     """
     numbers = torch.stack(mine).double()

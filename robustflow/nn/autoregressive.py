@@ -41,7 +41,7 @@ class Autoregressive(ConditionalLayer):
     """Masked autoregressive layer over (N, D): one pass forward, D passes back.
 
     Without gradients (``torch.no_grad``), the default conditioner computes every unit once on the
-    way back: all D passes together are the work of one. Where that cannot be, the logger
+    way back: all D passes together do the work of one. If that is not possible, the logger
     ``robustflow.nn`` says why at debug level.
 
     Args:
@@ -115,8 +115,8 @@ class Autoregressive(ConditionalLayer):
                 return self._invert_in_order(z, state)
             except NotInOrder as reason:
                 _log.debug("%s: its inverse takes D passes, since %s.", type(self).__name__, reason)
-        # After pass i the first i features of the order are right, and the parameters of the
-        # last pass depend on no more than features - 1 of them.
+        # After pass i the first i features of the order are final. The parameters of the last pass
+        # depend on features - 1 of them at most.
         x = torch.zeros_like(z)
         for _ in range(self.channels - 1):
             x, _ = self.transform(z, self.params_of(x, state), inverse=True)

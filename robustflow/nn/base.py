@@ -1,4 +1,4 @@
-"""What a flow's latents are distributed as: standard normal, or what the user says."""
+"""The distribution of a flow's latents: standard normal, or one that the user gives."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class _Functions(NamedTuple):
 
 
 class StandardNormal(LatentBase):
-    """The base where none is given: the only one that a temperature scales."""
+    """The default base, and the only one that a temperature scales."""
 
     def draw(self, shape: Sequence[int], generator: torch.Generator | None, like: Tensor) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
@@ -79,7 +79,7 @@ class StandardNormal(LatentBase):
 
 
 class _OfDistribution(LatentBase):
-    """A distribution of a latent without its batch: batch and event shape expand to (C, \\*S)."""
+    """A distribution of one latent: its batch and event shape expand to (C, \\*S)."""
 
     def __init__(self, distribution: Distribution) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class _OfDistribution(LatentBase):
 
 
 class _OfMethods(LatentBase):
-    """Whatever has ``sample(number)`` and ``log_prob(z)``; a module is then a part of the flow."""
+    """An object with ``sample(number)`` and ``log_prob(z)``; a module joins the flow."""
 
     def __init__(self, source: Any) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class _OfMethods(LatentBase):
 
 @contextlib.contextmanager
 def _seeded_by(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
-    """Torch's own generator seeded from another, for what draws from no other; then as before."""
+    """Within it, torch's global generator is seeded from another; afterwards it is restored."""
     if generator is None:
         yield
         return

@@ -62,7 +62,7 @@ def wrap(z: Tensor, bounds: Circles) -> Tensor:
 
 def _wrap(z: Tensor, bound: float | Tensor) -> Tensor:
     turned = z - (z / (2 * bound)).round() * (2 * bound)
-    # What rounding leaves beyond the seam would be outside a spline's box.
+    # Rounding can leave a value beyond the seam, which would be outside a spline's box.
     edge: Any = bound  # a number or a tensor, of which clamp takes two of a kind
     inside = turned.clamp(-edge, edge)
     wrapped: Tensor = turned + (inside - turned).detach()
@@ -132,8 +132,8 @@ class PeriodicFeatures(nn.Module):
 class PhaseShift(nn.Module):
     """Turns each circle by an angle of its own, which is learnt: ``z -> z + phase``, wrapped.
 
-    Splines with circular tails keep -bound where it is. Layers that turn in between move that
-    point, so that a flow can do at it what it does elsewhere. The log-determinant is 0.
+    Splines with circular tails keep -bound fixed. Rotations between them move that point, so that
+    the flow can change the density there as it does elsewhere. The log-determinant is 0.
 
     Args:
         channels: of z.

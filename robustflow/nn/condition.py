@@ -1,4 +1,4 @@
-"""A condition: all that a flow needs to know of a context, projected once."""
+"""A condition: a context, encoded and projected once for all layers of a flow."""
 
 from __future__ import annotations
 

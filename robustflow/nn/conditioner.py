@@ -1,9 +1,9 @@
-"""Conditioners in two parts: what depends on the context alone, and the rest.
+"""Conditioners in two parts: one that depends on the context alone, and the rest.
 
 The first layer of a coupling's conditioner reads ``[z1, context]``. A convolution of a
-concatenation is a sum of convolutions, and the context's term does not change while z does: it
-is computed once for all of a level's steps (one wide convolution) and for all samples of one
-condition.
+concatenation is a sum of convolutions, and the context's term does not depend on z. So it is
+computed once for all samples of one condition, and for all steps of a level in one wide
+convolution.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class TwoPartConditioner(nn.Module):
     def can_join(self) -> bool:
         """Whether :func:`project_together` does what ``project`` does.
 
-        Not if a subclass replaced that, or if something (a hook, a parametrisation, an adapter)
-        was put on the context's layer.
+        False if a subclass overrides ``project``, or if the context's layer has a hook, a
+        parametrisation or an adapter.
         """
         layer = self.context_layer
         return (

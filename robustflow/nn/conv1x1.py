@@ -19,9 +19,9 @@ class InvertibleConv1x1(nn.Module):
 
     In LU form, ``W = P L (U + diag(s))``: the determinant is the product of s, and the inverse
     two triangular solves of a C x C matrix. P and the signs of s stay as they are at first, so W
-    stays invertible. The plain form learns W itself: its determinant and its inverse each
-    factorise a C x C matrix, and training must keep it from singular (then both are infinite or
-    NaN: that is not checked). Neither form waits for the device: nothing is read back from it.
+    stays invertible. The plain form learns W itself. Its determinant and its inverse each factorise
+    a C x C matrix, and training must keep W from becoming singular (both are then infinite or NaN,
+    which is not checked). Neither form synchronises with the device.
 
     z is mixed in its own precision even under autocast, which would round it to half in each
     layer and leave a flow that does not invert.
@@ -74,7 +74,7 @@ class InvertibleConv1x1(nn.Module):
             matrix = float32_at_least(self.matrix)
             if inverse and is_onnx_export():
                 return _iterated_inverse(matrix)
-            # inv_ex and slogdet leave the check of a factorisation, which waits, to the caller.
+            # inv_ex and slogdet do not check the factorisation, so they do not synchronise.
             return torch.linalg.inv_ex(matrix).inverse if inverse else matrix
         lower, upper = float32_at_least(self.lower), float32_at_least(self.upper)
         permutation = self.permutation.to(lower.dtype)
@@ -97,7 +97,7 @@ class InvertibleConv1x1(nn.Module):
         """z (N, channels, \\*S) -> (z, logabsdet (N,)); the context is not used."""
         check_shape("z", z, self.channels)
         positions = math.prod(z.shape[2:])
-        device = z.device.type  # of meta there is no autocast to switch off
+        device = z.device.type  # the meta device has no autocast to switch off
         autocasts = torch.amp.is_autocast_available(device)
         with torch.autocast(device, enabled=False) if autocasts else nullcontext():
             weight = self.weight(inverse=inverse)

@@ -29,9 +29,9 @@ class Coupling(ConditionalLayer):
     Args:
         channels: channels of z, at least 2; ``channels // 2`` of them stay as they are.
         context_channels: channels of the context; 0 for a coupling without one.
-        transform: the elementwise transform; default :class:`ModifiedRQSpline`. Where it tells
-            the channels apart, its settings are of all of z, and the half that is transformed
-            gets its own.
+        transform: the elementwise transform; default :class:`ModifiedRQSpline`. If its settings
+            differ by channel, give those of all channels of z; the half that is transformed uses
+            its own.
         conditioner: any module called as ``conditioner(z1, context)``, or ``conditioner(z1)`` with
             ``context_channels=0``, that returns the parameters,
             (N, (channels - channels // 2) * num_params, \\*S) with index ``c * num_params + p``.

@@ -75,7 +75,8 @@ class Dequantize(nn.Module):
             return (level * step + low).to(z.dtype), change
         scaled = (wide - low) / step
         level = _with_gradient_of(scaled.round(), scaled)
-        # So far from whole numbers that rounding, here and in the inverse, reaches none.
+        # Keeps values so far from whole numbers that rounding, here and in the inverse, does not
+        # reach one.
         margin = 4 * torch.finfo(wide.dtype).eps * self.levels
         noise = margin + (1 - 2 * margin) * torch.rand_like(wide)
         return ((level + noise) / self.levels).to(z.dtype), -change
@@ -85,5 +86,5 @@ class Dequantize(nn.Module):
 
 
 def _with_gradient_of(value: Tensor, smooth: Tensor) -> Tensor:
-    """The value, which is constant almost everywhere, with the gradient of what it rounds."""
+    """The rounded value, with the gradient of the value before rounding."""
     return value.detach() + (smooth - smooth.detach())

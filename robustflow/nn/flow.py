@@ -33,7 +33,7 @@ Latents = tuple[Tensor, ...]
 
 
 class ConditionalFlow(nn.Module):
-    r"""A density over x, given a context where it has layers that take one, and samples of it.
+    r"""A density over x, given a context if a layer takes one, and samples of it.
 
     x passes through the levels in order. A level that ends with a
     :class:`~robustflow.nn.Split` sends half of its channels out as a latent, any other hands all
@@ -61,9 +61,10 @@ class ConditionalFlow(nn.Module):
         activations: what a training step keeps for its backward pass. ``"store"``: all that
             autograd asks for. ``"recompute"``: z between the layers; each layer runs again.
             ``"reversible"``: z at the end of each level; layers are inverted and run again, and
-            memory does not grow with their number. Gradients are then as exact as the inverses:
-            rounding is multiplied by their local gains, layer after layer. With the last two,
-            each layer projects the context itself, each time it runs in a training step.
+            memory does not grow with their number. The gradients are then as accurate as the
+            inverses, whose rounding errors are multiplied by the local gains, layer after layer.
+            With the last two, each layer projects the context itself, each time it runs in a
+            training step.
 
     Attributes:
         channels: of x; None where no layer says so.
@@ -325,7 +326,7 @@ class ConditionalFlow(nn.Module):
         return samples, density
 
     def latent_shapes(self, size: Sequence[int] = ()) -> list[tuple[int, ...]]:
-        """The shapes of :meth:`forward`'s latents but for the batch, for x of this spatial size.
+        """The shapes of :meth:`forward`'s latents without the batch, for x of this spatial size.
 
         Raises:
             ValueError: a size that is no multiple of ``size_multiple``, or no layer that knows its
@@ -393,7 +394,7 @@ class ConditionalFlow(nn.Module):
         return nn.ModuleList(bases)
 
     def _check_channels(self) -> None:
-        """Each layer takes the channels that the one before it makes, as far as they say so."""
+        """Check that the channels of neighbouring layers fit, as far as layers declare them."""
         channels: int | None = None
         for i, level in enumerate(self._levels()):
             for j, layer in enumerate(level.layers):
@@ -466,7 +467,7 @@ class ConditionalFlow(nn.Module):
         return sizes
 
     def _latent_shapes(self, sizes: Sequence[torch.Size]) -> list[tuple[int, ...]]:
-        """The shape of each latent but for the batch, for z of these sizes in the levels."""
+        """The shape of each latent without the batch, for z of these sizes in the levels."""
         ends = [level.split is not None for level in self._levels()]
         ends[-1] = True
         sizes = [size for size, end in zip(sizes, ends, strict=True) if end]

@@ -1,4 +1,4 @@
-"""What every layer of a flow has in common, and what the conditional ones add.
+"""The interface of a flow's layers, and the base class of the conditional ones.
 
 A layer is a module with ``forward(z, context=None, *, inverse=False) -> (z, logabsdet (N,))``.
 A conditional layer splits that call in two, so that a flow can do the first part once for many
@@ -23,7 +23,7 @@ class ConditionalLayer(nn.Module, ABC):
         channels: channels of z.
         context_channels: channels of the context; 0 for a layer that takes none.
         transform: the elementwise transform.
-        conditioner: a module that makes the parameters; each subclass says from what.
+        conditioner: a module that returns the parameters; each subclass says what it reads.
     """
 
     def __init__(

@@ -121,9 +121,9 @@ class FlowLevel(nn.Module):
 
     @property
     def size_multiple(self) -> int:
-        """Of what the sides of z must be multiples.
+        """The number of which the sides of z must be multiples.
 
-        A layer that asks for that says so by an attribute of this name.
+        A layer with such a requirement has an attribute of this name.
         """
         return math.prod(getattr(layer, "size_multiple", 1) for layer in self.layers)
 
@@ -210,7 +210,7 @@ class FlowLevel(nn.Module):
 
 
 def _joinable(layer: nn.Module) -> TwoPartConditioner | None:
-    """The conditioner of a layer whose ``project`` :func:`project_together` stands for."""
+    """The conditioner of a layer whose ``project`` :func:`project_together` can replace."""
     if not isinstance(layer, ConditionalLayer):
         return None
     conditioner = layer.conditioner

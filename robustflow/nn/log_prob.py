@@ -1,4 +1,4 @@
-"""log_prob as a module's forward, for what wraps a module and sees no other method."""
+"""log_prob as a module's forward, for wrappers that act on ``forward`` alone."""
 
 from __future__ import annotations
 

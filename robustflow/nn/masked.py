@@ -139,7 +139,7 @@ class MaskedConditioner(TwoPartConditioner):
 
 
 class MaskedLinear(nn.Linear):
-    """A linear layer of which a mask (out_features, in_features) leaves some connections."""
+    """A linear layer whose mask (out_features, in_features) is 1 where units are connected."""
 
     mask: Tensor
 

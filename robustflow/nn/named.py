@@ -42,7 +42,7 @@ class _RQSplineMaskedOptions(RQSplineOptions, MaskedConditionerOptions, total=Fa
 
 
 def _bounded(options: _AffineLayerOptions) -> _AffineLayerOptions:
-    """With a scale that is bounded and starts at the identity, unless another is asked for."""
+    """Adds the default scale, which is bounded and starts at the identity."""
     return {"scale": "softclip_exp", **options}
 
 

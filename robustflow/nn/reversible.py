@@ -1,11 +1,11 @@
 """Layers whose backward pass rebuilds their inputs from their outputs.
 
-Between two layers nothing is kept, nor what they make of the context: the memory of a training
-step does not grow with the number of layers, but for their weights. Each layer is inverted, and
-run again with gradients, when its turn comes; a step takes about twice the time. What is rebuilt
-differs from what was by rounding, times the local gains of the inverses, layer after layer. That
-is little for flows as they are trained here; it is not where an affine coupling's scale has
-collapsed, nor in deep flows of splines that are steep inside their box
+No activations are kept between layers, nor projections of the context, so the memory of a training
+step does not grow with the number of layers, except for their weights. In the backward pass each
+layer is inverted and run again with gradients; a step takes about twice the time. The rebuilt
+inputs differ from the original ones by rounding errors, multiplied by the local gains of the
+inverses, layer after layer. That is little for flows as they are trained here; it is not where an
+affine coupling's scale has collapsed, nor in deep flows of splines that are steep inside their box
 (`benchmarks/reversible.py` measures it).
 
 Source: Gomez et al., The Reversible Residual Network, 2017 (arXiv:1707.04585), for the idea.
@@ -116,7 +116,7 @@ class _Reversible(torch.autograd.Function):
         number = len(tensors) - len(call.weights)
         inputs = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
         states = call.states(inputs[:number])
-        # The weights themselves: a layer reads them, and not the copies that autograd was given.
+        # The weights themselves, because a layer reads these and not the copies given to autograd.
         inputs[number:] = call.weights
         gradients: dict[int, Tensor] = {}
         with call.autocast.restored():
@@ -146,7 +146,7 @@ class _Reversible(torch.autograd.Function):
 
 
 def _of_layer(layer: nn.Module, state: Any) -> list[Tensor]:
-    """What of a layer's call, beside z, wants a gradient."""
+    """The tensors of a layer's call, beside z, that require gradients."""
     leaves = [leaf for leaf in tree_flatten(state)[0] if isinstance(leaf, Tensor)]
     tensors = [*leaves, *layer.parameters()]
     return list({id(tensor): tensor for tensor in tensors if tensor.requires_grad}.values())

@@ -1,4 +1,4 @@
-"""How a flow samples: in blocks, whose size the data's shape alone decides.
+"""How a flow samples: in blocks whose size depends on the data's shape alone.
 
 A convolution or a matrix product rounds a row differently in another batch size. So samples that
 are to have the same bits, however many are asked for at a time, must go through the flow in the
@@ -24,7 +24,7 @@ CPU_BLOCK, GPU_BLOCK = 2**18, 2**21
 
 
 class SamplingOptions(TypedDict, total=False):
-    """Types of what :meth:`robustflow.nn.ConditionalFlow.sample` takes besides the context."""
+    """Types of the options of :meth:`robustflow.nn.ConditionalFlow.sample`."""
 
     condition: Condition | None
     temperature: float | Sequence[float]
@@ -46,7 +46,7 @@ class Block:
     Attributes:
         group: of all samples: a context's; or, where there are more contexts than samples of
             each, the samples of all contexts of one turn.
-        start, stop: which of the group's.
+        start, stop: the range of samples in the group.
         condition: of these samples, or of batch size 1 for all of them; None without one.
     """
 
@@ -66,7 +66,7 @@ class Order:
 
     @property
     def by_turns(self) -> bool:
-        """Whether a group is a sample of each context, and not the samples of one context."""
+        """Whether a group has one sample of each context, not the samples of one."""
         return self.condition is not None and self.num_samples < len(self.condition)
 
     @property
@@ -103,7 +103,7 @@ class Order:
 
 
 class Gathered:
-    """What the blocks give, (N, ...) each, put in its place: (contexts, num_samples, ...).
+    """Collects the results of the blocks, (N, ...) each, into (contexts, num_samples, ...).
 
     Without gradients in one tensor, allocated once.
     """

@@ -60,7 +60,7 @@ class Squeeze(nn.Module):
 
     @property
     def size_multiple(self) -> int:
-        """Of what the sides of a picture must be multiples."""
+        """The number of which the sides of a picture must be multiples."""
         return self.factor
 
     def output_channels(self, channels: int) -> int:
