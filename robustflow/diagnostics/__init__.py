@@ -1,4 +1,4 @@
-"""Exploding inverses: seen while a model samples, bounded, scored, and cured."""
+"""Tools for exploding inverses: watch a model sample, bound, score and guard it."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -89,7 +89,7 @@ __all__ = [
     "tap",
 ]
 
-_LATER = {  # what needs an extra, and where it is
+_LATER = {  # what needs an extra, and its module
     "PosteriorReport": "robustflow.diagnostics.posterior.report",
     "posterior_report": "robustflow.diagnostics.posterior.report",
     "RobustnessReport": "robustflow.diagnostics.report.report",

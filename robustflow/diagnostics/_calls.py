@@ -1,4 +1,4 @@
-"""Watching the conditional layers' calls while a model samples, each as a whole."""
+"""Watches whole calls of the conditional layers while a model samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from robustflow.diagnostics._layers import Layer, Probe, Replay, Run, Watcher
 
 @dataclass
 class Call:
-    """What passed by in one call of a layer.
+    """What was recorded in one call of a layer.
 
     Attributes:
         logits: raw scales of an affine layer.
@@ -28,7 +28,7 @@ class Call:
 
 
 class CallWatcher(Watcher):
-    """Hands each call of a conditional layer, from latents to data, to :meth:`seen`."""
+    """Passes each call of a conditional layer, from latents to data, to :meth:`seen`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class CallWatcher(Watcher):
 
     @abstractmethod
     def seen(self, layer: Layer, call: Call, y: Tensor, x: Tensor) -> None:
-        """A call is over that took y and gave x."""
+        """Called after a call that mapped y to x."""
 
     def call(
         self,
@@ -64,8 +64,8 @@ class CallWatcher(Watcher):
         if self.calls and not self._asking and layer.affine is not None:
             # A copy: FrEIA's AllInOneBlock writes to its parameters.
             logits = layer.affine.logits(params).clone()
-            # Of several passes over all features only the last has the right parameters; calls for
-            # one feature after the other add up.
+            # If a call has several passes over all features, only the last has the final
+            # parameters; calls for one feature after the other add up.
             if layer.kind == "autoregressive" and logits.shape[1:].numel() > 1:
                 self.calls[-1].logits.clear()
             self.calls[-1].logits.append(logits)
@@ -78,7 +78,7 @@ class CallWatcher(Watcher):
             self.calls[-1].noted.append(log_derivatives)
 
     def log_gain(self, layer: Layer, logits: Tensor) -> Tensor:
-        """log \\|dx/dy\\| of an affine layer's raw scales; asked for when its call is over."""
+        """log \\|dx/dy\\| from an affine layer's raw scales; to be called after its call."""
         assert layer.affine is not None
         self._asking = True  # it may call the layer's own methods
         try:

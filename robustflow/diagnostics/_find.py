@@ -51,12 +51,12 @@ class _Search:
     def layers(
         self, module: nn.Module, name: str = "", flipped: bool = False, member: bool = False
     ) -> list[Watched]:
-        """Those in a module.
+        """The layers in a module.
 
         Args:
             module, name: in which to look.
-            flipped: it runs against the direction of the flow around it.
-            member: it is called as a layer, whatever it is.
+            flipped: it runs in the direction opposite to that of the flow around it.
+            member: it is called as a layer, so it is one even if its class is unknown.
         """
         if module in self.seen:
             return []
@@ -87,7 +87,7 @@ def _named(watched: Watched, name: str, flipped: bool) -> Watched:
 
 
 def _check_can_be_watched(module: nn.Module, name: str) -> None:
-    """Raise where a module's calls do not run its own methods."""
+    """Raise if calls of a module do not run its own methods."""
     where = f"its submodule {name!r}" if name else "model"
     if isinstance(module, torch.jit.ScriptModule):
         raise ValueError(

@@ -39,14 +39,14 @@ class GainWatcher(CallWatcher):
 
 
 def _of_samples(logs: Tensor, number: int) -> Tensor:
-    """The largest of each sample, (N,); one row serves all where the parameters do."""
+    """The largest of each sample, (N,); parameters of batch size 1 count for all samples."""
     rows = logs.reshape(len(logs), -1).amax(dim=1) if logs.dim() else logs[None]
     return rows.expand(number) if len(rows) == 1 else rows
 
 
 @contextmanager
 def watching(model: nn.Module, layers: Iterable[str] | None = None) -> Iterator[GainWatcher]:
-    """A :class:`GainWatcher` of a model's layers, or of those named, within the block."""
+    """Within the block, a :class:`GainWatcher` of a model's layers, or of those named."""
     watcher = GainWatcher()
     watcher.start(find_layers(model, layers))
     try:
@@ -56,7 +56,7 @@ def watching(model: nn.Module, layers: Iterable[str] | None = None) -> Iterator[
 
 
 def largest_gains(watcher: GainWatcher, number: int) -> Tensor:
-    """(layers, N): of each layer and sample the largest log inverse derivative.
+    """The largest log inverse derivative of each layer and sample, (layers, N).
 
     Raises:
         ValueError: no layer with one was called, or not once for each of ``number`` contexts.

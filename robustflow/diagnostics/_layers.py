@@ -1,8 +1,8 @@
-"""A flow's layers as the tools of this package see them: found in a model, and watched.
+"""The common interface to a flow's layers: how they are found in a model and watched.
 
-One module a library, in :mod:`robustflow.diagnostics._libraries`, knows the classes of its layers,
-how they are called, and which of their directions is sampling. A layer stands around those calls,
-without a trace in the model, and hands each to a :class:`Watcher`.
+Each library has a module in :mod:`robustflow.diagnostics._libraries` that knows the classes of its
+layers, how they are called, and which direction is sampling. A :class:`Layer` wraps those calls,
+without changing the model, and passes each to a :class:`Watcher`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class AffineParams:
     Attributes:
         logits: from the tensor of parameters to the raw scales in it, a view.
         log_gain: from raw scales (k,) to log |dx/dz| of sampling, (k,): monotone.
-        counted: which of the second dimension's count, for a network that makes more.
+        counted: which channels of the second dimension count, if the network outputs more.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -55,7 +55,7 @@ class Watched(ABC):
     Attributes:
         module: the module.
         name: as in ``model.named_modules()``.
-        flipped: it runs against the direction of the flow around it.
+        flipped: it runs in the direction opposite to that of the flow around it.
         channels_last: z is (\\*, C), not (N, C, \\*S).
     """
 
@@ -69,7 +69,7 @@ class Watched(ABC):
 
     @abstractmethod
     def watch(self, watcher: Watcher) -> None:
-        """Hand the module's calls to the watcher, by :meth:`Watcher.intercept`."""
+        """Pass the module's calls to the watcher, by :meth:`Watcher.intercept`."""
 
     def outputs(self, result: Any) -> Sequence[Tensor]:
         """The values in what a call returns."""
@@ -89,12 +89,11 @@ class Layer(Watched):
             convolution) it is the same for every input.
         spread: see :data:`Spread`.
         kept, changed: of a coupling, channels of z.
-        affine: where its scales are; None where it has none, or they are not known.
+        affine: where its scales are; None if it has none or they are not known.
         conditioner: of a coupling, the module that reads the kept channels.
-        reach: how many positions it lets a value travel, as far as that was asked for; None:
+        reach: how many positions a value can travel in it, as far as that was asked for; None:
             everywhere.
-        part: what its name has beyond the module's: of a part of a block, its submodule or
-            method.
+        part: for a part of a block, what its name adds to the module's: a submodule or method.
     """
 
     kind: Kind = "other"
@@ -109,14 +108,14 @@ class Layer(Watched):
 
     @property
     def elementwise(self) -> bool:
-        """Whether each output element is a transform of one input element, the same one."""
+        """Whether each output element depends on the same input element alone."""
         return self.spread in ("elementwise", "coupling") or (
             self.conditional and self.spread == "channels"
         )
 
 
 class Block(Watched):
-    """A module with several transforms in it, which are layers of their own, its parts.
+    """A module that contains several transforms; its parts are layers of their own.
 
     Attributes:
         parts: in any order.
@@ -126,7 +125,7 @@ class Block(Watched):
 
 
 class Call:
-    """A layer's call under way, and the extremes of what was noted in it."""
+    """A running call of a layer, and the extremes that were recorded in it."""
 
     __slots__ = ("layer", "log", "raw")
 
@@ -137,21 +136,21 @@ class Call:
 
 
 class State(threading.local):
-    """Of a watcher, in one thread."""
+    """A watcher's state in one thread."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
 
 
 class Watcher(ABC):
-    """Who looks at the calls of layers, or changes what they return.
+    """Base class of what observes the calls of layers, or changes what they return.
 
-    Threads are apart: each has its own call under way.
+    Each thread has its own running call.
 
     Attributes:
         derivatives: whether :meth:`note` is to be called for splines.
-        gradients: whether what it is told is to have its gradients, where they are on.
-        changes: it changes parameters, and watchers that do not see them changed.
+        gradients: whether recorded tensors keep their autograd graph, if gradients are on.
+        changes: it changes parameters; watchers that do not change any see the changed ones.
     """
 
     derivatives: ClassVar[bool] = False
@@ -166,7 +165,7 @@ class Watcher(ABC):
         self._lock = threading.RLock()
 
     def start(self, found: Iterable[Watched]) -> None:
-        """See all calls of these from now on; after an error, of none."""
+        """Watch all calls of these layers from now on; after an error, none."""
         with self._lock:
             self._watching = True
         try:
@@ -177,7 +176,7 @@ class Watcher(ABC):
             raise
 
     def stop(self) -> None:
-        """See no more calls."""
+        """Stop watching."""
         with self._lock:
             for each in self._interceptions:
                 each.remove()
@@ -199,8 +198,8 @@ class Watcher(ABC):
 
         Args:
             target, name, around, weak: as there.
-            makes_params: the method returns parameters; otherwise it may take them.
-            once: several layers share the target: what comes after the first call is dropped.
+            makes_params: the method returns parameters; otherwise parameters may be its arguments.
+            once: several layers share the target: calls after the first are not counted.
         """
         with self._lock:
             if not self._watching or (once and (id(target), name) in self._once):
@@ -224,7 +223,7 @@ class Watcher(ABC):
         probe: Probe | None = None,
         replay: Replay | None = None,
     ) -> Any:
-        """Stand for ``run()``, one call of a layer.
+        """Run ``run()``, one call of a layer, and record it.
 
         Args:
             layer: which.
@@ -236,28 +235,28 @@ class Watcher(ABC):
         """
 
     def inside(self, block: Block, density: bool, inputs: Sequence[Tensor], run: Run) -> Any:
-        """Stand for ``run()``, one call of a block."""
+        """Run ``run()``, one call of a block, and record it."""
         return run()
 
     def params(self, layer: Layer, params: Tensor) -> Tensor:
-        """The parameters of an affine layer pass by, in a call of it; these or others go on."""
+        """Called with the parameters of an affine layer; returns these or changed ones."""
         return params
 
     def transformed(  # noqa: B027
         self, layer: Layer, transform: object, x: Tensor, params: Tensor
     ) -> None:
-        """A transform of robustflow's is called, in a call of this layer, with raw parameters."""
+        """Called when robustflow's transform in this layer is, with its raw parameters."""
 
     def note(self, log_derivatives: Tensor, *, last: bool = False) -> None:  # noqa: B027
-        """Take note of elementwise log-derivatives in the call that is under way.
+        """Record elementwise log-derivatives of the running call.
 
         Args:
             log_derivatives: any shape.
-            last: they replace those that this call noted before.
+            last: they replace those that this call recorded before.
         """
 
     def current(self) -> Layer | None:
-        """The layer whose call is under way in this thread, for this watcher."""
+        """The layer whose call is running in this thread, for this watcher."""
         calls = self._state.calls
         return calls[-1].layer if calls else None
 
@@ -279,7 +278,7 @@ def set_name(watched: Watched, name: str) -> None:
 
 
 def layers_of(found: Iterable[Watched]) -> list[Layer]:
-    """The layers, and in the place of each block its parts."""
+    """The layers, with each block replaced by its parts."""
     layers: list[Layer] = []
     for each in found:
         if isinstance(each, Block):
@@ -298,7 +297,7 @@ _ASKING = _Asking()
 
 @contextmanager
 def asking() -> Iterator[None]:
-    """A tool calls the model for itself: no other one records that."""
+    """Within it, a tool calls the model for its own purposes: no watcher records that."""
     _ASKING.depth += 1
     try:
         yield
@@ -307,9 +306,9 @@ def asking() -> Iterator[None]:
 
 
 def is_watchable() -> bool:
-    """Whether a call is the user's, and its tensors have values to look at.
+    """Whether a call is the user's, with tensors that hold values.
 
-    Not calls that a tool makes to learn about a layer (:func:`asking`), nor tensors that are
-    traced, batched, fake, or dual numbers.
+    False for calls that a tool makes to learn about a layer (:func:`asking`), and for tensors that
+    are traced, batched, fake, or dual numbers.
     """
     return not _ASKING.depth and is_plain_eager()

@@ -1,4 +1,4 @@
-"""What is kept of the values that pass a layer: few numbers, and the largest at each position."""
+"""Summaries of the values that pass a layer: a few sums, and the largest at each position."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Numbers = tuple[float, int, int, float, float]  # those of a Summary
 
 
 class Summary(NamedTuple):
-    """Of one tensor z (N, C, \\*S).
+    """Summary of one tensor z (N, C, \\*S).
 
     Attributes:
-        peaks: largest |z| at each position, (N, \\*S); NaN where there is one.
+        peaks: largest |z| at each position, (N, \\*S); NaN if a channel is.
         peak: the largest of them.
         elements, nonfinite: how many there are, and are not finite.
         total, squares: sums over the finite ones, of z and of its square.
@@ -37,7 +37,7 @@ class Summary(NamedTuple):
 
 
 def summarise(z: Tensor) -> Summary:
-    """Of z (N, C, \\*S): one pass over its memory by the native loop, where that serves it."""
+    """Summarise z (N, C, \\*S), in one pass by the native loop if that supports it."""
     z = z.detach()
     if not _served(z):
         return _summarise(z)
@@ -91,7 +91,7 @@ def crossing_positions(
 def crossing_rules(
     before: Tensor, after: Tensor, growth: float, magnitude: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where magnitudes cross, where they do by growth, and where by not being finite.
+    """Masks: where magnitudes cross, where by growth, and where by becoming non-finite.
 
     Args:
         before, after: absolute values; ``before`` broadcasts.
@@ -105,7 +105,7 @@ def crossing_rules(
 
 
 def _served(z: Tensor) -> bool:
-    """Whether the native loops can read z, and are the faster."""
+    """Whether the native loops support z, and are faster."""
     return (
         z.dtype == torch.float32
         and z.dim() > 2

@@ -44,7 +44,7 @@ def sample_mean(model: nn.Module, contexts: Any) -> Any:
     """Invert the mean of the latents once for each context.
 
     Raises:
-        ValueError: it is not known how for this model.
+        ValueError: it is not known how to sample from this model.
     """
     tensors = check_contexts("contexts", contexts)
     if isinstance(model, rnn.ConditionalFlow):

@@ -19,14 +19,14 @@ _INDEX: dict[type, int] = {Affine: 0, ModifiedRQSpline: 3, RescaledModifiedRQSpl
 
 
 class ShiftWatcher(CallWatcher):
-    """Notes the largest magnitude of each layer's shifts, over all calls.
+    """Records the largest magnitude of each layer's shifts, over all calls.
 
     Args:
         bounds_of: the bounds of a layer's transform, by the layer's name.
 
     Attributes:
-        shifts: by the layer's name; where a transform keeps its shift to itself, an upper bound,
-            from how far it moved values. Layers for which neither is known have none.
+        shifts: by the layer's name. If a transform's shift cannot be read, an upper bound from how
+            far it moved values; if that is not known either, the layer is left out.
     """
 
     def __init__(self, bounds_of: Callable[[str], Bounds | None]) -> None:
@@ -51,7 +51,7 @@ class ShiftWatcher(CallWatcher):
         call.shifts.append(params[:, index::number] if packed else params[..., index])
 
     def _largest(self, layer: Layer, call: Call, y: Tensor, x: Tensor) -> float | None:
-        """From what was seen in a call that took latents y and gave x."""
+        """The largest shift of a call that mapped latents y to x."""
         if call.shifts:
             return max(float(shifts.abs().max()) for shifts in call.shifts)
         bounds = self._bounds_of(layer.name)

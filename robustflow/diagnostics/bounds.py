@@ -1,4 +1,4 @@
-"""What holds of an elementwise transform for *every* value of its parameters.
+"""Bounds on elementwise transforms that hold for *every* value of their parameters.
 
 A transform T maps data towards latents, one scalar at a time: y = T(x). Sampling applies its
 inverse. :class:`Bounds` has the numbers; each function here derives them for one kind of
@@ -43,7 +43,7 @@ class Range:
 
     @property
     def reciprocal(self) -> Range:
-        """The range of one over it."""
+        """The range of 1 / value."""
         return Range(_over(self.high), _over(self.low))
 
     @property
@@ -80,21 +80,21 @@ UNCHANGED = Line(1.0)
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of a transform y = T(x), for every x and every parameter.
+    """Bounds on a transform y = T(x), for every x and every parameter.
 
     Attributes:
-        derivative: of T; one over it is the inverse's.
-        tail: of T where \\|x\\| > ``radius``, x being measured before any shift; None where T is
-            not defined there.
+        derivative: of T. Its reciprocal is the range of the inverse's derivative.
+        tail: derivative of T where \\|x\\| > ``radius``, with x before any shift; None if T is not
+            defined there.
         radius: the size of the box, outside of which ``tail`` holds.
-        displacement: the supremum of how far T moves a value beyond its shift, and so of how far
-            its inverse does; infinite for a transform that scales.
+        displacement: the supremum of ``|T(x) - x - shift|``, which is also that of the inverse;
+            infinite for a transform that scales.
         inverse: a bound on the magnitude of T's inverse.
         forward: one on T's.
         formula: of T.
         source: where T comes from.
-        computed: of the derivative as robustflow's kernels compute it, whose logits saturate,
-            where that is narrower than ``derivative``.
+        computed: range of the derivative as robustflow's kernels compute it, with logits that
+            saturate, if that is narrower than ``derivative``.
         note: what else a reader must know.
     """
 
@@ -135,10 +135,10 @@ def affine_bounds(
     computed: Range | None = None,
     note: str = "",
 ) -> Bounds:
-    """Of y = (x + t) s (``shift="data"``), of y = x s + t ("latents"), or of y = x s (None).
+    """Bounds of y = (x + t) s (``shift="data"``), y = x s + t ("latents"), or y = x s (None).
 
     Args:
-        scale: of s.
+        scale: the range of s.
         shift: on which side of the scale t is added.
         formula, source, computed, note: as of :class:`Bounds`.
 
@@ -162,14 +162,14 @@ def affine_bounds(
 
 
 def _shift(where: Where | None, outermost: Where, gain: float) -> float:
-    """What multiplies a shift: 1 where it is added last, else the gain that follows it."""
+    """The factor of a shift: 1 if it is added last, else the gain of the scale after it."""
     if where is None:
         return 0.0
     return 1.0 if where == outermost else gain
 
 
 def exponential(log_bound: float) -> Range:
-    """Of exp(a) with \\|a\\| at most ``log_bound``, which may be infinite."""
+    """The range of exp(a) with \\|a\\| at most ``log_bound``, which may be infinite."""
     return Range(_exp(-log_bound), _exp(log_bound))
 
 
@@ -213,7 +213,7 @@ _SCALE_FORMULAS = {
 def modified_rq_bounds(
     interval: tuple[float, float], min_bin: float, min_derivative: float, derivative: str
 ) -> Bounds:
-    """Of the modified rational-quadratic spline, from its settings.
+    """Bounds of the modified rational-quadratic spline, from its settings.
 
     Example:
         >>> bounds = modified_rq_bounds((-0.5, 0.5), 1e-3, 1e-3, "exp")
@@ -258,7 +258,7 @@ def rq_bounds(
     saturates: bool = False,
     note: str = "",
 ) -> Bounds:
-    """Of the K-bin rational-quadratic spline, from its settings.
+    """Bounds of the K-bin rational-quadratic spline, from its settings.
 
     Args:
         num_bins: K.
@@ -319,7 +319,7 @@ def rq_bounds(
 def monotone_bounds(
     tails: str | None, box: tuple[float, float, float, float], formula: str
 ) -> Bounds:
-    """Of any increasing map of the box onto itself, or onto another, about which no more is known.
+    """Bounds of any increasing map of a box onto itself or onto another box.
 
     Args:
         tails, box: as of :func:`rq_bounds`.
@@ -338,7 +338,7 @@ def _in_box(
     computed: Range | None = None,
     note: str = "",
 ) -> Bounds:
-    """Of a map of a box onto itself that is the identity, or not defined, outside.
+    """Bounds of a map of a box onto itself that is the identity, or undefined, outside.
 
     Args:
         within: how far it moves a value, as a fraction of the box.
@@ -371,7 +371,7 @@ def _in_box(
 
 
 def _rq_derivative(slopes: Range, knots: Range) -> Range:
-    """Of a bin of slope s between knots of derivatives d0 and d1, wherever x is in it.
+    """Range of T' in a bin of slope s = H/W between knots of derivatives d0 and d1.
 
     min(d0, d1, s^2/d0, s^2/d1) <= T' <= max(d0, d1, 2s), and s in place of 2s where both
     knots are steeper than the bin.
@@ -382,7 +382,7 @@ def _rq_derivative(slopes: Range, knots: Range) -> Range:
 
 
 def _with_one(knots: Range) -> Range:
-    """With the knots at the box's edges, whose derivative is 1."""
+    """Extend the range by 1, the derivative at the knots at the box's edges."""
     return Range(min(knots.low, 1.0), max(knots.high, 1.0))
 
 
@@ -410,7 +410,7 @@ def _(transform: Affine) -> Bounds:
     if transform.reciprocal:
         scale, computed = scale.reciprocal, computed.reciprocal
         formula = f"1 / ({formula})"
-    # A sigmoid that saturates next to its infimum eps is not worth two numbers.
+    # A sigmoid that saturates next to its infimum eps: one number is enough.
     close = math.isclose(scale.low, computed.low, rel_tol=1e-6) and math.isclose(
         scale.high, computed.high, rel_tol=1e-6
     )
@@ -432,7 +432,7 @@ def _(transform: ModifiedRQSpline) -> Bounds:
 
 @bounds_of.register
 def _(transform: RQSpline) -> Bounds:
-    """Where the channels differ: of the widest box, and of circular tails if there are any."""
+    """If channels differ: bounds of the widest box, with circular tails if there are any."""
     tails, bounds = (
         value if isinstance(value, tuple) else (value,)
         for value in (transform.tails, transform.tail_bound)

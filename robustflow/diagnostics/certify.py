@@ -39,8 +39,8 @@ class Row:
         kind: its kind; ``"model"`` of a row about the composition.
         quantity: what is bounded.
         value: the bound; a range, if both ends are asked for.
-        limit: what the value is held against; None where the question is whether it is finite.
-        passed: None where the question does not arise, and ``note`` says why.
+        limit: what the value is compared with; None if it only has to be finite.
+        passed: None if the criterion does not apply; ``note`` says why.
         formula: of the value.
         source: of the layer and the criterion.
         note: what else a reader must know.
@@ -95,15 +95,15 @@ class Certificate:
     ) -> SearchResult:
         """Search conditions for the largest inverse derivative of the model, by gradient.
 
-        Each context is moved to where a soft maximum of the layers' largest log inverse
-        derivatives grows (Adam), while the latents' mean is inverted. What is found is what some
-        condition does, and a lower bound on the worst; the certificate's is an upper one, and no
-        condition passes it. The model is in evaluation mode meanwhile, and is not changed.
+        Adam moves each context so that a soft maximum of the layers' largest log inverse
+        derivatives grows, while the latents' mean is inverted. The result is attained by some
+        condition, so it is a lower bound on the worst; the certificate's is an upper one, which no
+        condition passes. The model runs in evaluation mode and is not changed.
 
         Args:
             contexts: where to start, N of them: a tensor, or what the model takes for N contexts
                 (a sequence of tensors).
-            steps: of the ascent, at least 1; each samples once and goes back.
+            steps: of the ascent, at least 1; each is a sampling pass and its backward pass.
             step_size: how far a value of a context moves in a step, about. None: a twentieth of
                 the contexts' root mean square.
             within: lowest and highest value of a context (``(0, 1)`` for pictures).
@@ -140,8 +140,8 @@ class Certificate:
     def shifts(self, contexts: Contexts, *, run: Run | None = None) -> dict[str, float]:
         """The largest shift that each conditioner makes while the model samples.
 
-        ``certificate.growth.given(certificate.shifts(contexts))`` is then the bound, with a number
-        at its end, for calls whose shifts stay within these: the ones observed, and no others.
+        ``certificate.growth.given(certificate.shifts(contexts))`` is then a bound without open
+        terms, for calls whose shifts stay within the observed ones, and for no others.
 
         Args:
             contexts: N of them, as for :meth:`search`.
@@ -149,8 +149,8 @@ class Certificate:
                 the latents at their mean, as for :meth:`search`.
 
         Returns:
-            By the names of ``growth.shifts``. A layer whose shift cannot be told is left out, and
-            its term stays; where only the displacement tells, an upper bound.
+            By the names of ``growth.shifts``. If a layer's shift cannot be read, an upper bound
+            from the displacement; if that is infinite, the layer is left out and its term stays.
 
         Raises:
             ValueError, TypeError: contexts that are none, or a model that is not known how to
@@ -195,7 +195,7 @@ class Certificate:
     def _bound_of(self, layer: str) -> float:
         """The largest inverse derivative of a layer by its name, whatever its parts are called.
 
-        Parts that a conversion made of one transform multiply; halves of a block do not.
+        The two parts that a conversion made of one transform multiply; halves of a block do not.
         """
         inside: list[Part] = []
         while not inside:
@@ -262,11 +262,11 @@ def certify(
       It passes if it is at most ``max_ratio``: this is the published criterion, that for a large
       input the derivative's bounds coincide whatever the condition.
 
-    For layers that are the same for every condition, what their inverse multiplies by, from their
-    weights. For the whole model ``gain over the depth``, what the conditional layers multiply by
-    in all; and ``growth``, the bound ``|z_0| <= A |z_K| + B + ...`` of :class:`Growth`, which names
-    what it leaves to the shifts. Both pass if the conditional layers' gain is at most ``max_gain``:
-    A has the constant scales too, which are those of the data.
+    For layers that are the same for every condition, the gain of their inverse, from their weights.
+    For the whole model ``gain over the depth``, the product of the conditional layers' gains; and
+    ``growth``, the bound ``|z_0| <= A |z_K| + B + ...`` of :class:`Growth`, with its terms in the
+    shifts. Both pass if the conditional layers' gain is at most ``max_gain``: A has the constant
+    scales too, which are those of the data.
 
     Bounds hold in exact arithmetic; rounding adds a few units in the last place to each layer.
 

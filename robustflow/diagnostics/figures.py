@@ -32,7 +32,7 @@ class LayerMap:
         step: number of its call; -1 for the latents.
         magnitudes: (N, \\*S), the largest |z| of each position's channels; or (N, C), |z|, where
             z is a vector.
-        reach: how many positions the layer lets a value travel; None: everywhere.
+        reach: how many positions a value can travel in the layer; None: everywhere.
     """
 
     name: str
@@ -42,12 +42,12 @@ class LayerMap:
     reach: int | None
 
     def of(self, rows: Sequence[int]) -> LayerMap:
-        """Of these samples alone."""
+        """The map of these samples alone."""
         return replace(self, magnitudes=self.magnitudes[list(rows)])
 
 
 def new_figure(**options: Any) -> Figure:
-    """A matplotlib figure that no window belongs to.
+    """A matplotlib figure without a window.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -108,12 +108,12 @@ def _name_layers(axis: Any, rows: Sequence[LayerRecord]) -> None:
 
 def onset_panel(onset: Onset, maps: Sequence[LayerMap], radius: int, growth: float) -> Figure:
     """:meth:`InverseMonitor.panel`; maps of one sample each."""
-    # Layers that multiply by constants add nothing to see, where there are others.
+    # Layers that multiply by constants are left out, if there are others.
     shown = [each for each in maps if each.kind not in ("actnorm", "1x1", "elementwise")]
     at = next((i for i, each in enumerate(shown) if each.step == onset.step), None)
     if at is None:
         shown, at = list(maps), [each.step for each in maps].index(onset.step)
-    # A layer's reach counts where it is left out, too.
+    # The reach of a layer that is left out still counts.
     shown = [
         replace(each, reach=_travel(maps, before.step, each.step))
         for before, each in zip([shown[0], *shown], shown, strict=False)
@@ -131,7 +131,7 @@ def onset_panel(onset: Onset, maps: Sequence[LayerMap], radius: int, growth: flo
 
 
 def _travel(maps: Sequence[LayerMap], after: int, until: int) -> int | None:
-    """How far the layers between two steps let a value travel, the second's included."""
+    """How far a value can travel in the layers between two steps, the second included."""
     reaches = [each.reach for each in maps if after < each.step <= until]
     known = [each for each in reaches if each is not None]
     return sum(known) if len(known) == len(reaches) else None
@@ -190,7 +190,7 @@ def _draw_field(
 
 
 def _fields(onset: Onset, maps: Sequence[LayerMap]) -> list[int | None]:
-    """How far, behind each layer, the receptive field of the onset's place goes; None: all."""
+    """How far the receptive field of the onset's place extends behind each layer; None: all."""
     fields: list[int | None] = []
     field: int | None = 0
     for each in maps:
@@ -219,13 +219,13 @@ def _draw_radii(axis: Any, onset: Onset, maps: Sequence[LayerMap], growth: float
 
 
 def _radius(each: LayerMap, onset: Onset, growth: float) -> float:
-    """How far the patch of large |z| goes that lies at an onset; NaN where there is none."""
+    """Radius of the patch of large |z| at an onset; NaN without one."""
     large = ~(each.magnitudes[0] < growth)
     labels = components(large[None])[0]
     pairs = list(zip(onset.position[1:], onset.shape[1:], strict=True))
     distance = torch.zeros(large.shape, device=large.device)
     for dim, (at, there) in enumerate(pairs):
-        # In positions of the onset's layer, which z may have left for another size.
+        # In positions of the onset's layer, since z may have another size by then.
         index = (torch.arange(large.shape[dim], device=large.device) * there) // large.shape[dim]
         far = (index - at).abs().view(-1, *[1] * (large.dim() - 1 - dim))
         distance = torch.maximum(distance, far)

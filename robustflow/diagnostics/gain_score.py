@@ -20,9 +20,9 @@ class GainScore(Calibrated):
 
     An affine coupling whose scale collapses for an unfamiliar condition multiplies by one over
     it, and the score is that factor. It needs no training set, and one sampling pass. A healthy
-    spline may pass 1e3 inside its box while it moves nothing far: compare scores of one model, not
-    of models with different transforms. :func:`robustflow.diagnostics.certify` says what no score
-    of a model can pass.
+    spline may pass 1e3 inside its box without moving any value far: compare scores of one model,
+    not of models with different transforms. :func:`robustflow.diagnostics.certify` gives an upper
+    bound for all scores of a model.
 
     Args:
         model: a flow that takes a context, of :mod:`robustflow.nn`, nflows, glasflow, normflows

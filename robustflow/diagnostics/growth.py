@@ -17,18 +17,17 @@ from robustflow.diagnostics.describe import Branch, Halves, Part, Tree
 class Growth:
     """\\|z_0\\| <= A \\|z_K\\| + B + sum over k of shifts[k] \\|t_k\\|, for every condition.
 
-    z_K are the latents, z_0 the data that the inverse makes of them; \\|.\\| is the root mean
-    square over a block, and \\|t_k\\| the largest magnitude among the shifts that layer k's
-    conditioner makes in that call. A, B and the weights are constants of the model. The shifts
-    are not: they are whatever the conditioner makes of the condition. :meth:`given` puts bounds
-    on them into B. ``A, B = growth`` unpacks the two.
+    z_K are the latents, z_0 the data that the inverse maps them to; \\|.\\| is the root mean square
+    over a block, and \\|t_k\\| the largest magnitude among the shifts that layer k's conditioner
+    makes in that call. A, B and the weights are constants of the model. The shifts are
+    not: they depend on the condition. :meth:`given` moves bounds on them into B. ``A, B = growth``
+    unpacks the two.
 
     Attributes:
         A: infinite where a layer has no bound.
         B: what the boxes and the constant offsets add.
         shifts: for each layer with a shift, by its name, what multiplies it.
-        conditional: A, of the layers whose parameters the condition decides alone: what multiplies
-            for one condition and not for another.
+        conditional: the factor of A from the layers whose parameters depend on the condition.
     """
 
     A: float = 1.0
@@ -62,7 +61,7 @@ class Growth:
         return Growth(self.A, self.B + added, rest, self.conditional)
 
     def after(self, first: Growth) -> Growth:
-        """Of the two in turn."""
+        """The growth of two maps applied in turn."""
         return Growth(
             _times(self.A, first.A),
             _times(self.A, first.B) + self.B,
@@ -71,7 +70,7 @@ class Growth:
         )
 
     def beside(self, other: Growth) -> Growth:
-        """Of the two on different elements."""
+        """The growth of two maps on different elements."""
         return Growth(
             max(self.A, other.A),
             math.hypot(self.B, other.B),
@@ -154,7 +153,7 @@ def _of_part(part: Part, share: float, contributions: list[Contribution]) -> Gro
 
 
 def _in_any_order(growths: list[Growth]) -> Growth:
-    """Whatever the order: all that is added passes through every other layer that grows it."""
+    """A bound for any order: everything added passes through every other layer that can grow it."""
     total = Growth()
     for index, growth in enumerate(growths):
         others = math.prod(max(1.0, g.A) for i, g in enumerate(growths) if i != index)
@@ -179,5 +178,5 @@ def _merged(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, f
 
 
 def _times(factor: float, size: float) -> float:
-    """With nothing times infinity nothing."""
+    """The product, with 0 times infinity = 0."""
     return 0.0 if factor == 0 or size == 0 else factor * size

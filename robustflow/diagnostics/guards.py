@@ -1,4 +1,4 @@
-"""Guards for models that one cannot retrain: what keeps an inverse from exploding, and its price.
+"""Guards against exploding inverses, for models that cannot be retrained, and their cost.
 
 None of them repairs the density. Each is measured by :func:`measure_guards` against the plainest
 one, a lower temperature.
@@ -100,12 +100,12 @@ class Guard:
 def clamp_inverse(
     model: nn.Module, *, max_gain: float, layers: Iterable[str] | None = None
 ) -> Guard:
-    """Let no affine layer's inverse multiply by more than ``max_gain``, while the model samples.
+    """Limit the gain of every affine layer's inverse to ``max_gain`` while the model samples.
 
-    Scales that would are held where the inverse multiplies by just that. The model's weights, and
-    log_prob, are as they were; so samples no longer come from the density that log_prob states
-    wherever the guard acts. Layers whose inverse moves no value by more than a box (splines) need
-    no guard, and get none.
+    Smaller scales are clamped to where the gain is exactly that. The model's weights and log_prob
+    do not change, so where the guard acts samples no longer come from the density that log_prob
+    gives. Layers whose inverse moves no value by more than a box (splines) need no guard, and get
+    none.
 
     Args:
         model: as for :class:`InverseMonitor`.
@@ -132,7 +132,7 @@ def clamp_inverse(
     if not max_gain >= 1:
         raise ValueError(f"max_gain must be at least 1, got {max_gain!r}.")
     found, affine = _affine_layers(model, layers, "clamp_inverse")
-    # Found before any call: a layer's own code says what its scales are.
+    # Computed before any call, by the layer's own code.
     limits = {layer.name: _range_below(layer, math.log(max_gain)) for layer in affine}
     guard = _ScaleGuard(lambda layer, logits: logits.clamp(*limits[layer.name]))
     return Guard(guard, affine, found)
@@ -141,8 +141,8 @@ def clamp_inverse(
 def hold_scale(model: nn.Module, layers: str | Iterable[str]) -> Guard:
     """Hold the scale of affine layers at its median over each call, while the model samples.
 
-    An experiment more than a cure: if an explosion begins in a layer because its scale collapses
-    somewhere, then with that scale held at its median it does not.
+    An experiment, not a remedy: if an explosion begins in a layer because its scale collapses
+    somewhere, then it does not begin there with the scale held at its median.
 
     Args:
         model: as for :class:`InverseMonitor`.
@@ -166,7 +166,7 @@ def hold_scale(model: nn.Module, layers: str | Iterable[str]) -> Guard:
 def _affine_layers(
     model: nn.Module, names: Iterable[str] | None, what: str
 ) -> tuple[list[Watched], list[Layer]]:
-    """What to watch, and the affine layers in it."""
+    """The layers to watch, and the affine ones among them."""
     found = find_layers(model, names)
     affine = [layer for layer in layers_of(found) if layer.affine is not None]
     if not affine:
@@ -190,7 +190,7 @@ def _range_below(layer: Layer, log_gain: float) -> tuple[float, float]:
     if max(at(low), at(high)) <= log_gain:
         return -math.inf, math.inf
     rising = at(high) > at(low)
-    if min(at(low), at(high)) > log_gain:  # nothing is low enough: the nearest
+    if min(at(low), at(high)) > log_gain:  # no scale is low enough: take the nearest
         return (low, low) if rising else (high, high)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -260,7 +260,7 @@ def _check_latents(latents: Sequence[Tensor]) -> None:
 
 
 def _check_one_pass(monitor: InverseMonitor, samples: Tensor, what: str) -> None:
-    """That all samples came of one pass of the model, so that onsets belong to them by number."""
+    """Check that all samples came from one pass, so that onsets match them by index."""
     if not monitor.runs:
         raise ValueError(
             f"{what} called no layer of the model: it must sample from that model, and not by a "
@@ -343,8 +343,8 @@ def project_onto_observation(
 ) -> Tensor:
     """``x + A^+ (y - A x)``: the nearest picture that the observation could be of.
 
-    What A sees of an artifact goes; what it does not see stays. A large value is so spread, not
-    removed, and a value that is not finite spreads, too: look for explosions before.
+    This removes the part of an artifact that A sees and leaves the rest. So a large value is
+    spread, not removed, and so is a value that is not finite: look for explosions first.
 
     Args:
         samples: x, (N, C, \\*S).

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 CONFIDENCE = 0.95
-_LEVELS = 4096  # that scores are rounded to for the AUROC
+_LEVELS = 4096  # levels that scores are rounded to for the AUROC
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def auroc_of_pictures(
 
     Args:
         scores: by picture, (pixels,).
-        truth: by picture, (pixels,), bool: where there is what the scores should tell.
+        truth: by picture, (pixels,), bool: what the scores should predict.
 
     Returns:
         The figure from how often each picture counts, (pictures,), float64; NaN where all pixels

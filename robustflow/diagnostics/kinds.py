@@ -13,7 +13,7 @@ Kind = Literal[
     "actnorm",  # a scale and a shift a channel
     "1x1",  # an invertible linear map of the channels
     "split",  # standardises half of the channels, which leave the flow
-    "reshape",  # squeezes, permutations: no value changes
+    "reshape",  # squeezes, permutations: they change no value
     "other",
 ]
 KINDS: tuple[str, ...] = get_args(Kind)

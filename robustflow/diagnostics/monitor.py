@@ -1,4 +1,4 @@
-"""Watching a flow while it samples: where its inverse explodes, layer by layer."""
+"""InverseMonitor: watches a flow while it samples, and finds where its inverse explodes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class ExplodingInverseError(RuntimeError):
 
 @dataclass(eq=False)
 class _Row:
-    """What was recorded of one layer in one direction."""
+    """The records of one layer in one direction."""
 
     layer: Layer
     density: bool
@@ -87,65 +87,64 @@ class _Row:
 
 @dataclass
 class _Frame:
-    """A block's call under way: its z, and the mask of it."""
+    """A running call of a block: its z, and the mask of z."""
 
     z: Tensor
     mask: Mask
 
 
 class _State(State):
-    """One thread's."""
+    """The state of one thread."""
 
     def __init__(self) -> None:
         super().__init__()
         self.run: WatchedRun | None = None
         self.frames: list[_Frame] = []
-        self.params: dict[Layer, Unchanged] = {}  # those that were seen last
+        self.params: dict[Layer, Unchanged] = {}  # the latest
         self.paused = False
 
 
 _MOST_ONSETS = 10_000
 _LARGEST_LOG = math.log(torch.finfo(torch.float64).max)
 _MOST_MAP_BYTES = 2**28
-_MOST_FEATURES = 2**16  # elements of a (N, C) tensor that is kept for panels as it is
+_MOST_FEATURES = 2**16  # most elements of a (N, C) tensor that panels keep unreduced
 
 
 OnExplosion = Literal["warn", "raise"] | Callable[[Onset], object]
 
 
-GROWTH = 10.0  # in one layer, which is an explosion
+GROWTH = 10.0  # growth in one layer that counts as an explosion
 
 
 class InverseMonitor(Watcher):
     """Watches a flow's layers while the model samples, and finds where its inverse explodes.
 
-    A context manager. Within it, whatever samples from the model is recorded, layer by layer:
+    A context manager. Within it, every sampling pass of the model is recorded, layer by layer:
     magnitude and variance of input and output, the smallest and the largest derivative, counts of
-    values that are not finite. Nothing is changed but, in the last bits, log-determinants of
-    splines, which are summed here. The model has no trace of it, within or afterwards: copies,
-    pickles and the state_dict are the usual ones.
+    values that are not finite. Results stay the same, except for the last bits of splines'
+    log-determinants, which are summed here. The model object is not changed: copies, pickles and
+    the state_dict are the usual ones.
 
     An *explosion* is growth of magnitude: an element crosses where ``|out| / max(1, |in|)`` of one
     layer reaches ``growth``. Healthy layers and exploding ones are far apart: of 450 samples by
     the demonstration's three flows (seed 0, six pictures, five temperatures from 0.5 to 1), no
     layer passed 3.8 (affine couplings), 4.8 (reparametrised) and 1.7 (modified RQ) in those that
     stayed clean, and every exploded sample, all of them affine, passed 1e4, the bound of one
-    affine layer's inverse, after some layers at 10 to 700. The threshold of 10 is twice the
-    former. It finds every explosion, and dates it a little late: rises of 2 to 8 a layer go before.
-    Of 40 explosions, holding the scale of the layer that is named at its median
-    (:func:`hold_scale`) removed 2, and 15 with ``growth=5``, which no layer passed in 1,400
-    samples that stayed calm: for layers that keep their values near 1, take 5 to ask where an
-    explosion begins. Flows in few dimensions stretch more and stay healthy: take 100 where x is
-    narrow given some conditions, as in the toy of docs/toy.md. A large derivative is no explosion:
-    inside its box a healthy spline passes 1e3 and moves nothing further than its box is wide.
-    Layers that multiply by constants (actnorms, 1x1 convolutions) change units; their growth is
-    none.
-    Where no layer's growth is large but their product is (FrEIA's couplings bound theirs to e^2),
-    an element crosses as it passes ``magnitude``, behind any layer: 1000, when latents of clean
-    samples stayed under 23. And a value that is not finite crosses, if it comes of finite ones.
+    affine layer's inverse, after some layers at 10 to 700. The default threshold of 10 is twice the
+    largest growth in clean samples. It finds every explosion, but a little late, because rises of 2
+    to 8 a layer come first. Of 40 explosions, holding the scale of the reported layer at its median
+    (:func:`hold_scale`) removed 2, and 15 with ``growth=5``. No layer passed 5 in 1,400 clean
+    samples. So for layers that keep their values near 1, take 5 to find where an explosion begins.
+    Healthy flows in few dimensions stretch more: take 100 if x is narrow given some conditions, as
+    in the toy of docs/toy.md. A large derivative is not an explosion: inside its box a healthy
+    spline passes 1e3 and moves no value by more than the box. Layers that multiply by constants
+    (actnorms, 1x1 convolutions) change units, so their growth does not count. If no layer's growth
+    is large but their product is (FrEIA's couplings bound theirs to e^2), an element crosses when
+    it passes ``magnitude`` behind any layer: 1000, where latents of clean samples stayed under 23.
+    A value that is not finite crosses if it was computed from finite ones.
 
-    An *onset* is a crossing outside what earlier ones reached: what crosses travels with the
-    later layers, through the conditioners' receptive fields.
+    An *onset* is a crossing outside the elements that earlier crossings reached. A crossing reaches
+    further elements in the later layers, through the conditioners' receptive fields.
 
     Args:
         model: with layers of :mod:`robustflow.nn`, robustflow.compat.srflow or SRFlow's published
@@ -165,9 +164,9 @@ class InverseMonitor(Watcher):
         TypeError, ValueError: no layer is found, a name is none of the model's, the model is
             compiled, a threshold is out of range.
 
-    It may be entered again, and goes on then; :meth:`clear` forgets. Monitors may overlap, and the
-    model may be used by several threads: each pass belongs to one. Under ``torch.compile``,
-    ``torch.func`` and the like a model computes as ever, and nothing is recorded.
+    It may be entered again and then continues; :meth:`clear` forgets. Monitors may overlap, and
+    several threads may use the model: each pass belongs to one thread. Under ``torch.compile``,
+    ``torch.func`` and the like nothing is recorded.
 
     Source: the effect, Hong, Park and Chun, ICCV 2023 (arXiv:2212.04319); the thresholds are ours.
 
@@ -245,7 +244,7 @@ class InverseMonitor(Watcher):
 
     @property
     def contaminated(self) -> Tensor:
-        """Of all samples, in the order of the runs, where an onset reached them.
+        """Where an onset reached each sample, for all samples in the order of the runs.
 
         bool, (N, C, \\*S), of the shape of the last layer's output: for one call
         ``flow.sample(n, context)`` with one context, that of its samples. With several contexts
@@ -304,8 +303,8 @@ class InverseMonitor(Watcher):
     def panel(self, onset: Onset, radius: int = 8) -> Figure:
         """log10 |z| around an onset, layer by layer: before it, at it, and as it spreads.
 
-        Of z's channels the largest is drawn. A frame shows how far the layers until then let an
-        explosion at the onset travel: their receptive field.
+        The largest of z's channels is drawn. A frame shows the receptive field: how far an
+        explosion at the onset can have travelled.
 
         Args:
             onset: one of this monitor's.
@@ -331,7 +330,7 @@ class InverseMonitor(Watcher):
         maps = [each.of([row]) for each in run.maps]
         return onset_panel(onset, maps, radius, self.limits.growth)
 
-    # What layers hand over.
+    # Called by the layers.
 
     def call(
         self,
@@ -347,7 +346,7 @@ class InverseMonitor(Watcher):
         if not self._sees(state, density) or self.current() is layer:
             return run()
         call = Call(layer)
-        state.calls.append(call)  # not by calling(), which costs more than the rest of this
+        state.calls.append(call)  # calling() would cost more than the rest of this function
         try:
             result = run()
         finally:
@@ -383,7 +382,8 @@ class InverseMonitor(Watcher):
             if layer.affine.counted is not None:
                 logits = logits[:, layer.affine.counted]
             raw = _extremes(logits)
-            # Parameters of all features replace those of a pass that did not know all of them.
+            # Parameters of all features replace those of earlier passes, which did not know all
+            # features.
             several = layer.kind == "autoregressive" and logits.shape[1] > 1
             calls[-1].raw = raw if several else _wider(calls[-1].raw, raw)
             if layer.kind == "injector":
@@ -460,7 +460,7 @@ class InverseMonitor(Watcher):
         probe: Probe | None,
         replay: Replay | None,
     ) -> list[Mask]:
-        """What earlier crossings reach behind a layer."""
+        """The elements behind a layer that earlier crossings reach."""
         if frame is not None:
             masks, sources, shapes = [frame.mask], [frame.z], [frame.z.shape]
         else:
@@ -471,10 +471,10 @@ class InverseMonitor(Watcher):
     def _run_of(
         self, state: _State, watched: Watched, density: bool, inputs: Sequence[Tensor]
     ) -> tuple[WatchedRun, list[Value | None]]:
-        """The run that a call belongs to, and what it knows of the inputs.
+        """The run that a call belongs to, and what is known of the inputs.
 
-        A new run, if that layer was called in this one before, and its input did not come out of
-        a layer of this run: then one module serves several steps.
+        A new run begins if this layer was called in the current run before and its input is no
+        output of a layer of the run. (If it is, one module serves several steps.)
         """
         run = state.run
         if run is not None and run.density == density:
@@ -524,7 +524,7 @@ class InverseMonitor(Watcher):
         summaries: tuple[Summary, Summary],
         onsets: list[Onset],
     ) -> None:
-        """To the rows, the onsets and the maps."""
+        """Add a call to the rows, the onsets and the maps."""
         key = (call.layer, density)
         with self._lock:
             row = self._rows.get(key)
@@ -573,7 +573,7 @@ class InverseMonitor(Watcher):
         return onsets
 
     def _map(self, run: WatchedRun, layer: Layer | None, z: Tensor, summary: Summary) -> None:
-        """Keep what :meth:`panel` draws, within bounds; no layer for the latents."""
+        """Keep maps for :meth:`panel`, up to a limit; without a layer, those of the latents."""
         magnitudes = summary.peaks
         if z.dim() == 2 and z.numel() <= _MOST_FEATURES:
             magnitudes = z.detach().abs()
@@ -628,7 +628,7 @@ class InverseMonitor(Watcher):
 
 
 def _exp(log: float) -> float:
-    """exp, infinite where it leaves the range."""
+    """exp, or infinity on overflow."""
     return math.inf if log > _LARGEST_LOG else math.exp(log)
 
 

@@ -1,4 +1,4 @@
-"""Where explosions begin, and what they reach.
+"""Where explosions begin, and the elements that they reach.
 
 All masks are bool, (N, C, \\*S), over the elements of z: N samples, C channels, S positions. None
 stands for a mask that is false everywhere.
@@ -91,8 +91,8 @@ def as_json(number: float) -> float | str:
     return number if math.isfinite(number) else str(number)
 
 
-# How far a conditioner reaches: a value at position q changes parameters from q - before to
-# q + after, a pair a spatial dimension. None: everywhere.
+# How far a conditioner reaches: a value at position q changes parameters from q - before to q +
+# after, one pair for each spatial dimension. None: everywhere.
 Reach = tuple[tuple[int, int], ...] | None
 
 _reaches: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Reach]] = WeakKeyDictionary()
@@ -114,8 +114,8 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, NormalisedConv2d, ScaledConv2d
 def reach_of(conditioner: nn.Module | None, probe: Probe | None, kept: Tensor) -> Reach:
     """How far a coupling's conditioner reaches.
 
-    Read off its layers where they are plain convolutions; otherwise measured, once for each size:
-    NaN in what it reads makes NaN of all that depends on it.
+    Read from its layers if they are plain convolutions. Otherwise measured, once for each size: a
+    NaN in its input makes every output NaN that depends on it.
 
     Args:
         conditioner: the module.
@@ -139,7 +139,7 @@ def reach_of(conditioner: nn.Module | None, probe: Probe | None, kept: Tensor) -
 
 
 def _radii(module: nn.Module, dims: int) -> list[int] | None:
-    """Of a stack of convolutions that keep the size; None for anything else."""
+    """The reach of a stack of convolutions that keep the size; None for anything else."""
     kind: Any = type_before_parametrizations(module)
     if kind in _POINTWISE:
         return [0] * dims
@@ -168,7 +168,7 @@ def _radii(module: nn.Module, dims: int) -> list[int] | None:
 
 @torch.no_grad()
 def _measured(probe: Probe, kept: Tensor) -> Reach:
-    """From both ends of the picture: from its middle, gaps in a kernel may hide how far it goes."""
+    """Measured from both ends of the picture: from its middle, kernel gaps can hide the reach."""
     size = kept.shape[2:]
     ends = []
     for corner in ((0,) * len(size), (-1,) * len(size)):
@@ -185,7 +185,7 @@ def _measured(probe: Probe, kept: Tensor) -> Reach:
         ends.append((found.amin(0).tolist(), found.amax(0).tolist()))
     (_, afters), (befores, _) = ends
     return tuple(
-        # At the other end it may well be more than what is seen.
+        # At the other end the true reach may be larger than what is visible.
         (side if first == 0 else side - 1 - first, side if last == side - 1 else last)
         for first, last, side in zip(befores, afters, size, strict=True)
     )
@@ -225,11 +225,11 @@ def spread(
     probe: Probe | None,
     replay: Replay | None,
 ) -> list[Mask]:
-    """What a layer makes of the masks of its inputs: the masks of its outputs.
+    """The masks of a layer's outputs, from the masks of its inputs.
 
     Args:
         layer, probe, replay: as for :meth:`Watcher.call`.
-        masks, inputs: one mask for each input. Of a part of a block, those of the block.
+        masks, inputs: one mask for each input; for a part of a block, those of the block.
         shapes: of the outputs.
     """
     found = [mask for mask in masks if mask is not None]
@@ -281,13 +281,13 @@ class Crossings:
     reasons: Tensor
 
     def of_channels(self, channels: Tensor) -> Crossings:
-        """With channels counted otherwise: channel c is ``channels[c]``."""
+        """The crossings with renumbered channels: channel c becomes ``channels[c]``."""
         index = self.index.clone()
         index[:, 1] = channels[index[:, 1]]
         return Crossings(index, self.growth, self.magnitude, self.reasons)
 
     def joined(self, mask: Mask, shape: Sequence[int]) -> Tensor:
-        """A mask of this shape, with them."""
+        """The mask, of this shape, with the crossings added."""
         joined = torch.zeros(shape, dtype=torch.bool, device=self.index.device)
         joined[tuple(self.index.unbind(1))] = True
         return joined if mask is None else joined | mask
@@ -324,7 +324,7 @@ def find_crossings(
         limits: of growth and of magnitude.
         whole: the tensors are all of z; otherwise a coupling's changed channels.
     """
-    # What is the same for every input multiplies by constants: that is no growth.
+    # A layer that is the same for every input multiplies by constants: that is no growth.
     bounds = (limits.growth if layer.conditional else math.inf, limits.magnitude)
     alone = layer.elementwise and before.shape == after.shape
     if alone:
@@ -335,7 +335,7 @@ def find_crossings(
         candidates = crossing_positions(first, last, *bounds, inside)
     else:
         candidates = ~(peaks[1] < min(bounds))  # NaN, too
-    # Kept channels cross nowhere: they come out as they go in.
+    # Kept channels do not cross: they do not change.
     chosen = layer.changed if whole and layer.spread == "coupling" else slice(None)
     part = after[:, chosen]
     if mask is not None:
@@ -369,14 +369,14 @@ def find_crossings(
 
 
 def _everywhere(mask: Tensor) -> Tensor:
-    """Positions all of whose channels are in a mask, (N, 1, \\*S)."""
+    """Positions where all channels are in a mask, (N, 1, \\*S)."""
     if mask.stride(1) == 0:
         return mask[:, :1]
     return mask.view(torch.uint8).amin(dim=1, keepdim=True).view(torch.bool)
 
 
 def grouped(crossings: Crossings, size: Sequence[int]) -> list[tuple[int, int]]:
-    """The crossings that touch each other are one: (its strongest's index, how many) of each.
+    """Groups of touching crossings: (index of the strongest, number of elements) for each.
 
     Args:
         crossings: at least one.
@@ -396,7 +396,7 @@ def grouped(crossings: Crossings, size: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def components(marks: Tensor) -> Tensor:
-    """Labels from 1 of what touches, diagonals too, in each sample of (N, \\*S); 0 outside."""
+    """Labels of connected elements, diagonals too, from 1 in each sample of (N, \\*S); else 0."""
     labels = torch.arange(1, marks.numel() + 1, device=marks.device).view(marks.shape) * marks
     while True:
         grown = labels
@@ -410,7 +410,7 @@ def components(marks: Tensor) -> Tensor:
                 here.copy_(torch.maximum(here, last))
                 grown = wider
         grown = grown * marks
-        # An element's label is the number of an element, which may have a higher one by now.
+        # A label is the number of an element, whose own label may be higher by now.
         flat = grown.flatten()
         grown = torch.where(flat > 0, flat[flat - 1], 0).view(marks.shape)
         if torch.equal(grown, labels):

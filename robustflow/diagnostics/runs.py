@@ -1,4 +1,4 @@
-"""One pass through a flow's layers, and what is known of the tensors in it."""
+"""One pass through a flow's layers, with summaries of its tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from robustflow.diagnostics._moments import Summary
 from robustflow.diagnostics.figures import LayerMap
 from robustflow.diagnostics.onsets import Mask, Onset, any_channel
 
-_KEPT = 8  # latest tensors that are recognised: as many branches as a graph may have
+_KEPT = 8  # number of latest tensors to recognise: the branches that a graph may have
 
 
 class Unchanged:
@@ -28,7 +28,7 @@ class Unchanged:
         self.version = None if tensor.is_inference() else tensor._version
 
     def holds(self, tensor: Tensor) -> bool:
-        """Whether it is this one, as it was."""
+        """Whether this is the tensor, unchanged."""
         return (
             self.reference() is tensor
             and self.version is not None
@@ -37,7 +37,7 @@ class Unchanged:
 
 
 class Value(Unchanged):
-    """A tensor that came out of a layer, and what is known of it; its shape as (N, C, \\*S)."""
+    """An output tensor of a layer with its summary; its shape as (N, C, \\*S)."""
 
     __slots__ = ("device", "mask", "shape", "summary")
 
@@ -92,7 +92,7 @@ class WatchedRun:
         self._values.append(Value(tensor, z, mask, summary))
 
     def value_of(self, tensor: Tensor) -> Value | None:
-        """What is known of this very tensor."""
+        """The record of this tensor object."""
         if not self._values:
             return None
         value = self._values[-1]
@@ -101,7 +101,7 @@ class WatchedRun:
         return next((each for each in self._values if each.reference() is tensor), None)
 
     def masks_of(self, known: Sequence[Value | None], inputs: Sequence[Tensor]) -> list[Mask]:
-        """What earlier crossings reached of a layer's inputs (N, C, \\*S).
+        """Masks of the elements of a layer's inputs (N, C, \\*S) that earlier crossings reached.
 
         Args:
             known: of each, the result of :meth:`value_of`.
@@ -110,7 +110,7 @@ class WatchedRun:
         mask = self._values[-1].mask if self._values else None
         if mask is None or any(each is not None for each in known):
             return [None if each is None else each.mask for each in known]
-        # Something in between made them of the last layer's output: split it, joined others to it.
+        # Unknown code computed them from the last layer's output: split it, joined others to it.
         return [_fitted(mask, z) for z in inputs]
 
     def keep(self, layer: Layer | None, magnitudes: Tensor) -> None:
@@ -119,7 +119,7 @@ class WatchedRun:
         self._kept.append((layer, self.steps, magnitudes, reach))
 
     def close(self) -> int:
-        """Keep the maps of samples with onsets alone; how many bytes that frees."""
+        """Keep only the maps of samples with onsets; returns the number of bytes freed."""
         if self.map_rows is not None:
             return 0
         kept, self._kept = self._kept, []
@@ -138,7 +138,7 @@ class WatchedRun:
 
 
 def _fitted(mask: Tensor, z: Tensor) -> Mask:
-    """A mask for a tensor that was made of the mask's in a way that is not known."""
+    """A mask for a tensor that unknown code computed from the mask's tensor."""
     if z.shape == mask.shape:
         return mask
     if len(z) != len(mask):

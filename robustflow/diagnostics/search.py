@@ -1,4 +1,4 @@
-"""Searching conditions for the worst gain of a trained model, by gradient."""
+"""Searches conditions for the worst gain of a trained model, by gradient."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from robustflow._modes import evaluating
 from robustflow.diagnostics._gains import GainWatcher, largest_gains, watching
 from robustflow.diagnostics._sampling import Run, check_contexts, sample_mean
 
-# Of what float32 rounds a gain to, a bound may be passed by so much.
+# A gain computed in float32 may exceed a bound by this factor.
 _ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the search found of one layer.
+    """The search's result for one layer.
 
     Attributes:
         layer: its name.
@@ -44,7 +44,7 @@ class SearchResult:
 
     Attributes:
         layers: every layer with an inverse derivative, in the order of sampling.
-        contexts: of each context that was given, the worst one found: like the argument.
+        contexts: the worst context found from each given one, in the form of the argument.
         gains: (N,), the largest inverse derivative of any layer at those.
     """
 
@@ -59,7 +59,7 @@ class SearchResult:
 
     @property
     def beaten(self) -> tuple[Found, ...]:
-        """Layers whose bound was passed by more than rounding: there are none, or it is wrong."""
+        """Layers whose bound was exceeded by more than rounding; there must be none."""
         return tuple(each for each in self.layers if each.found > each.bound * (1 + _ROUNDING))
 
     def to_dict(self) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class _Climb:
         self.found: dict[str, float] = {}
 
     def shaped(self, tensors: list[Tensor]) -> Any:
-        """As the contexts were given."""
+        """The contexts in the form of the argument."""
         return tensors[0] if self.single else self.kind(tensors)
 
     def go(self, steps: int, step_size: float | None, within: tuple[float, float] | None) -> None:
@@ -159,7 +159,7 @@ class _Climb:
                         each.clamp_(*within)
 
     def _gains(self) -> Tensor:
-        """The objective, (N,): a soft maximum over the layers; notes what is the largest so far."""
+        """The objective, (N,): a soft maximum over the layers; records the largest so far."""
         self.watcher.log_gains.clear()
         self.run(self.model, self.shaped(self.now))
         each = largest_gains(self.watcher, len(self.now[0]))

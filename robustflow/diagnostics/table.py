@@ -1,4 +1,4 @@
-"""What a monitor recorded, as a table."""
+"""A monitor's records as a table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from robustflow.diagnostics.onsets import Limits, Onset, as_json
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """What was recorded of one layer.
+    """The records of one layer.
 
     Attributes:
         name, kind, library: which; the name is that in ``model.named_modules()``.

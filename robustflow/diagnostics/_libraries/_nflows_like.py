@@ -19,9 +19,9 @@ INVERSE, FORWARD = "inverse", "forward"
 class NflowsLayer(Layer):
     """A transform: sampling is ``inverse(inputs, context)``."""
 
-    utils: ModuleType  # with sum_except_batch, which is given elementwise log-derivatives
+    utils: ModuleType  # has sum_except_batch, which gets elementwise log-derivatives
     sampling: str = INVERSE
-    # The methods that affine parameters are handed to, with the inputs.
+    # The methods that get affine parameters, with the inputs.
     methods: tuple[str, ...] = ()
     sums: bool = False  # it has its log-derivatives summed as they are, in both directions
 

@@ -16,7 +16,7 @@ from robustflow.nn.elementwise import Affine
 
 
 def affine_params(transform: object) -> AffineParams | None:
-    """Of an :class:`Affine`, with parameters packed channel by channel."""
+    """The scales of an :class:`Affine` with parameters packed channel by channel."""
     if type(transform) is not Affine:
         return None
 
@@ -34,7 +34,7 @@ def _logits(params: Tensor) -> Tensor:
 
 
 def watch_transform(watcher: Watcher, transform: Any) -> None:
-    """Show a transform's calls to the watcher, of whichever layer they are; many may share one."""
+    """Report a transform's calls to the watcher; several layers may share one transform."""
     reduces = _reduces(transform.__class__)
 
     def around(
@@ -53,8 +53,9 @@ def watch_transform(watcher: Watcher, transform: Any) -> None:
         if layer is None or layer.affine is not None or not (watcher.derivatives and reduces):
             return proceed(x, params, inverse=inverse, **options)
         y, each = proceed(x, params, inverse=inverse, **{**options, "reduce": "none"})
-        # A call for one feature of several, in an autoregressive inverse, adds to those before;
-        # one for all, of several passes, replaces what came of features that were not known yet.
+        # In an autoregressive inverse, a call for some of the features adds to the calls before. A
+        # call for all features replaces them, because earlier passes used features that were not
+        # known yet.
         last = layer.kind == "autoregressive" and x.shape[1] > 1
         watcher.note(_changed(layer, each), last=last)
         if options.get("reduce") == "none":
@@ -66,7 +67,7 @@ def watch_transform(watcher: Watcher, transform: Any) -> None:
 
 
 def _changed(layer: Layer, each: Tensor) -> Tensor:
-    """Of a layer that computes every channel and uses some, those."""
+    """The used channels of a layer that computes all channels and uses some."""
     if isinstance(layer.changed, Tensor) and each.shape[1] > len(layer.changed):
         return each[:, layer.changed]
     return each

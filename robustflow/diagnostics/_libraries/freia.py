@@ -65,11 +65,11 @@ class _Layer(_Tuples, Layer):
 
 
 class _Part(Layer):
-    """One transform of a block, which hands over its calls.
+    """One transform of a block; the block passes its calls on.
 
     Attributes:
         method: of the block, which computes it.
-        net: what makes its parameters, for that method; None where they are its argument.
+        net: the network of its parameters; None if the method gets them as an argument.
     """
 
     library = "FrEIA"
@@ -183,7 +183,7 @@ def members(module: nn.Module) -> Iterable[nn.Module]:
 
 
 def _named(*names: str) -> tuple[type[nn.Module], ...]:
-    """Those of FrEIA's classes that this version has."""
+    """FrEIA's classes by name, as far as this version has them."""
     return tuple(getattr(freia, name) for name in names if hasattr(freia, name))
 
 
@@ -224,7 +224,7 @@ def _halves(module: Any) -> tuple[slice, slice]:
 
 
 def _two_sided(module: Any) -> Watched:
-    """A block whose halves are transformed in turn, each by a method of its own."""
+    """A block whose two halves are transformed one after the other, each by its own method."""
     first, second = _halves(module)
     parts: list[Layer] = []
     for method, changed, kept, nets in (

@@ -25,7 +25,7 @@ from robustflow.diagnostics._libraries._nflows_like import (
 from robustflow.diagnostics._libraries._own import is_converted
 
 _CONTAINERS = (flows.Composite, flows.GlowBlock, flows.Reverse)
-_WRAPPERS = {  # of a layer whose inverse they call
+_WRAPPERS = {  # of a layer whose inverse is called
     flows.CoupledRationalQuadraticSpline: "prqct",
     flows.CircularCoupledRationalQuadraticSpline: "prqct",
     flows.AutoregressiveRationalQuadraticSpline: "mprqat",
@@ -39,10 +39,10 @@ class _Layer(NflowsLayer):
     library = "normflows"
     utils = utils
     sampling = FORWARD
-    # Of affine couplings, the networks whose output holds the scales.
+    # The networks of affine couplings whose output holds the scales.
     net: nn.Module | None = None
     probe: Callable[..., Tensor] | None = None
-    # Of layers that cut z in two, whether the first half decides over the second.
+    # For layers that split z in two: whether the first half transforms the second.
     first_kept: bool | None = None
 
     def watch(self, watcher: Watcher) -> None:

@@ -1,4 +1,4 @@
-"""Modules that no library is known for, by how they can be called."""
+"""Modules of unknown libraries, by how they can be called."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from robustflow.diagnostics._layers import Layer, Watcher
 
-_TURNS = ("reverse", "rev", "inverse")  # names of arguments that turn a call round
+_TURNS = ("reverse", "rev", "inverse")  # names of arguments that reverse the direction of a call
 
 
 class OtherLayer(Layer):
-    """Any module. Of the ways to call it, sampling is, in this order:
+    """Any module. Sampling is the first of these that it has:
 
     its method ``inverse``; ``forward`` with an argument ``reverse``, ``rev`` or ``inverse`` that
     is true; ``forward``. z is the first tensor that it is called with, and the first that it
@@ -33,7 +33,7 @@ class OtherLayer(Layer):
             watcher.intercept(self.module, "forward", self._around(watcher, turn or True))
 
     def _around(self, watcher: Watcher, turned: bool | str) -> Callable[..., Any]:
-        """What stands around a method: turned, or turned by an argument of this name."""
+        """The wrapper of a method that samples always, or if this argument is true."""
         signature = inspect.signature(self.module.forward)
 
         def layer(proceed: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -66,7 +66,7 @@ class OtherLayer(Layer):
 
 
 def turned_by(module: nn.Module) -> str | None:
-    """The argument of ``forward`` that turns the call round; None where there is none."""
+    """The argument of ``forward`` that reverses the call; None if there is none."""
     parameters = inspect.signature(module.forward).parameters
     return next((name for name in _TURNS if name in parameters), None)
 

@@ -15,7 +15,7 @@ _LIBRARY = "robustflow.compat.srflow"
 
 
 class _Step(Layer):
-    """One of the three; calls come from the block."""
+    """One of the three transforms; the block passes its calls on."""
 
     library = _LIBRARY
 

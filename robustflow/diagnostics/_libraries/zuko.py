@@ -1,4 +1,4 @@
-"""zuko: modules make transforms, from data to latents; sampling is a transform's ``inv``."""
+"""zuko: modules return transforms from data to latents; sampling is a transform's ``inv``."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class _Layer(Layer):
     channels_last = True
 
     def watch(self, watcher: Watcher) -> None:
-        # Composed transforms call the second of the forward methods, and it mostly the first.
+        # Composed transforms call the second forward method, which mostly calls the first.
         names = {"_inverse": True, "_call": False, "call_and_ladj": False}
 
         def around(transform: Transform, inverse: bool) -> Callable[..., Any]:
-            reference = weakref.ref(transform)  # what stands around it must not keep it alive
+            reference = weakref.ref(transform)  # its wrapper must not keep it alive
 
             def call(proceed: Callable[..., Any], z: Tensor) -> Any:
                 def run() -> Any:
@@ -125,7 +125,7 @@ def find(module: nn.Module) -> Watched | None:
 
 
 def _describe_constant(layer: _Layer, made: Any) -> None:
-    """One that makes the same transform whatever the context."""
+    """A module that returns the same transform for every context."""
     if made is transforms.PermutationTransform:
         layer.kind, layer.spread, layer.conditional = "reshape", "replay", False
     elif made in (transforms.RotationTransform, transforms.LULinearTransform):

@@ -1,4 +1,4 @@
-"""Artifacts in samples, found without eyes: one file a kind."""
+"""Detectors of artifacts in samples, one file for each kind."""
 
 from robustflow.diagnostics.artifacts.find import KINDS, Artifacts, Kind, find_artifacts
 from robustflow.diagnostics.artifacts.judge import Judgement, judge_detectors

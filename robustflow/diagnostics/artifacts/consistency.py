@@ -9,7 +9,8 @@ from robustflow.diagnostics.artifacts.samples import Detection, Sample, enlarged
 def consistency(sample: Sample) -> Detection:
     """Where |A(x) - y|, the largest over channels, is above ``thresholds.consistency``.
 
-    Needs no truth. Every pixel of the observation stands for those of the sample that it covers.
+    Needs no ground truth. A pixel of the observation counts for all pixels of the sample that it
+    covers.
     """
     assert sample.observation is not None and sample.apply is not None
     score = enlarged(residual(sample.x, sample.observation, sample.apply), sample.size)

@@ -10,7 +10,7 @@ from robustflow.diagnostics.artifacts.regions import keep_regions, least_area
 from robustflow.diagnostics.artifacts.samples import Detection, Sample
 from robustflow.diagnostics.artifacts.windows import window_mean
 
-LEAST_SAMPLES = 4  # of fewer, the median tells nothing
+LEAST_SAMPLES = 4  # with fewer, the median says nothing
 _WINDOW = 5  # pixels over which deviations are averaged: that of few samples is noisy
 _FLOOR = 1 / 255  # an 8-bit step: where all samples agree, rounding is no outlier
 _NORMAL = 1.4826  # standard deviations in the median absolute deviation of a Gaussian
@@ -45,7 +45,7 @@ def ensemble_scores(samples: Tensor) -> Tensor:
 def ensemble(sample: Sample) -> Detection:
     """Where :func:`ensemble_scores` is above ``thresholds.ensemble``, in regions.
 
-    Single pixels far from the median of a few samples are common, and regions of them are not.
+    Single pixels far from the median of a few samples are common; regions of them are rare.
     """
     assert sample.outliers is not None
     far = sample.outliers > sample.thresholds.ensemble

@@ -37,7 +37,7 @@ _DETECTORS: dict[Kind, Callable[[Sample], Detection]] = {
 
 @dataclass(frozen=True)
 class Artifacts:
-    """What :func:`find_artifacts` found, kind by kind; kinds that nothing was given for are absent.
+    """Result of :func:`find_artifacts` by kind; kinds whose inputs were not given are absent.
 
     Attributes:
         masks: by kind, (N, H, W) or (N, T), bool: where each sample has the artifact.
@@ -71,8 +71,8 @@ class Artifacts:
     def rates(self) -> dict[str, Estimate]:
         """By kind, the share of samples, with Wilson's 95 % interval over samples.
 
-        The interval takes samples as independent. Several samples of one observation are less
-        than that: it is then too narrow.
+        The interval assumes independent samples. Samples of one observation are not, and the
+        interval is then too narrow.
         """
         return {
             kind: wilson_interval(int(flagged.sum()), len(flagged))
@@ -249,13 +249,13 @@ def _check_samples(samples: Tensor) -> None:
 
 
 def _in_units(x: Tensor, low: float, high: float) -> Tensor:
-    """From the range of values to [0, 1]; half precision in float32."""
+    """Map the range of values to [0, 1]; half types become float32."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     return x if (low, high) == (0.0, 1.0) else (x - low) / (high - low)
 
 
 def _for_all(name: str, given: Tensor, samples: Tensor) -> Tensor:
-    """What is given for every sample, or one for all, as (N, ...)."""
+    """An argument given for every sample, or one for all, as (N, ...)."""
     check_tensor(name, given)
     batch = given if given.dim() == samples.dim() else given.unsqueeze(0)
     if batch.dim() != samples.dim() or len(batch) not in (1, len(samples)):
@@ -269,7 +269,7 @@ def _for_all(name: str, given: Tensor, samples: Tensor) -> Tensor:
 def _operators(
     task: Task | Operator | str | int | None, y: Tensor | None, x: Tensor
 ) -> tuple[Operator | None, Operator | None]:
-    """A, where it is known, and what stands for it where colours are compared."""
+    """A, if it is known, and the map to use in its place when colours are compared."""
     if y is None:
         if task is not None:
             raise ValueError("A task needs an observation: give observation=, or leave task= out.")
@@ -314,7 +314,7 @@ def _missing(
     safe: Tensor | None,
     labels: Tensor,
 ) -> dict[Kind, str | None]:
-    """By kind, what is missing to look for it; None where nothing is."""
+    """By kind, the input that is missing for it, or None."""
     dims, block = len(shape) - 2, block_side(len(shape) - 2, grid_levels)
     most = int(labels.unique(return_counts=True)[1].max())
     conditions: dict[Kind, tuple[bool, str]] = {

@@ -11,8 +11,8 @@ _PERIODS = 8  # in a line
 _LINES = 15  # of a signal in a block, each half a line after the one before
 _OVERLAP = 4  # blocks that begin within a block's side
 _LOBE = 2  # bins to each side that a peak takes under a Hann window
-_NEAR = 3  # bins beyond those, to each side, that say what power to expect
-_ELEMENTS = 2**22  # of the lines that are transformed at a time
+_NEAR = 3  # bins beyond those, to each side, whose power is the expected one
+_ELEMENTS = 2**22  # values of the lines that are transformed at a time
 _FLOOR = (0.5 / 255) ** 2  # a power that rounding to 8 bits may have
 
 

@@ -1,4 +1,4 @@
-"""How good detectors are, against a mask of what is really wrong."""
+"""Judges detectors by a mask of the true artifacts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from robustflow.diagnostics.intervals import (
 
 @dataclass(frozen=True)
 class Judgement:
-    """Of one detector. A figure that has no meaning, for want of artifacts or of masks, is NaN.
+    """Figures of one detector; NaN where artifacts or masks are missing.
 
     Attributes:
         auroc: the probability that a pixel of an artifact scores above another, ties by half.

@@ -1,4 +1,4 @@
-"""What an observation says of a sample: A(x) - y."""
+"""How far a sample is from its observation: A(x) - y."""
 
 from __future__ import annotations
 

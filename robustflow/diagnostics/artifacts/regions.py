@@ -1,4 +1,4 @@
-"""Connected regions of a mask, and what they must be to count."""
+"""Connected regions of a mask, and which of them count."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from robustflow._extras import require
 def least_area(size: Sequence[int], share: float, least: int = 4) -> int:
     """The number of pixels from which a region counts, in a picture of that size.
 
-    A share of the picture, so that a picture and its enlargement are judged alike, but at least
-    ``least`` pixels, which chance does not bring together.
+    A share of the picture, so that an enlarged picture is judged alike, but at least ``least``
+    pixels, so that chance does not produce one.
 
     Example:
         >>> least_area((160, 160), 1 / 4096), least_area((512, 512), 1 / 4096)
@@ -52,7 +52,7 @@ def regions(mask: Tensor, area: int) -> Iterator[tuple[tuple[slice, ...], Tensor
 def keep_regions(
     mask: Tensor, area: int, counts: Callable[[tuple[slice, ...], Tensor], bool] | None = None
 ) -> Tensor:
-    """A mask (\\*S) without regions that are too small, or that ``counts(box, region)`` denies."""
+    """The regions of a mask (\\*S) that are large enough and for which ``counts`` is true."""
     kept = torch.zeros_like(mask)
     for box, region in regions(mask, area):
         if counts is None or counts(box, region):
@@ -68,7 +68,7 @@ def ring(region: Tensor) -> Tensor:
 
 
 def opened(mask: Tensor, radius: int) -> Tensor:
-    """A mask (\\*S) without what a square of side 2 radius + 1 does not fit into."""
+    """Morphological opening of a mask (\\*S) by a square of side 2 radius + 1."""
     ndimage = _ndimage()
     square = torch.ones([2 * radius + 1] * mask.dim(), dtype=torch.bool).numpy()
     # Pixels beyond the edge do not stop a square from fitting.

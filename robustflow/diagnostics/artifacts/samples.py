@@ -1,4 +1,4 @@
-"""What every detector is given, and what it returns."""
+"""The input and the result of every detector."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from robustflow.diagnostics.artifacts.observations import Operator, residual
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From where on a score is an artifact, and how large a region must be.
+    """The scores above which a place is an artifact, and the least size of a region.
 
     Values are in units of the samples' range: [0, 1], or ``value_range`` mapped to it. The
     defaults were set on clean photographs and on samples of a flow that does not explode
@@ -40,7 +40,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Detection:
-    """What a detector says of one sample.
+    """A detector's result for one sample.
 
     Attributes:
         score: (\\*S), larger where an artifact is likelier; finite or +inf.
@@ -59,7 +59,8 @@ class Sample:
         x: (C, \\*S), not clamped.
         observation: y, (c, \\*s), if there is one.
         apply: A, if it is known.
-        compare: A, or what stands for it where colours are compared; None where nothing does.
+        compare: the map to the observation's size for comparing colours: A, or a substitute, or
+        None.
         safe: a sample without artifacts, (C, \\*S), if there is one.
         outliers: (\\*S), how far x is from other samples, if there are.
         grid_levels: how often the flow squeezes by 2.
@@ -81,7 +82,7 @@ class Sample:
 
     @cached_property
     def observed(self) -> Tensor | None:
-        """Where the observation agrees with x as displayed, (\\*S), bool; None: nothing to say."""
+        """Where the observation agrees with x as displayed, (\\*S), bool; None without one."""
         if self.observation is None or self.compare is None:
             return None
         agrees = residual(displayed(self.x), self.observation, self.compare)

@@ -1,4 +1,4 @@
-"""What a model is made of: one module a library knows its layers, :func:`describe` the rest."""
+"""The structure of a model: a module for each library's layers, :func:`describe` for the rest."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 def describe(model: nn.Module, ignore: Collection[str] = ()) -> Tree:
     """The tree of a model's parts, from data to latents.
 
-    Modules of the libraries say what they contain and in which order. Of any other module that
-    contains flow layers, each child is taken as applied once, in an order not known; a child that
-    is no flow layer, and is not ignored, becomes an unknown part.
+    Containers of the libraries have a known order. For any other module that contains flow layers,
+    each child is assumed to be applied once, in an unknown order. A child that is no flow layer,
+    and is not ignored, becomes an unknown part.
 
     Args:
         ignore: qualified names of modules that transform no z: encoders, conditioners, losses.
@@ -53,7 +53,7 @@ def describe(model: nn.Module, ignore: Collection[str] = ()) -> Tree:
 
 
 class _Describer:
-    """Finds the parts of one model; adapters call it for the modules within theirs."""
+    """Finds the parts of one model; adapters call it for the modules inside their own."""
 
     def __init__(self, model: nn.Module, ignore: Collection[str]) -> None:
         names = {name for name, _ in model.named_modules(remove_duplicate=False)}

@@ -109,7 +109,7 @@ def _coupling(module: Any, name: str, t: Any, converted: Any) -> Tree:
 
 
 def beside(main: Tree, rest: Part) -> Tree:
-    """The transform of one half of a coupling's features, and that of the other."""
+    """The transforms of the two halves of a coupling's features."""
     if isinstance(main, Part):
         return Halves((main, rest))
     return Chain((*parts_of(main), rest))
@@ -152,7 +152,7 @@ def _autoregressive(module: Any, name: str, t: Any, converted: Any) -> Tree:
 
 
 def autoregressive_scale(module: Any, logits: Tensor) -> Tensor:
-    """The scale of a masked affine layer: what it makes of 1 where the shift is 0."""
+    """The scale of a masked affine layer: its output for 1 at shift 0."""
     params = torch.stack([logits, torch.zeros_like(logits)], dim=-1)
     params = params[:, None].repeat(1, module.features, 1).flatten(1)
     ones = logits.new_ones(len(logits), module.features)
@@ -160,7 +160,7 @@ def autoregressive_scale(module: Any, logits: Tensor) -> Tensor:
 
 
 def _spline(module: Any, t: Any, methods: tuple[str, str]) -> Bounds | None:
-    """Of a piecewise transform; each library class is known by its own methods."""
+    """Bounds of a piecewise transform, if its class has the library's own methods."""
     rational = (
         t.PiecewiseRationalQuadraticCouplingTransform,
         t.MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
@@ -183,7 +183,7 @@ def _spline(module: Any, t: Any, methods: tuple[str, str]) -> Bounds | None:
 
 
 def rational_quadratic(module: Any) -> Bounds | None:
-    """Of a rational-quadratic spline with the settings that the libraries' layers keep."""
+    """Bounds of a rational-quadratic spline from the attributes of a library's layer."""
     if getattr(module, "enable_identity_init", False):
         return None  # other derivatives
     tails, note = module.tails, ""

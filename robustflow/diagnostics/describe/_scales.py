@@ -1,7 +1,7 @@
-"""Which scale function a library's layer has: told from its values.
+"""Recognises the scale function of a library's layer by its values.
 
 Versions of the libraries, and their users, choose among a few functions of one logit. A function
-that equals one of them at widely spread points, in float64, is taken to be that one.
+that equals one of these at widely spread points, in float64, is taken to be that function.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from robustflow.diagnostics.bounds import INFINITY, Range, exponential
 
 Function = Callable[[Tensor], Tensor]
 
-# Far enough out that what saturates has, and that exp is still finite.
+# Far enough out that saturating functions have saturated, and exp is still finite.
 _FAR = 600.0
 POINTS = torch.tensor(
     [-_FAR, -60.0, -9.0, -4.0, -2.3, -1.0, -0.4, 0.0, 0.3, 1.0, 1.7, 3.0, 7.0, 50.0, _FAR],
@@ -61,7 +61,7 @@ def _candidates(values: Tensor) -> Iterator[tuple[Range, str, Tensor]]:
     least, most = float(values[0]), float(values[-1])
     for moved, name in ((2.0, "sigmoid(a + 2)"), (0.0, "sigmoid(a)")):
         s = torch.sigmoid(a + moved)
-        # At -_FAR the sigmoid is 1e-260: what is left is what was added.
+        # At -_FAR the sigmoid is 1e-260, so the value is the constant that is added.
         eps = least if least > 1e-200 else 0.0
         yield Range(eps, 1 + eps), _plus(name, eps), s + eps
         yield Range(eps, 1 + eps).reciprocal, f"1 / ({_plus(name, eps)})", 1 / (s + eps)

@@ -1,4 +1,4 @@
-"""How a model is put together, as far as bounds are concerned: a tree of its layers' parts.
+"""The structure of a model, for bounds: a tree of its layers' parts.
 
 Every tree maps data to latents; sampling goes the other way.
 """
@@ -28,12 +28,11 @@ class Part:
         name: qualified name of the layer, and of the part where it has several.
         type: what the layer is.
         kind: its kind.
-        inverse: how the map grows magnitudes on the way from latents to data: of the root mean
-            square over the elements that it changes.
+        inverse: bound on magnitudes from latents to data, as root mean squares over the elements
+            that the map changes.
         forward: the same on the way from data to latents.
-        bounds: of a map whose parameters the condition decides, or the rest of z.
-        fraction: of the elements that the layer is given, how many the part changes; None where
-            that is not known.
+        bounds: of a map whose parameters depend on the condition or the rest of z.
+        fraction: share of the layer's elements that the part changes; None if unknown.
         formula, source, note: of a map that is the same for every condition.
         unknown: why nothing is known of it.
     """
@@ -58,7 +57,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Chain:
-    """One after the other, from data to latents; if not ``ordered``, in an order not known."""
+    """Parts applied in turn, from data to latents; if not ``ordered``, in an unknown order."""
 
     children: tuple[Tree, ...] = ()
     ordered: bool = True
@@ -73,7 +72,7 @@ class Halves:
 
 @dataclass(frozen=True)
 class Branch:
-    """Where latents leave: ``leaving`` is what happens to them, ``staying`` to the rest.
+    """Where latents leave: ``leaving`` transforms them, ``staying`` the rest.
 
     Attributes:
         kept: the fraction of the elements that stays.
@@ -100,7 +99,7 @@ def parts_of(tree: Tree) -> Iterator[Part]:
 
 
 def reversed_tree(tree: Tree) -> Tree:
-    """Of the inverse map; a tree with a :class:`Branch` has none."""
+    """The tree of the inverse map; not possible with a :class:`Branch`."""
     if isinstance(tree, Part):
         return tree.reversed
     if isinstance(tree, Halves):
@@ -125,7 +124,7 @@ def elementwise(
     *,
     what: str = "transform",
 ) -> Part:
-    """A part with parameters from a conditioner; of an unknown ``what`` where bounds are None."""
+    """A part with parameters from a conditioner; unknown, named ``what``, if bounds are None."""
     if bounds is None:
         return unknown(name, module, f"unknown {what}", kind=kind, fraction=fraction)
     return Part(
@@ -160,7 +159,7 @@ def scaling(
     source: str = "",
     fraction: float | None = 1.0,
 ) -> Part:
-    """y = s x + o, with an s and an o a channel that no condition changes.
+    """y = s x + o, with an s and an o for each channel, the same for every condition.
 
     Args:
         scale: s, of any shape, not zero.
@@ -190,7 +189,7 @@ def linear(
         return unknown(name, module, "weights that are not finite", kind=kind)
     values = torch.linalg.svdvals(w)
     largest, smallest = float(values.max()), float(values.min())
-    # Below this W is singular to rounding, and so is what the model's own inverse makes of it.
+    # Below this, W is singular up to rounding, and the model's own inverse is meaningless.
     if smallest <= largest * torch.finfo(weight.dtype).eps * 1e-3:
         inverse = Line(INFINITY, INFINITY)
         condition = INFINITY

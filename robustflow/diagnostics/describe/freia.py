@@ -153,7 +153,7 @@ def _one(module: Any, name: str, kind: Kind, fraction: float, known: Any, conver
 
 
 def _all_in_one(module: Any, name: str) -> Tree:
-    """Perhaps the permutation first; the coupling; a constant scale; the permutation."""
+    """The optional first permutation, the coupling, a constant scale, the permutation."""
     kind: Kind = "self-conditional"
     fraction = module.splits[1] / module.in_channels
     coupling: Tree
@@ -200,7 +200,7 @@ def _spline(module: Any, name: str) -> Tree:
 
 
 def binned_bounds(base: Any) -> Bounds:
-    """Of a spline in a box of predicted size and place, W x H from (left, bottom).
+    """Bounds of a spline in a box of predicted size and place, W x H from (left, bottom).
 
     Outside, its slope is H/W. A bin is at least ``min_bin_sizes``; sizes are bounded above only by
     ``domain_clamping``.
@@ -244,7 +244,7 @@ def binned_bounds(base: Any) -> Bounds:
 
 
 def _tail_slope(base: Any, clamp: float | None) -> Range:
-    """H / W: of totals above bins x the smallest bin, clamped by c tanh(total / c)."""
+    """The range of H / W, for sizes above K bins, clamped by c tanh(size / c)."""
     if clamp is None:
         return Range(0.0, INFINITY)
     width, height = (

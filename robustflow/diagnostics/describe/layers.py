@@ -52,14 +52,14 @@ def describe(module: nn.Module, name: str, child: Describe) -> Tree | None:
     if isinstance(module, rnn.Squeeze):
         return same(name, module)
     if isinstance(module, rnn.PhaseShift):
-        # A circle's values are wrapped, which makes none larger.
+        # A circle's values are wrapped, which never makes one larger.
         phase = module.phase.cpu().double()
         return scaling(name, module, torch.ones_like(phase), phase, kind="elementwise", source=TORI)
     if isinstance(module, rnn.Dequantize):
         low, high = module.interval
         step = (high - low) / (module.levels - 1)
         scale = torch.tensor([1 / (step * module.levels)], dtype=torch.float64)
-        # Of the noise, which is at most a level, that is the end which is further from 0.
+        # The noise is at most a level; take the end that is further from 0.
         offset = max(abs(low), abs(low - step)) * scale
         return scaling(name, module, scale, offset, kind="elementwise", source=_DEQUANTIZED)
     for layer, kind in _KINDS:
@@ -92,7 +92,7 @@ def _level(level: FlowLevel, name: str, rest: Tree, child: Describe) -> Tree:
     if split is None:
         return Chain((*children, rest))
     kept = split.kept_channels / split.channels
-    # Of what leaves, the split transforms everything.
+    # The split transforms every element that leaves.
     leaving = _conditional(split, joined(name, str(len(children) - 1)), rnn.Split, "split", 1.0)
     return Chain((*children[:-1], Branch(leaving, rest, kept)))
 
@@ -131,7 +131,7 @@ def transformed(
 
 
 def _boxed(half_width: Tensor, centre: Tensor) -> Bounds:
-    """Of the modified RQ spline in a box a channel: that of [-1, 1] between constant maps.
+    """Bounds of the modified RQ spline of [-1, 1] between constant maps, one a channel.
 
     A shift t of that one moves the result by t times the half width.
     """

@@ -105,7 +105,7 @@ def _backwards(flows: Any, name: str, child: Describe) -> Tree:
 
 
 def _multiscale(module: Any, name: str, child: Describe) -> Tree:
-    """Level 0 starts from its latents; each later one merges its own with what came."""
+    """Level 0 starts from its latents; each later one merges its own with the result so far."""
     inside = joined(name, "flows")
     tree = _backwards(module.flows[0], joined(inside, "0"), child)
     for i in range(1, module.num_levels):

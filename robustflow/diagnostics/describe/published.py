@@ -1,7 +1,7 @@
 """The published code of SRFlow, LLFlow and robustNF: by the names of its classes.
 
-Those repositories are no packages: their modules are known by what they are called and hold. A
-class of another project that has one of the names but not the contents is left alone.
+Those repositories are not packages, so their modules are recognised by class name and attributes. A
+class of another project with the same name and other attributes is ignored.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def _layer(module: Any, name: str) -> Tree:
 
 
 def _univariate(module: Any) -> tuple[Bounds | None, str]:
-    """Of the transform that a layer makes of its network's outputs."""
+    """Bounds of the transform that a layer builds from its network's outputs."""
     function, options = _unwrapped(module.univariate)
     what = f"univariate transform {getattr(function, '__name__', type(function).__name__)}"
     known = _KNOWN.get(function)
@@ -156,7 +156,7 @@ def _circular(options: dict[str, Any], shapes: Any) -> Bounds:
 
 
 def _ours(kind: Any) -> Callable[[dict[str, Any], Any], Bounds | None]:
-    """A transform of robustflow.distributions, by the settings that it shares with ``kind``'s."""
+    """Bounds of a transform of robustflow.distributions, by its settings of the same name."""
 
     def known(options: dict[str, Any], shapes: Any) -> Bounds | None:
         names = kind.__dataclass_fields__

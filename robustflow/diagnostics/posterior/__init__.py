@@ -1,4 +1,4 @@
-"""Calibration of posteriors of pictures: whether samples are spread as the truth asks for."""
+"""Calibration of posterior samples, judged by known truths."""
 
 from robustflow.diagnostics.posterior.bounds import QualityBound
 from robustflow.diagnostics.posterior.conformal import ConformalIntervals

@@ -1,4 +1,4 @@
-"""How good a reconstruction is at least, without its truth: conformal bounds on PSNR and SSIM."""
+"""Conformal lower bounds on a reconstruction's PSNR and SSIM, without its truth."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class QualityBound:
     Attributes:
         metric: "PSNR", in dB, or "SSIM".
         alpha: chance of a picture that is worse than its bound.
-        offset: what is taken from the metric that the samples foretell; negative where they are
-            too pessimistic.
-        pictures: that it was found on.
+        offset: subtracted from the metric that the samples predict; negative if they are too
+            pessimistic.
+        pictures: number of pictures that it was calibrated on.
         mean_bound: over all pictures.
-        mean_metric: what the bound should be near to.
-        held: the rate of the other pictures that are at least as good as their bound.
+        mean_metric: mean of the metric itself.
+        held: the share of the other pictures that are at least as good as their bound.
     """
 
     metric: str
@@ -49,7 +49,7 @@ class QualityBound:
 
 
 def foretold(samples: Tensor, metric: Metric, alpha: float) -> float:
-    """What the samples say of the metric: the alpha-quantile over them, each taken for the truth.
+    """The predicted metric: the alpha-quantile over the samples, each taken for the truth.
 
     Args:
         samples: (K, C, H, W); their mean is the reconstruction.

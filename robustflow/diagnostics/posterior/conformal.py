@@ -1,4 +1,4 @@
-"""Intervals around the mean that hold whatever the samples are worth: split-conformal ones."""
+"""Split-conformal intervals around the mean, which hold for any sampler."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class ConformalIntervals:
 
     With probability at least ``1 - alpha``, a new picture has at least ``share`` of its pixels
     inside, if it and the pictures of the calibration are exchangeable. That holds for any sampler
-    and any number of pictures; a bad sampler pays by wide intervals.
+    and any number of pictures; a bad sampler gets wide intervals.
 
     Attributes:
-        alpha: chance of a picture that is not held.
+        alpha: probability that a picture is not covered.
         share: of a picture's pixels that must lie inside.
         multiplier: of the standard deviation; about 1.64 for calibrated Gaussian samples at a
             share of 0.9, and more with few samples.
-        pictures: that it was found on.
-        held: the rate of the other pictures that it holds; NaN where there are none.
+        pictures: number of pictures that it was calibrated on.
+        held: the share of the other pictures that are covered; NaN if there are none.
     """
 
     alpha: float

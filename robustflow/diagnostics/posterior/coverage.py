@@ -1,4 +1,4 @@
-"""Coverage of pixels and of the means of regions, against what it should be."""
+"""Coverage of pixels and of the means of regions, beside the nominal one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from robustflow.diagnostics.posterior.ranks import ranks
 
 _WANTED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 _SIDES = (1, 4, 16)
-WHOLE = 0  # as a side: the mean of the whole picture
+WHOLE = 0  # as a side, stands for the mean of the whole picture
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Coverage:
 
     Attributes:
         region: "pixels", "means of 4 x 4", ..., "means of all".
-        nominal: shares that an interval should hold; those that K samples allow exactly.
-        observed: shares that it holds, with intervals over pictures.
+        nominal: shares that the intervals should cover; those that K samples allow exactly.
+        observed: shares that they cover, with intervals over pictures.
     """
 
     region: str
@@ -33,7 +33,7 @@ class Coverage:
 
     @property
     def largest_gap(self) -> tuple[float, Estimate]:
-        """The nominal share that is missed by most, and the observed one."""
+        """The nominal share with the largest error, and the observed one."""
         pairs = zip(self.nominal, self.observed, strict=True)
         return max(pairs, key=lambda pair: abs(pair[1].value - pair[0]))
 
@@ -84,12 +84,12 @@ def inside(found: Tensor, number: int, tail: int) -> Tensor:
 
 
 class CoverageSums:
-    """What is counted picture by picture, from which :class:`Coverage` is made.
+    """Counts, picture by picture, for :class:`Coverage`.
 
     Args:
         number: K, of the samples of a picture.
         shape: of a picture.
-        generator: of the lots where samples equal the truth.
+        generator: breaks ties between samples and the truth.
     """
 
     def __init__(self, number: int, shape: Sequence[int], generator: torch.Generator) -> None:

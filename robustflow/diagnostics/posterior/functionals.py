@@ -1,4 +1,4 @@
-"""Linear functionals of pictures whose ranks are looked at."""
+"""Linear functionals of pictures, for rank tests."""
 
 from __future__ import annotations
 

@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 def ranks(samples: Tensor, truth: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """How many samples are below the truth, value by value; equal ones are counted by lot.
+    """How many samples are below the truth, value by value; ties are broken at random.
 
     If the truth and the K samples are draws of one distribution, the rank is uniform on 0, ..., K.
 
     Args:
         samples: (K, \\*S).
         truth: (\\*S).
-        generator: of the lots, on the CPU.
+        generator: breaks the ties, on the CPU.
 
     Returns:
         (\\*S), whole numbers from 0 to K.
@@ -55,7 +55,7 @@ class Uniformity:
 
 
 def spread_out(found: Tensor, number: int, generator: torch.Generator | None = None) -> Tensor:
-    """Ranks 0, ..., ``number`` as values in [0, 1), each uniform within its step; float64.
+    """Ranks 0, ..., ``number`` as values in [0, 1), random within their step; float64.
 
     Uniform ranks become exactly uniform values, so that tests of those hold for any ``number``.
     """

@@ -334,10 +334,10 @@ def _near(found: Coverage, share: float) -> tuple[float, Estimate]:
 
 
 def _in_words(test: Uniformity, p_value: float, where: str) -> str:
-    """What ranks say of the samples."""
+    """What the ranks say about the samples."""
     if p_value >= _SIGNIFICANT:
         return "uniform."
-    # Samples all on one side have too many truths at an end, too: 2/3 puts that down to the shift.
+    # A shift raises the width, too: so the shift is named unless it is below 2/3 of the width.
     if abs(test.shift) >= 2 / 3 * abs(test.width):
         fault = f"the truth lies {'above' if test.shift > 0 else 'below'} the samples"
     else:

@@ -63,7 +63,7 @@ class SpreadSums:
         """One picture's samples (K, \\*S) and truth (\\*S)."""
         variance, mean = torch.var_mean(samples.double(), dim=0)
         error = truth.double() - mean
-        # A value that no sample varies, and that is right, is no distance from the truth.
+        # A value that is the same in all samples, and right, has z = 0.
         z = torch.where(error == 0, 0.0, error / variance.sqrt())
         self._errors.append(error.float().cpu())
         self._variances.append((self._inflation * variance).float().cpu())

@@ -1,4 +1,4 @@
-"""TARP: coverage of balls around reference points, a test that sees whole pictures."""
+"""TARP: coverage of balls around reference points, a test of whole pictures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ExpectedCoverage:
 def references_of(truth: Tensor, generator: torch.Generator) -> Tensor:
     """Reference points, uniform between the smallest and largest truth, value by value; (N, \\*S).
 
-    They must not depend on a picture's own truth, and through N pictures' range hardly do.
+    They must not depend on a picture's own truth; through the range of N pictures they hardly do.
     """
     low, high = truth.amin(dim=0), truth.amax(dim=0)
     return low + (high - low) * torch.rand(truth.shape, generator=generator).to(truth)

@@ -1,1 +1,1 @@
-"""A model's robustness in one report: numbers, a page, and how they are found."""
+"""A model's robustness in one report: numbers and a page."""

@@ -1,4 +1,4 @@
-"""What a model does with contexts: its samples, onsets and what they reached, and the scores."""
+"""What is recorded for each context: samples, onsets and what they reached, and scores."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Group:
-    """Contexts that are alike in what they are to the model.
+    """Contexts of one kind.
 
     Attributes:
         name: "training", "held out", "out of distribution", ...
@@ -53,7 +53,7 @@ class Sampled:
     """The samples of one context at one temperature.
 
     Attributes:
-        onsets: all that the monitor found.
+        onsets: all onsets that the monitor found.
         contaminated: where an onset reached a sample, over all channels, (n, \\*S).
         faulty: samples that break the published rule; None where they are no pictures.
         largest: largest absolute value.
@@ -76,7 +76,7 @@ class Sampled:
 
 @dataclass
 class Evidence:
-    """All that is known of one context.
+    """All records of one context.
 
     Attributes:
         title: of the picture.
@@ -165,10 +165,10 @@ def sample_and_watch(
         number: of samples.
         temperature: of the latents.
         seed: of the latents; the same for every context of a size.
-        monitor: of the model, which goes on.
+        monitor: of the model; it keeps running.
 
     Returns:
-        What was seen, and the samples (number, C, \\*S) on the CPU.
+        The records, and the samples (number, C, \\*S) on the CPU.
     """
     known, runs = len(monitor.onsets), len(monitor.runs)
     generator = torch.Generator().manual_seed(seed)
@@ -196,8 +196,8 @@ def choose_temperature(
 ) -> float:
     """The highest temperature at which under ``most`` of all pixels are contaminated.
 
-    At a higher one nearly everything fails, and a score has nothing left to tell apart. If there
-    is none, the lowest.
+    At a higher one nearly everything fails, so scores cannot be judged. If there is none, the
+    lowest.
     """
     rates = {
         temperature: float(np.mean([each.sampled[temperature].rate for each in evidence]))
@@ -208,7 +208,7 @@ def choose_temperature(
 
 
 def default_sampler(model: Any) -> Sampler:
-    """``model.sample`` of robustflow's flows, and of those that are called alike.
+    """``model.sample`` of robustflow's flows, and of models with the same arguments.
 
     Raises:
         TypeError: the model has no method ``sample`` that takes a temperature and a generator.
@@ -242,7 +242,7 @@ FeatureFunction = Callable[[Tensor], Any]
 
 
 def default_features(model: Any) -> FeatureFunction | None:
-    """What a model's encoder makes of a context; None for a model without one."""
+    """The output of a model's encoder for a context; None for a model without one."""
     for name in ("features", "encoder"):
         found = getattr(model, name, None)
         if callable(found):

@@ -34,7 +34,7 @@ class Cell:
 
 
 def check_installed() -> None:
-    """See that pages can be made, before the work that they show.
+    """Raise if pages cannot be written, before long work.
 
     Raises:
         ModuleNotFoundError: jinja2 is missing.

@@ -46,7 +46,7 @@ FAILURES = ("onsets", "contaminated")
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """How well one score tells one kind of failure.
+    """How well one score predicts one kind of failure.
 
     Attributes:
         score: its name.
@@ -177,10 +177,10 @@ def robustness_report(
     out: str | Path | None = None,
     title: str | None = None,
 ) -> RobustnessReport:
-    """Sample a model under a monitor, score every context, and say how well the scores foretell.
+    """Sample a model under a monitor, score every context, and judge the scores.
 
-    The latents are the same for each context of a size, so that what comes of the latent and what
-    comes of the context can be told apart.
+    All contexts of one size get the same latents, to separate the effect of the latent from that of
+    the context.
 
     Args:
         model: as for :class:`InverseMonitor`, in evaluation mode.
@@ -192,8 +192,8 @@ def robustness_report(
             in [0, 1] for pictures. By default the model's own method.
         features: from a context to the conditioning features (1, F, \\*S), or several levels. By
             default the model's encoder, or else the context itself.
-        hidden: name of a module whose output is a conditioner's hidden layer. By default, for
-            flows of :mod:`robustflow.nn`, that of the coupling that sampling meets first.
+        hidden: name of a module whose output is a conditioner's hidden layer. By default, for flows
+            of :mod:`robustflow.nn`, that of the coupling that is sampled first.
         certified: the part of the model that maps latents to data, which is what is certified. By
             default the whole model.
         num_samples: of each context and temperature.
@@ -212,7 +212,7 @@ def robustness_report(
         ValueError: too few contexts, no temperature, or a model without layers to watch.
         TypeError: the model has no method ``sample`` that is known and none was given; contexts
             that are no dict.
-        UnwritablePath: nothing can be written to ``out``; said before any work.
+        UnwritablePath: nothing can be written to ``out``; raised before any work.
         ModuleNotFoundError: the extra ``report`` is not installed.
 
     Source: the question, Hong, Park and Chun, ICCV 2023 (arXiv:2212.04319); the scores' sources
@@ -383,7 +383,7 @@ def _onset_counts(
 
 
 def _shares(counts: NDArray[np.float64]) -> tuple[float, float]:
-    """Parts of the variance that follow from the latent alone and from the context alone."""
+    """Shares of the variance explained by the latent alone and by the context alone."""
     values = np.log1p(counts)
     total = values.var()
     if total == 0:

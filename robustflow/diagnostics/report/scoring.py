@@ -1,4 +1,4 @@
-"""Every score of a report: what it looks at, fitted on the training contexts, and its maps."""
+"""The scores of a report: their features, fitted on the training contexts, and their maps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _CORESET = 2000
 def fit_scores(
     batches: Callable[[], Sequence[Any]], background: Callable[[], Sequence[Any]]
 ) -> dict[str, Any]:
-    """The scores of features, each fitted: those of the training contexts, and of all of them."""
+    """The fitted scores, from features of the training contexts and of all contexts."""
     return {
         "Mahalanobis": MahalanobisScore().fit(batches()),
         "nearest neighbours": KNNScore(k=_neighbours(batches()), coreset_size=_CORESET).fit(
@@ -50,7 +50,7 @@ def _neighbours(batches: Sequence[Any]) -> int:
 
 
 def score_contexts(evidence: Sequence[Evidence], looks_at: str, features: FeatureFunction) -> None:
-    """Add the scores of what depends on the contexts alone to the evidence.
+    """Add scores that depend on the contexts alone to the evidence.
 
     Args:
         evidence: of all contexts; familiar ones are fitted on.
@@ -83,8 +83,8 @@ def score_hidden(
     Args:
         model, sampler: as for :func:`sample_and_watch`; the samples are drawn again, alike.
         evidence: of all contexts; familiar ones are fitted on.
-        layer: the module's name. Of a coupling that is sampled first, it reads latents that no
-            explosion has reached, so that the score foretells and does not look back.
+        layer: the module's name. The coupling that is sampled first reads latents that no explosion
+            has reached, so its score is a prediction.
         number, temperature, seed: of the samples.
     """
     made = []
@@ -115,7 +115,7 @@ def score_gains(model: nn.Module, sampler: Sampler, evidence: Sequence[Evidence]
 
 
 def hidden_layer_of(model: nn.Module) -> str | None:
-    """The first activation of the conditioner that sampling meets first; None without one."""
+    """The first activation of the conditioner that is sampled first; None without one."""
     from robustflow.nn import Coupling, Split
 
     found = None

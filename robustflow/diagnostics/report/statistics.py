@@ -1,4 +1,4 @@
-"""How well a score tells failures: AUROC, rank correlation, rates by bin, intervals over pictures.
+"""How well a score predicts failures: AUROC, rank correlation, rates by bin, intervals.
 
 Pixels of a picture resemble each other, so intervals come from resampling whole pictures.
 """
@@ -61,7 +61,7 @@ def pixel_auroc(scores: Sequence[Array], failed: Sequence[NDArray[np.bool_]]) ->
 
 
 def auroc_within(scores: Sequence[Array], failed: Sequence[NDArray[np.bool_]]) -> Estimate:
-    """The mean over pictures of each picture's own AUROC: what a score tells inside a picture."""
+    """The mean over pictures of each picture's own AUROC."""
     one = torch.ones(1, dtype=torch.float64)
     pairs = zip(*_tensors(scores, failed), strict=True)
     own = np.array([auroc_of_pictures([s], [f])(one) for s, f in pairs])
@@ -83,7 +83,7 @@ def _tensors(
 
 
 def rank_correlation(scores: Array, rates: Array) -> Estimate:
-    """Spearman between pictures: of each one's score and its rate of failures."""
+    """Spearman correlation, over pictures, of the score and the rate of failures."""
 
     def statistic(chosen: Sequence[int]) -> float:
         index = list(chosen)

@@ -1,4 +1,4 @@
-"""Thresholds with a guarantee, from scores of pictures that were held out."""
+"""Conformal thresholds from scores of held-out pictures."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def conformal_threshold(scores: Tensor, alpha: float) -> float:
 
 
 class Calibrated:
-    """A score that held-out pictures were given to, so that it has a threshold."""
+    """A score that was calibrated on held-out pictures, so that it has a threshold."""
 
     _calibration: Tensor | None = None
 
@@ -61,7 +61,7 @@ class Calibrated:
         return self._calibration
 
     def threshold(self, alpha: float) -> float:
-        """The score per picture that a new one like the calibration pictures seldom exceeds.
+        """The score that a picture like the calibration pictures seldom exceeds.
 
         The conformal quantile over pictures: P(score > threshold) <= alpha, whatever the
         distribution, if the calibration pictures and the new one are exchangeable and none was

@@ -1,4 +1,4 @@
-"""A few features that stand for many: a random choice of a stream, and its most spread-out rows."""
+"""A few rows that represent many: a random sample of a stream, or its most spread-out rows."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class Reservoir:
 def greedy_k_center(rows: Tensor, size: int, first: int = 0) -> Tensor:
     """Indices of rows such that each row is near one of them.
 
-    One after the other, the row farthest from those chosen so far; the largest distance of a row
-    to its nearest choice is at most twice the smallest possible (Gonzalez, 1985).
+    Each step chooses the row farthest from those chosen so far. The largest distance of a row to
+    its nearest choice is at most twice the smallest possible (Gonzalez, 1985).
 
     Args:
         rows: (M, C).
@@ -75,6 +75,6 @@ def greedy_k_center(rows: Tensor, size: int, first: int = 0) -> Tensor:
     for _ in range(min(size, len(rows)) - 1):
         latest = chosen[-1]
         distance = torch.minimum(distance, squares + squares[latest] - 2 * (rows @ rows[latest]))
-        distance[latest] = -torch.inf  # whatever rounding says: never twice
+        distance[latest] = -torch.inf  # never twice, whatever the rounding
         chosen.append(int(distance.argmax()))
     return torch.tensor(chosen, device=rows.device)

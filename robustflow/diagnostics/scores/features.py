@@ -104,6 +104,6 @@ def supports_float64(device: torch.device) -> bool:
     """Whether the device computes in float64; Apple's and some of Intel's GPUs do not."""
     try:
         torch.ones(1, dtype=torch.float64, device=device).add_(1)
-    except (TypeError, RuntimeError):  # which of them, and its words, differ by device
+    except (TypeError, RuntimeError):  # the exception and its message differ by device
         return False
     return True

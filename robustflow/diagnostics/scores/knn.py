@@ -20,15 +20,15 @@ from robustflow.diagnostics.scores.features import (
 )
 from robustflow.diagnostics.scores.score import FeatureScore, Pooling, check_same_levels
 
-_CANDIDATES = 10  # rows that k-center chooses from, for each that it is to choose
-_DISTANCES = 2**21  # distances that are held at a time
+_CANDIDATES = 10  # rows that k-center chooses from, for each row to choose
+_DISTANCES = 2**21  # distances in memory at a time
 
 DEFAULT_K = 5
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The training features of one level that stand for all.
+    """The chosen training features of one level.
 
     Attributes:
         coreset: (M, C), divided by ``scale``.
@@ -51,14 +51,14 @@ class Neighbours:
 
     def score(self, features: Tensor) -> Tensor:
         """The distance of rows (M, C) to the k-th nearest of the coreset -> (M,)."""
-        centre = self.coreset.mean(dim=0)  # products of matrices are exact near the origin only
+        centre = self.coreset.mean(dim=0)  # matrix products are accurate near the origin only
         centred = replace(self, coreset=self.coreset - centre)
         rows = features / self.scale - centre
         step = max(1, _DISTANCES // len(self.coreset))
         return torch.cat([centred._kth_distance(part) for part in rows.split(step)])
 
     def _kth_distance(self, rows: Tensor) -> Tensor:
-        """By products of matrices which are the nearest; by differences how far they are.
+        """Matrix products find the nearest rows; differences give their distance.
 
         Products alone would lose small distances to cancellation.
         """
@@ -80,10 +80,10 @@ class Neighbours:
 class KNNScore(FeatureScore):
     """The Euclidean distance of features to the k-th nearest of the training pictures' features.
 
-    It assumes no shape of their distribution, where
-    :class:`~robustflow.diagnostics.MahalanobisScore` assumes a Gaussian. Of all pixels a *coreset*
-    is kept: of a uniform random choice of ten times ``coreset_size`` pixels those that cover it
-    best (greedy k-center), or a random choice alone. Scores of levels are summed, or apart.
+    It assumes nothing about their distribution, where
+    :class:`~robustflow.diagnostics.MahalanobisScore` assumes a Gaussian. It keeps a *coreset* of
+    all pixels: those that cover a uniform random choice of ten times ``coreset_size`` pixels best
+    (greedy k-center), or a random choice alone. Scores of levels are summed, or apart.
 
     Args:
         k: the neighbour whose distance counts, at least 1. More is smoother.

@@ -33,7 +33,7 @@ class Gaussian:
         mean: (C,).
         cholesky: lower triangular (C, C), its product with its transpose the shrunk covariance.
         shrinkage: how far the covariance was shrunk, in [0, 1].
-        number: how many independent pixels it was taken to come from.
+        number: the number of independent pixels used for the shrinkage.
         pixels, pictures: how many there were.
     """
 
@@ -77,7 +77,7 @@ class Gaussian:
 
 
 class GaussianFit:
-    """How Gaussians are fitted: settings of :class:`MahalanobisScore` and its relatives."""
+    """Fits Gaussians: base class of :class:`MahalanobisScore` and its relatives."""
 
     def __init__(
         self,
@@ -155,9 +155,9 @@ class MahalanobisScore(FeatureScore):
     read one batch at a time, in float64 (on the CPU where the device has none), in memory that
     does not grow with their number. Scores of levels are summed, or apart.
 
-    rho depends on n, the number of independent samples, and pixels of one picture are not
-    independent: taking all of them for it leaves the covariance unshrunk, however few the pictures.
-    By default n is estimated from how much the pictures' own second moments differ.
+    rho depends on n, the number of independent samples. Pixels of one picture are not independent:
+    with n = all pixels the covariance is hardly shrunk, however few the pictures. By default n is
+    estimated from how much the pictures' own second moments differ.
 
     Args:
         pooling: how a picture's score comes from its pixels': "mean" or "max".
@@ -249,7 +249,7 @@ def _moments_beside(level: Tensor) -> Moments:
 
 
 def _smallest_variance(covariance: Tensor) -> float:
-    """Below this a direction's variance is rounding, not data."""
+    """Below this a direction's variance is rounding error."""
     return float(covariance.diagonal().amax()) * len(covariance) * torch.finfo(torch.float64).eps
 
 

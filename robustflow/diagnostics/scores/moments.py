@@ -1,4 +1,4 @@
-"""Mean and covariance of features in one pass, and how many independent pixels they are worth.
+"""Mean and covariance of features in one pass, and the effective number of pixels.
 
 A *picture* is an entry of a batch, a *pixel* one of its positions. Of picture i with m_i pixels:
 its mean c_i, and its scatter B_i = sum (f - c_i)(f - c_i)' over its pixels.
@@ -16,7 +16,7 @@ from robustflow.diagnostics.scores.features import TILE_ELEMENTS, check_finite, 
 
 @dataclass(frozen=True)
 class Group:
-    """Pixels that are taken together: how many, their mean (C,) and scatter (C, C)."""
+    """A set of pixels: how many, their mean (C,) and scatter (C, C)."""
 
     pixels: int
     mean: Tensor
@@ -122,9 +122,9 @@ class Moments:
         self._single_pixels &= pixels == 1
 
     def effective_number(self) -> float:
-        """The number of independent pixels whose covariance would be as sure as this one.
+        """The number of independent pixels whose covariance would be as accurate as this one.
 
-        Pixels of a picture resemble each other, so their plain number promises too much. Pictures
+        Pixels of a picture resemble each other, so their number is too large. Pictures
         are taken as independent: the variance of the covariance S, seen in how much the pictures'
         own second moments differ (the estimator of Ledoit and Wolf, 2004, with pictures in place
         of rows), is set equal to that of n independent Gaussian pixels, (tr S^2 + (tr S)^2) / n.

@@ -63,9 +63,9 @@ class RelativeMahalanobisScore(FeatureScore):
     *more* unlike the training pictures a picture is than unlike pictures in general. Negative
     where it is more like the former. With equal determinants it is twice a log-likelihood ratio.
 
-    In Ren et al. the Gaussians are those of a classifier's classes, and the background is all
-    classes together. Conditional inputs have no classes, so the background is yours to name:
-    pictures of all kinds, which may include the training's.
+    In Ren et al. there is a Gaussian for each of a classifier's classes, and the background is all
+    classes together. Conditional inputs have no classes, so you choose the background: pictures of
+    all kinds, which may include the training pictures.
 
     Args:
         pooling, shrinkage, effective_number: as in :class:`MahalanobisScore`.

@@ -1,4 +1,4 @@
-"""What all scores of features share: levels, pixels and pictures, calibration, files."""
+"""Base class of the scores of features: levels, pixels and pictures, calibration, files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _KEY, _VERSION = "robustflow.score", 1  # of the metadata of files, and of their
 
 
 class LevelModel(Protocol):
-    """What was learned of one level.
+    """The fitted model of one level.
 
     Attributes:
         channels: of the level's features.
@@ -211,7 +211,7 @@ class FeatureScore(Calibrated, ABC):
     @staticmethod
     @abstractmethod
     def _level_model(tensors: dict[str, Tensor]) -> LevelModel:
-        """A level's model from what its ``tensors()`` gave."""
+        """A level's model from the result of ``tensors()``."""
 
     def _pixel_scores(self, model: LevelModel, level: Tensor) -> Tensor:
         """(N, C, \\*S) -> (N, \\*S)."""

@@ -27,7 +27,7 @@ class Tap:
 
     @property
     def last(self) -> Features:
-        """What the module's last call returned; with several modules, a dict by name.
+        """The result of the module's last call; with several modules, a dict by name.
 
         Raises:
             RuntimeError: a module was not called.
@@ -45,7 +45,7 @@ class Tap:
         return {name: outputs[-1] for name, outputs in self.outputs.items()}
 
     def take(self) -> Features:
-        """:attr:`last`, after which nothing is kept: memory does not grow from batch to batch."""
+        """Return :attr:`last` and forget it, so that memory does not grow from batch to batch."""
         features = self.last
         for outputs in self.outputs.values():
             outputs.clear()
