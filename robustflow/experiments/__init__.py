@@ -1,10 +1,10 @@
-"""Experiments: the exploding inverse, and its absence, on data of all kinds; a model, patched.
+"""Experiments: exploding inverses and their remedies on several kinds of data.
 
 The demonstration:
 
 - :mod:`~robustflow.experiments.photographs`: pictures that scikit-image and scikit-learn ship.
 - :mod:`~robustflow.experiments.super_resolution`: small conditional flows for 4x
-  super-resolution, alike but for their coupling.
+  super-resolution that differ in their coupling only.
 - :mod:`~robustflow.experiments.faults`: the published rule for a faulty sample.
 - :mod:`~robustflow.experiments.fitting`: Adam with the published schedule.
 - :mod:`~robustflow.experiments.workers`: one process per model, progress in the parent.

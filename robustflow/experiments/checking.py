@@ -36,7 +36,7 @@ _SHOWN = 20  # pictures that the table lists
 
 
 class BadRequest(ValueError):
-    """What was asked for cannot be done; the text says why."""
+    """The request cannot be fulfilled; the text says why."""
 
 
 @dataclass
@@ -97,8 +97,9 @@ def check_pictures(
 
     Args:
         folder: of pictures.
-        out: made where it is missing; gets ``check.json`` and ``masks/NAME.KIND.png``, white where
-            the artifact is. Masks of an earlier check there go.
+        out: a folder, created if missing; gets ``check.json`` and ``masks/NAME.KIND.png``, white
+        where
+            the artifact is. Masks of an earlier check there are removed.
         console: where the table goes.
         low: folder of low-resolution pictures, matched by name (:func:`match`). Pictures of one
             of them are samples of one observation.

@@ -1,4 +1,4 @@
-"""Train one model, sample every picture from it, and say what went wrong: a worker's job."""
+"""Train one model, sample every picture and count faults: a worker's job."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class TransformInputs:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """What one model did.
+    """The results of one model.
 
     Attributes:
         bits_training, bits_held_out: bits per dimension on crops of the training pictures and of
@@ -146,7 +146,7 @@ def _worst(samples: Tensor) -> Tensor:
 def _record_inputs(
     flow: rnn.ConditionalFlow, pairs: list[Pair], settings: Settings
 ) -> TransformInputs:
-    """What the last injector's transform is given, in training and in sampling."""
+    """The inputs of the last injector's transform, in training and in sampling."""
     injector = [layer for layer in flow.modules() if isinstance(layer, rnn.Injector)][-1]
     calls: list[tuple[Tensor, Tensor]] = []
 

@@ -6,5 +6,5 @@ from rich.console import Console
 
 
 def say(console: Console, sentence: str, style: str | None = None) -> None:
-    """Print a sentence as it is: a path in it stays whole, and brackets are no markup."""
+    """Print a sentence unchanged: paths are not wrapped, and brackets are no markup."""
     console.print(sentence, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -23,7 +23,7 @@ def run_demonstration(settings: Settings, output: Path, console: Console | None 
 
     Args:
         settings: of the networks and their training.
-        output: a folder, made where it is missing.
+        output: a folder, created if missing.
         console: where to print; default the terminal.
 
     Returns:
@@ -45,7 +45,7 @@ def run_demonstration(settings: Settings, output: Path, console: Console | None 
         drawn = save(figure, report.draw(results, settings))
         timings = time_transforms(results, console)
         report.print_throughput(console, timings)
-    finally:  # also where that is stopped or fails: what the models did took the time
+    finally:  # also if that is stopped or fails, because training took the time
         seconds = time.perf_counter() - started
         content = report.to_json(results, timings, settings, report.machine(), seconds)
         noted = save(summary, content)
@@ -75,7 +75,7 @@ def _train_all(settings: Settings, console: Console) -> dict[str, ModelResult]:
 
 
 def time_transforms(results: dict[str, ModelResult], console: Console) -> list[Timing]:
-    """Fused, eager and compiled, with the one thread that the models had."""
+    """Fused, eager and compiled, with one thread, as the models had."""
     candidates: list[tuple[str, rnn.ElementwiseTransform, throughput.Transform]] = [
         ("modified RQ", COUPLINGS["modified RQ"], throughput.eager_modified_rq),
         ("affine", COUPLINGS["affine"], throughput.eager_affine),

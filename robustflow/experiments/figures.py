@@ -1,4 +1,4 @@
-"""The demonstration's figure: what each coupling makes of each picture, and where it goes wrong."""
+"""The demonstration's figure: each coupling's samples of each picture, and their errors."""
 
 from __future__ import annotations
 

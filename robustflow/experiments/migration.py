@@ -66,7 +66,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Migration:
-    """The stages, by name and in order, and what the conversion said."""
+    """The stages, by name and in order, and the conversion's report."""
 
     stages: dict[str, Stage]
     conversion: ConversionReport

@@ -25,7 +25,7 @@ MODES = (UNPATCHED, PATCHED)
 
 @dataclass(frozen=True)
 class Settings:
-    """Of the estimator, which is sbi's default, and its training.
+    """Settings of the estimator, which is sbi's default, and its training.
 
     Attributes:
         estimator: a key of ``LIBRARIES``.
@@ -59,11 +59,11 @@ class Settings:
 
 @dataclass
 class Training:
-    """One training, and the posterior that came of it.
+    """One training, and the resulting posterior.
 
     Attributes:
         mode: of ``MODES``.
-        nudged: whether it started from weights one rounding higher than sbi's.
+        nudged: whether it started from weights one ulp above sbi's.
         initial, trained: sbi's posteriors of the estimator as it was, and as it became.
         training_loss, validation_loss: an epoch's mean negative log-probability, in nats.
         seconds: of sbi's ``train``, by the clock.
@@ -142,7 +142,7 @@ def train(
         data: what :func:`simulate` returned.
         mode: of ``MODES``.
         on_epoch: called with the number of epochs done.
-        nudged: start with every weight one rounding higher.
+        nudged: start with every weight one ulp higher.
     """
     from sbi.inference import NPE
     from sbi.neural_nets import posterior_nn
@@ -216,7 +216,7 @@ def sample(posterior: Any, num_samples: int, x: Tensor, seed: int) -> Tensor:
 
 @contextlib.contextmanager
 def _every_epoch(settings: Settings, on_epoch: Callable[[int], None]) -> Iterator[None]:
-    """sbi tells nobody of its epochs before the last: count the optimizer's steps."""
+    """sbi has no callback for epochs: count the optimizer's steps."""
     per_epoch = int(0.9 * settings.simulations) // settings.batch_size or 1
     steps = 0
 

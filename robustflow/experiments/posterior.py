@@ -6,9 +6,9 @@
 
 Neural posterior estimation on a simulator whose posterior is known exactly
 (:mod:`~robustflow.experiments.twisted`). The estimator is trained four times from the same seed, on
-the same batches: unpatched and patched, and both again from weights that are one rounding higher.
-The latter two show how far rounding alone carries a training, which is what the patch is to be
-compared with. Needs ``pip install 'robustflow[sbi]'``.
+the same batches: unpatched and patched, and both again from weights that are one ulp higher. The
+latter two show how far rounding alone changes a training, to compare the patch with. Needs ``pip
+install 'robustflow[sbi]'``.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ TURNS = 5  # of each mode, when sampling is timed
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two arrays: the largest and the mean absolute difference."""
+    """The largest and the mean absolute difference of two arrays."""
 
     largest: float
     mean: float
@@ -119,7 +119,7 @@ class Judge:
         self.exact = self.exact_samples(EXACT_SAMPLES, seed=1)
 
     def exact_samples(self, num_samples: int, seed: int) -> Tensor:
-        """Of the exact posterior of the observation, (num_samples, 5)."""
+        """Samples of the exact posterior of the observation, (num_samples, 5)."""
         generator = torch.Generator().manual_seed(self.settings.seed + seed)
         return self.simulator.sample_posterior(num_samples, self.observation, generator)
 
@@ -170,7 +170,7 @@ class Judge:
         )
 
     def floor(self) -> Rightness:
-        """What other draws of the exact posterior itself would show."""
+        """The figures that other draws of the exact posterior itself would get."""
         other = self.exact_samples(self.settings.samples, seed=2)
         return Rightness("exact, other draws", None, None, *self._sample_errors(other))
 

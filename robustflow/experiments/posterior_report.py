@@ -1,4 +1,4 @@
-"""What :mod:`.posterior` says: tables, a JSON file, and a pair plot."""
+"""The output of :mod:`.posterior`: tables, a JSON file, and a pair plot."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Outcome:
 
 
 def print_introduction(console: Console, settings: Settings) -> None:
-    """What is about to happen."""
+    """Print what is about to happen."""
     console.print(
         f"sbi {version('sbi')}: NPE with the estimator {settings.estimator!r} of "
         f"{settings.library} {version(settings.library)}, {settings.simulations:,} simulations, "

@@ -1,4 +1,4 @@
-"""What the demonstration says: tables, the figure, and a JSON file."""
+"""The output of the demonstration: tables, the figure, and a JSON file."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def kind(picture: Picture) -> str:
 
 
 def print_introduction(console: Console, settings: Settings) -> None:
-    """What is about to happen."""
+    """Print what is about to happen."""
     console.print(
         f"Three flows for 4x super-resolution, alike but for their coupling: {settings.steps} "
         f"steps, {settings.iterations} iterations on {len(photographs.TRAINING)} photographs, "

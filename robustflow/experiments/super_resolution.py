@@ -1,6 +1,6 @@
-"""Small conditional flows for 4x super-resolution, alike but for their coupling.
+"""Small conditional flows for 4x super-resolution that differ in their coupling only.
 
-The flow models what bicubic upsampling misses: x is the high-resolution picture minus the
+The flow models the residual of bicubic upsampling: x is the high-resolution picture minus the
 upsampled low-resolution one, its 4x4 blocks squeezed into 48 channels, given features of the
 low-resolution picture.
 """

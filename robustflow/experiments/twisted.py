@@ -71,7 +71,7 @@ class TwistedSimulator:
         return _turn(means[chosen] + deviation * noise, -self.twist, _PLANES[::-1])
 
     def _mixture(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Of z given x: (..., 2) log-weights, (..., 2, 5) means, and the deviation of both."""
+        """The mixture of z given x: (..., 2) log-weights, (..., 2, 5) means, the deviation."""
         variance = 1 + self.noise**2  # of x given the sign
         centred = torch.stack([x - self.offset, x + self.offset], -2)
         weights = (-0.5 * centred.square().sum(-1) / variance).log_softmax(-1)

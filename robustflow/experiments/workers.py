@@ -101,14 +101,14 @@ def _work(job: Job[Result], name: str, values: tuple[Any, ...], messages: Any) -
     torch.set_num_threads(1)
     try:
         result = job(*values, lambda done, word: messages.put(("progress", name, (done, word))))
-        # Pickled here: a queue would hand tensors over in shared memory that dies with us.
+        # Pickled here: a queue would pass tensors in shared memory that is freed with this process.
         messages.put(("result", name, pickle.dumps(result)))
     except Exception:
         messages.put(("error", name, traceback.format_exc()))
 
 
 def _end_with_parent() -> None:
-    """Where the parent was killed, it could not end its workers."""
+    """End this worker when its parent was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None  # this is a worker
     parent.join()

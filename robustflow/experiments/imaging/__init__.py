@@ -1,1 +1,1 @@
-"""Conditional flows for inverse problems in imaging: configured, built, trained, sampled, kept."""
+"""Conditional flows for inverse problems in imaging: configuration, training, sampling."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: whole or absent, the last few and the best kept.
+"""Checkpoints of a training, written atomically; the last few and the best are kept.
 
 A checkpoint is a folder::
 
@@ -7,8 +7,8 @@ A checkpoint is a folder::
         training.safetensors   what training goes on from: weights, optimiser, average
         state.json             step, counters
 
-It is written under another name and renamed when every byte is on disk, so a folder of this name
-is whole. ``best`` is another such folder, whose ``state.json`` names the step.
+It is written under another name and renamed when every byte is on disk, so a folder of this name is
+complete. ``best`` is another such folder, whose ``state.json`` names the step.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def write(
         for file in partial.iterdir():
             _flush(file)
         _flush(partial)
-        # The best one first: a training that is killed in between comes to this step again, with
-        # the same validation, and makes both. The other way round, best would stay the older one.
+        # Write the best one first: a training that is killed in between repeats this step, with the
+        # same validation, and writes both. In the other order, `best` would stay the older one.
         if best:
             _make_best(folder, partial)
         target = folder / name
@@ -148,7 +148,7 @@ def complete(folder: Path) -> list[Path]:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what a training that was killed left half written."""
+    """Remove files that a killed training left incomplete."""
     if folder.is_dir():
         for path in folder.iterdir():
             if path.name.startswith(_PARTIAL):
@@ -156,7 +156,7 @@ def remove_partial(folder: Path) -> None:
 
 
 def read_training(checkpoint: Path) -> tuple[State, dict[str, Tensor]]:
-    """What :func:`write` was given, to go on from.
+    """The training state that :func:`write` stored.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -197,7 +197,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """What :func:`write` noted in a file of weights: format, configuration, step, encoder.
+    """The metadata of a file of weights: format, configuration, step, encoder.
 
     Raises:
         CheckpointError: there is no such file, or it is damaged.
@@ -243,7 +243,7 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _flush(path: Path) -> None:
-    """See to it that a file or a folder is on the disk."""
+    """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
 """The configuration of a training: every option with its default, as one TOML file.
 
-A configuration is a dataclass of tables. What a preset or a file leaves out keeps its default; an
-unknown key is refused, with the nearest known one.
+A configuration is a dataclass of tables. Options that a preset or a file leaves out keep their
+defaults; an unknown key is an error that names the nearest known one.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class OutputTable:
 
 @dataclass(frozen=True)
 class Config:
-    """All of a training."""
+    """The configuration of a training."""
 
     task: TaskTable = field(default_factory=TaskTable)
     model: ModelTable = field(default_factory=ModelTable)
@@ -160,7 +160,7 @@ class Config:
         return self.encoder_comes_from_a_file and self.encoder_is_frozen
 
     def size_multiple(self, task: Task | None = None) -> int:
-        """What the sides of x must be multiples of, for a task in place of the configuration's."""
+        """The number of which the sides of x must be multiples, for this task."""
         return math.lcm(2**self.model.levels, (task or self.make_task()).size_multiple)
 
     def check(self, task: Task | None = None) -> Config:
@@ -334,7 +334,7 @@ def override(config: Config, key: str, value: Any, origin: str = "--set") -> Con
 
 
 def refuse_another_model(config: Config, trained: Config) -> None:
-    """See that a training can go on with a changed configuration.
+    """Raise unless a training can resume with a changed configuration.
 
     The task, the flow, the encoder and whether weights are averaged must stay.
 

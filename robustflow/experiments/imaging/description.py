@@ -1,4 +1,4 @@
-"""What `robustflow info` says of a checkpoint."""
+"""The text of `robustflow info` about a checkpoint."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def load_flow(path: str | Path, task: Task | None = None) -> Loaded:
 
 
 def load_own_flow(path: Path) -> tuple[ImagingFlow, Config]:
-    """A flow of `robustflow train` and its configuration, for what a published one cannot do.
+    """A flow of `robustflow train` with its configuration; refuses published networks.
 
     Raises:
         CheckpointError: as for :func:`load_flow`, or it is a published network.

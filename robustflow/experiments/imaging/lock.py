@@ -18,15 +18,15 @@ class FolderInUse(Exception):
 
 
 class FolderLock:
-    """A folder that this process alone trains in, until :meth:`release` or its end.
+    """Lock of a folder that only this process trains in, until :meth:`release` or its end.
 
-    The system holds the lock, so that of a process that was killed is gone with it.
+    The operating system holds the lock, so it is released when the process ends or is killed.
 
     Args:
-        folder: is there.
+        folder: must exist.
 
     Attributes:
-        works: whether the file system has locks; without, nothing is held.
+        works: whether the file system supports locks; if not, nothing is locked.
 
     Raises:
         FolderInUse: another training holds it.
@@ -52,7 +52,8 @@ class FolderLock:
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {platform.node()}\n")
         self._file.flush()
-        # A child has the file, too, and would hold the lock after this process: loading workers.
+        # Children such as loading workers inherit the file, and would hold the lock after this
+        # process.
         mine = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _release(mine()))
 

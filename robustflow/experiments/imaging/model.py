@@ -86,7 +86,7 @@ class ImagingFlow(SamplingFlow):
     def prepare(
         self, y: Tensor, *, features: Tensor | None = None, noise: Tensor | None = None
     ) -> Conditioned:
-        """All that the flow needs of observations, for :meth:`log_prob` and :meth:`sample`.
+        """Everything computed from observations, for :meth:`log_prob` and :meth:`sample`.
 
         Args:
             y: (N, C', H', W').
@@ -172,7 +172,7 @@ class ImagingFlow(SamplingFlow):
         return self.prepare(y, features=features, noise=noise)
 
     def _mean(self, y: Tensor, last_features: Tensor) -> Tensor | None:
-        """Mean of the last latent, from the task's picture and a correction that is learned."""
+        """Mean of the last latent, from the task's picture and a learned correction."""
         picture = self.task.prior_mean(y)
         if picture is None:
             return None

@@ -12,11 +12,11 @@ from robustflow.nn.base import StandardNormal
 
 
 class PatchFlow(nn.Module):
-    """What ``deepinv.optim.PatchNR(normalizing_flow=...)`` asks of a flow.
+    """The interface that ``deepinv.optim.PatchNR(normalizing_flow=...)`` expects of a flow.
 
     Called with flat patches (N, D) it returns latents (N, D) and log-determinants (N,); with
-    ``rev=True`` the other way round. PatchNR makes of them the negative log-density of a patch,
-    less the constant D / 2 log(2 pi).
+    ``rev=True`` the other way round. From these PatchNR computes the negative log-density of a
+    patch, without the constant D / 2 log(2 pi).
 
     Args:
         flow: without context, over standard normal latents.

@@ -1,4 +1,4 @@
-"""What a flow's samples look like while it trains, and what its inverse did to draw them."""
+"""Previews during training: samples, and what the monitor recorded while they were drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training shows while it runs: a bar, notes, TensorBoard logs, pictures of samples."""
+"""Output of a running training: a bar, notes, TensorBoard logs, pictures of samples."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from robustflow.experiments.imaging.config import Config
 from robustflow.experiments.imaging.preview import Preview
 from robustflow.experiments.imaging.training import Listener, Update
 
-_RECENT = 50  # updates that the shown numbers are means of
+_RECENT = 50  # number of updates to average for the numbers shown
 
 
 class Bar(Listener):
     """A progress bar with bits per dimension, pictures a second, memory and the time left.
 
-    Where the console is no terminal, a line for each tenth of the training.
+    If the console is no terminal, it prints a line for each tenth of the training.
     """
 
     def __init__(self, console: Console, config: Config) -> None:
@@ -89,8 +89,8 @@ class TensorBoard(Listener):
 
     Args:
         folder: of the training; the logs go to ``tensorboard/`` in it.
-        first_step: the first update that is logged. What an earlier run, stopped later than the
-            checkpoint that training goes on from, has logged from there on is hidden.
+        first_step: the first update that is logged. Entries of an earlier run from this step on are
+            hidden.
     """
 
     def __init__(self, folder: Path, first_step: int = 1) -> None:
@@ -98,7 +98,7 @@ class TensorBoard(Listener):
         self._first_step = first_step
 
     @cached_property
-    def _writer(self) -> Any:  # made when there is something to write, in a folder that was checked
+    def _writer(self) -> Any:  # created at the first write, in a folder that was checked
         from torch.utils.tensorboard import SummaryWriter
 
         return SummaryWriter(str(self._folder), purge_step=self._first_step)
@@ -138,13 +138,13 @@ class SamplePictures(Listener):
 
 
 class Listeners(Listener):
-    """Several as one."""
+    """Passes everything on to several listeners."""
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         self._listeners = list(listeners)
 
     def add(self, listener: Listener) -> None:
-        """One more, which hears of what follows."""
+        """Add a listener."""
         self._listeners.append(listener)
 
     def note(self, sentence: str) -> None:

@@ -33,7 +33,7 @@ from robustflow.experiments.tasks.base import WHITE
 
 
 class BadRequest(ValueError):
-    """What was asked for cannot be done; the text says why."""
+    """The request cannot be fulfilled; the text says why."""
 
 
 def sample_files(
@@ -54,7 +54,7 @@ def sample_files(
     Args:
         checkpoint: as for :func:`load_flow`.
         pictures: files, or folders of them.
-        out: made where it is missing.
+        out: a folder, created if missing.
         number, temperature, seed: of the samples; each has a seed of its own, from this one.
         degrade: make the observation from the picture first.
         console: where the table goes.
@@ -195,7 +195,7 @@ def write_picture(sample: Tensor, path: Path) -> None:
 
 
 def _check_names(files: Sequence[Path]) -> None:
-    """See that no picture's samples would take the place of another's."""
+    """Raise if samples of two pictures would have the same file name."""
     found: dict[str, Path] = {}
     for path in files:
         if found.setdefault(path.stem, path) is not path:

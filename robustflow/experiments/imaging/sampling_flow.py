@@ -1,4 +1,4 @@
-"""What every flow that can be sampled for observations has: latents drawn, scaled, decoded."""
+"""Base class of flows that can be sampled given observations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from robustflow.nn.sampling import block_size
 
 @dataclass(frozen=True)
 class Conditioned:
-    """What a flow knows of its observations, computed once for any number of samples.
+    """What a flow computed from its observations, once for any number of samples.
 
     Attributes:
         condition: of the flow's layers, as the flow itself made it.
@@ -32,11 +32,11 @@ class Conditioned:
 
 
 class SamplingFlow(nn.Module, ABC):
-    """A conditional flow of pictures: a subclass says what it knows of y, and inverts its layers.
+    """A conditional flow of pictures; subclasses prepare observations and invert the layers.
 
     Attributes:
         task: the inverse problem.
-        size_multiple: of what the sides of x must be multiples.
+        size_multiple: the sides of x must be multiples of this.
     """
 
     task: Task
@@ -44,7 +44,7 @@ class SamplingFlow(nn.Module, ABC):
 
     @abstractmethod
     def prepare(self, y: Tensor, *, features: Tensor | None = None) -> Conditioned:
-        """All that the flow needs of observations (N, C', H', W'), for any number of samples.
+        """Everything computed from observations (N, C', H', W'), for any number of samples.
 
         Raises:
             ValueError: a size that the flow's levels do not divide.

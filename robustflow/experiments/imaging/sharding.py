@@ -1,8 +1,8 @@
-"""A flow whose weights, gradients and optimiser's state are shared out among processes (FSDP2).
+"""Shards a flow's weights, gradients and optimiser state over processes (FSDP2).
 
-Sharded are the blocks of an RRDB that is trained, each by itself, and the rest of the flow
-together: the weights are gathered for a block's, or the flow's, passes and given up after them. A
-frozen encoder stays whole in every process, since each computes features when it needs some.
+Each block of a trained RRDB is a shard unit, and the rest of the flow is another. The weights of a
+unit are gathered for its passes and freed after them. A frozen encoder is not sharded, since each
+process computes features at its own time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def shard(flow: ImagingFlow, processes: int, device: torch.device) -> None:
 
 
 def whole(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Tensors gathered from all processes, which must all ask; kept on the CPU, or given up.
+    """Tensors gathered from all processes, which must all call this; kept on the CPU, or freed.
 
     Args:
         tensors: sharded or not.

@@ -26,7 +26,7 @@ class Sources:
 
 
 def sources_of(config: Config, task: Task, report: Callable[[str], Any]) -> Sources:
-    """The pictures of ``[data]``; ``report`` hears of each file that is left out.
+    """The pictures of ``[data]``; files that are left out are reported.
 
     Raises:
         ConfigError: a folder is missing, or nothing in it can be used.

@@ -1,8 +1,8 @@
 """Pictures too large for memory, tile by tile, from one latent of the whole picture.
 
 Every tile reads its part of the same latents, and a halo around it. A value depends on the latents
-and the observation within the flow's receptive field: with a halo of that size the tiles are what
-the whole picture would be, to rounding; with a smaller one they differ a little where tiles meet.
+and the observation within the flow's receptive field. With a halo of that size the tiles equal the
+whole picture up to rounding; with a smaller one they differ a little where tiles meet.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def sample_in_tiles(
 
 
 def receptive_field(flow: ImagingFlow) -> int:
-    """How far, in pixels of x, a value of a sample looks: the halo for which tiles are exact.
+    """The receptive field of a sample's value, in pixels of x: the halo for which tiles are exact.
 
     The sum of the radii of all convolutions between a latent and a pixel, each in pixels of its
     level, and of what the encoder and the resizing of its features see.

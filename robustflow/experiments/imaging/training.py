@@ -1,4 +1,4 @@
-"""Training of an imaging flow: exact to resume, stopped with everything kept."""
+"""Training of an imaging flow, with exact resumption."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from robustflow.experiments.tasks import Task
 
 LOG = "log.jsonl"
 BAD = "bad-batches"
-_VALIDATION_SEED = 2**20  # beside the training's: other crops, the same for every training
+_VALIDATION_SEED = 2**20  # added to the training's seed: other crops, the same for every training
 _RAW = "model."
 _AVERAGE = "average."
 
@@ -70,7 +70,7 @@ class Update:
 
 
 class Listener:
-    """Hears of a training; every method may be left as it is."""
+    """Gets the events of a training; every method may be left as it is."""
 
     def note(self, sentence: str) -> None:
         """Something that a user should know."""
@@ -89,18 +89,18 @@ class Listener:
 
 
 class Trainer:
-    """A training in a folder: made anew, or gone on with.
+    """A training in a folder: a new one, or a resumed one.
 
     The folder gets ``config.toml``, ``log.jsonl`` (a line an update), ``checkpoints/``, and
     ``bad-batches/`` where a loss was not finite.
 
     Args:
         config: checked here.
-        folder: made where it is missing.
-        resume: go on from the last checkpoint in it. Options of the training may be others than
-            before, those of the task, the model and the encoder may not.
+        folder: created if missing.
+        resume: from the last checkpoint in it. Options of the training may differ from before;
+            those of the task, the model and the encoder may not.
         task: in place of the configuration's.
-        listener: hears of everything; of several processes, that of the first.
+        listener: gets all events; with several processes, that of the first.
         device: of the model; by default a GPU where there is one.
 
     Raises:
@@ -152,7 +152,7 @@ class Trainer:
     def _build(
         self, task: Task | None, device: torch.device | str | None, resumed: Path | None
     ) -> None:
-        """Make all that trains, or read it from a checkpoint."""
+        """Create model, optimiser and average, or read them from a checkpoint."""
         config = self.config
         if config.training.threads:
             torch.set_num_threads(config.training.threads)
@@ -195,7 +195,7 @@ class Trainer:
 
     @contextmanager
     def _encoder_apart(self) -> Iterator[None]:
-        """Inside, a frozen encoder is no part of the flow, nor of its average, which share it."""
+        """Within it, a frozen encoder is detached from the flow and its average, which share it."""
         if not self.flow.encoder_is_frozen:
             yield
             return
@@ -271,7 +271,7 @@ class Trainer:
         return bool(flag)
 
     def learning_rate(self, step: int) -> float:
-        """Of the update that follows so many."""
+        """The learning rate of the update after so many."""
         training = self.config.training
         passed = sum(step >= part * training.iterations for part in training.milestones)
         return training.learning_rate * 0.5**passed
@@ -432,7 +432,7 @@ class Trainer:
         self.listener.saved(path)
 
     def _check_goes_on(self, checkpoint: Path) -> None:
-        """See that a checkpoint is of this configuration's model, before anything is written."""
+        """Raise before anything is written unless a checkpoint is of this configuration."""
         metadata = checkpoints.read_metadata(checkpoint / checkpoints.MODEL)
         trained = from_toml(metadata.get("config", ""), f"the configuration in {checkpoint}")
         refuse_another_model(self.config, trained)
@@ -468,13 +468,13 @@ class Trainer:
             raise CheckpointError(f"{checkpoint} does not fit this version: {error}") from error
 
     def _without_file(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights but for those of a frozen encoder that stay in their own file."""
+        """The weights, without those of a frozen encoder that stay in their own file."""
         if not self.config.encoder_stays_in_its_file:
             return weights
         return {name: tensor for name, tensor in weights.items() if not of_encoder(name)}
 
     def _prepare_folder(self, existing: Sequence[Path]) -> FolderLock:
-        """Find out now, not after hours, whether the folder can be written to by this training."""
+        """Check before the work whether this training can write to the folder."""
         try:
             self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
             lock = FolderLock(self.folder)
@@ -511,7 +511,7 @@ class Trainer:
 
     @contextmanager
     def _log(self) -> Iterator[Callable[[Update], None]]:
-        """Write a line an update; lines after the checkpoint that training goes on from go."""
+        """Write a line an update; remove lines after the checkpoint that training resumes from."""
         path = self.folder / LOG
         if self.rank == 0 and path.exists():
             text = path.read_text(encoding="utf-8", errors="replace")
@@ -553,8 +553,8 @@ class Trainer:
 def _is_logged(line: str, last: int) -> bool:
     """Whether a line of the log is whole, and of one of the first updates.
 
-    A machine that went down can leave a line half written, or less of the log on its disk than of
-    the checkpoint.
+    After a crash of the machine a line can be incomplete, or the log can be shorter than the
+    checkpoint says.
     """
     try:
         step = json.loads(line)["step"]

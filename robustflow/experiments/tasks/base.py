@@ -1,4 +1,4 @@
-"""What an inverse problem is: how an observation comes from a picture, and a first guess back."""
+"""Base class of inverse problems: from a picture to an observation, and a first guess back."""
 
 from __future__ import annotations
 

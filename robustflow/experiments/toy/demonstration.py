@@ -27,7 +27,7 @@ def run_toy(
     Args:
         settings: of every flow and its training.
         seeds: each trains every flow anew.
-        output: a folder, made where it is missing.
+        output: a folder, created if missing.
         console: where to print; default the terminal.
 
     Returns:
@@ -53,7 +53,7 @@ def run_toy(
 
 
 def _train_all(runs: Sequence[Run], settings: Settings, console: Console) -> list[RunResult]:
-    """Shared out over a process for each core, with one thread each."""
+    """Train in one process for each core, with one thread each."""
     shares = share_out(runs, _cores())
     columns = (
         BarColumn(bar_width=20),

@@ -1,8 +1,7 @@
 """Data in two dimensions, x given a condition y: one law that shows the effect, and two controls.
 
-In each y is uniform on [-1, 1]². What matters is how the width of x given y behaves at the edge
-of that square: a scale that must still fall there goes on falling beyond it, where nothing was
-learned.
+In each y is uniform on [-1, 1]². What matters is the width of x given y at the edge of that square:
+a scale that still falls there goes on falling beyond it, where nothing was learned.
 """
 
 from __future__ import annotations

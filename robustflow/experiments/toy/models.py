@@ -1,4 +1,4 @@
-"""The couplings, and small conditional flows that are alike but for them."""
+"""The couplings, and small conditional flows that differ in them only."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _LAYERS_A_STEP = 3
 
 @dataclass(frozen=True)
 class RadiusReading:
-    """What a flow made of conditions at one radius.
+    """A flow's samples for conditions at one radius.
 
     Attributes:
         radius: of the conditions.

@@ -80,7 +80,7 @@ class Certified:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one flow did.
+    """The results of one flow.
 
     Attributes:
         run: which one.

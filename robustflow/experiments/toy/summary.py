@@ -1,4 +1,4 @@
-"""What the runs say together: who is rejected as untrained, spans over seeds, the JSON file."""
+"""Summary of the runs: which are rejected as untrained, spans over seeds, the JSON file."""
 
 from __future__ import annotations
 

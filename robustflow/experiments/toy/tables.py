@@ -19,7 +19,7 @@ _LAW = "widening"
 
 
 def print_introduction(console: Console, settings: Settings, runs: Sequence[Run]) -> None:
-    """What is about to happen."""
+    """Print what is about to happen."""
     seeds = sorted({run.seed for run in runs})
     words = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
     console.print(

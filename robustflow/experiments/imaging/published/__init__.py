@@ -14,8 +14,9 @@ the same names::
 A number that is missing among the layers is a squeeze, which has no weights. The couplings are
 those of :mod:`robustflow.compat.srflow`, so that the transforms run on the kernels.
 
-What the weights do not say is taken as in the published configurations: the tapped blocks; which
-couplings are told the noise, though all have a net for it (4x: those of all levels but the first;
+Settings that the weights do not determine are those of the published configurations: the tapped
+blocks; which couplings are told the noise, though all have a net for it (4x: those of all levels
+but the first;
 8x: the last 16 of levels 3 and 4); and that LLFlow reads the logarithm of a picture.
 """
 

@@ -1,8 +1,8 @@
 """The encoders of the published networks, under their published names.
 
 Both are trunks of residual dense blocks; their features are taken at several sizes, each beside
-those of the tapped blocks. A leaky ReLU of the published code works in place: a feature that goes
-on through one *is* what comes out of it.
+those of the tapped blocks. A leaky ReLU of the published code works in place, so a feature that
+passes through one is its *output*.
 """
 
 from __future__ import annotations

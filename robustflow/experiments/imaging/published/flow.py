@@ -1,4 +1,4 @@
-"""A published flow: its encoder and its layers, and what its latents and pictures mean."""
+"""A published flow: encoder, layers, and the meaning of its latents and pictures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TOLD = {4: (0, 16, 16), 8: (0, 0, 16, 16)}
 
 @dataclass(frozen=True)
 class Structure:
-    """What a checkpoint's names and shapes say.
+    """The structure of a network, read from a checkpoint's names and shapes.
 
     Attributes:
         scale: 4 or 8; 1 for low light.
@@ -87,7 +87,7 @@ class PublishedFlow(SamplingFlow):
         """Of observations: the features of each level, the guess, the mean of the last latent."""
 
     def prepare(self, y: Tensor, *, features: Tensor | None = None) -> Conditioned:
-        """All that the flow needs of observations (N, 3, H, W) in [0, 1].
+        """Everything that the flow computes from observations (N, 3, H, W) in [0, 1].
 
         Raises:
             ValueError: a size that the flow's levels do not divide, or features, which only flows

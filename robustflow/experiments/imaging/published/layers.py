@@ -126,7 +126,7 @@ class Step(nn.Module):
 
 
 class Split(nn.Module):
-    """Half of the channels leave, standardised given the other half."""
+    """Half of the channels leave the flow, standardised given the other half."""
 
     def __init__(self, channels: int, condition_channels: int) -> None:
         super().__init__()
