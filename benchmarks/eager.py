@@ -2,8 +2,9 @@
 
 Frozen. Speed and accuracy are stated relative to these functions, so they change only where they
 are wrong. They use no masks and no gathers where a ``where`` will do, and they are the formulas
-of the papers (Durkan et al. 2019, arXiv:1906.04032; Hong, Park, Chun 2023, arXiv:2212.04319), not
-the homogeneous form that ``robustflow.reference`` and the kernels use. Logits are not saturated.
+of the papers (Durkan et al. 2019, arXiv:1906.04032; Hong, Park, Chun 2023, arXiv:2212.04319; Hong,
+Chun 2023, arXiv:2304.04555), not the forms that ``robustflow.reference`` and the kernels use.
+Logits are not saturated.
 
 Each takes and returns what its namesake in ``robustflow.functional`` does.
 """
@@ -108,6 +109,55 @@ def rq_spline(
     return result, _reduce(logabsdet, reduce)
 
 
+def cubic_bspline(
+    x: Tensor,
+    params: Tensor,
+    *,
+    inverse: bool = False,
+    interval: tuple[float, float] = (-0.5, 0.5),
+    min_bin: float = 1e-2,
+    reduce: Reduce = "sum",
+) -> tuple[Tensor, Tensor]:
+    """x (N, C, *S), params (N, C*11, *S): 4 knot logits, 6 control logits, shift."""
+    lo, hi = interval
+    params = params.unflatten(1, (-1, 11)).movedim(2, -1)
+    free = 1 - 8 * min_bin
+    spacings = F.pad(min_bin + free * F.softmax(params[..., :4], -1), (4, 4), value=min_bin)
+    rises = F.pad(min_bin + free * F.softmax(params[..., 4:10], -1), (2, 2), value=min_bin)
+    knots = F.pad(torch.cumsum(spacings, -1), (1, 0)) - 2 * min_bin  # the box is [0, 1]
+    points = F.pad(torch.cumsum(rises, -1), (1, 0)) - min_bin
+
+    given = x - params[..., 10] if inverse else x
+    u = ((given - lo) / (hi - lo)).clamp(0.0, 1.0)
+    if inverse:
+        t = [knots[..., j : j + 8] for j in range(6)]
+        at_knots, _ = _de_boor(t[2], t, [points[..., j : j + 8] for j in range(4)])
+        k = (u.unsqueeze(-1) >= at_knots[..., 1:]).sum(-1, keepdim=True)
+    else:
+        k = (u.unsqueeze(-1) >= knots[..., 3:10]).sum(-1, keepdim=True)
+    t = [_take(knots, k + j) for j in range(6)]
+    p = [_take(points, k + j) for j in range(4)]
+    if inverse:
+        low, high = t[2], t[3]
+        result = 0.5 * (low + high)
+        for _ in range(12):  # Newton's method, by bisection where it leaves the bracket
+            value, slope = _de_boor(result, t, p)
+            too_high = value > u
+            low, high = torch.where(too_high, low, result), torch.where(too_high, result, high)
+            newton = result - (value - u) / slope
+            inside = (newton >= low) & (newton <= high)
+            result = torch.where(inside, newton, 0.5 * (low + high))
+        _, slope = _de_boor(result, t, p)
+    else:
+        result, slope = _de_boor(u, t, p)
+    result = lo + (hi - lo) * result
+    logabsdet = torch.log(slope)
+    inside = (given > lo) & (given < hi)
+    result = torch.where(inside, result, given)
+    logabsdet = torch.where(inside, -logabsdet if inverse else logabsdet, 0.0)
+    return result if inverse else result + params[..., 10], _reduce(logabsdet, reduce)
+
+
 def conditional_affine(
     x: Tensor,
     params: Tensor,
@@ -163,6 +213,20 @@ def _bin(
     numerator = d_k1 * t * t + 2 * s * t_1t + d_k * (1 - t) ** 2
     logabsdet = 2 * torch.log(s) + torch.log(numerator) - 2 * torch.log(denominator)
     return result, -logabsdet if inverse else logabsdet
+
+
+def _de_boor(x: Tensor, t: list[Tensor], p: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Value and slope at x in [t2, t3], by de Boor's recursion on 6 knots and 4 points."""
+    d = list(p)
+    slope = x
+    for r in range(1, 4):
+        for j in range(3, r - 1, -1):
+            left, right = t[j - 1], t[j + 3 - r]
+            alpha = (x - left) / (right - left)
+            if r == 3:
+                slope = 3 * (d[j] - d[j - 1]) / (right - left)
+            d[j] = d[j - 1] + alpha * (d[j] - d[j - 1])
+    return d[3], slope
 
 
 def _softclip(logit: Tensor, limit: float) -> Tensor:

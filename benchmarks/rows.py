@@ -17,7 +17,7 @@ class Row:
 
     Attributes:
         name: the workload's name.
-        operation: ``modified_rq_spline``, ``rq_spline`` or ``conditional_affine``.
+        operation: a function of ``robustflow.functional``.
         direction: ``forward``, ``inverse`` or ``forward+backward``.
         shape: of x.
         dtype: of x and the parameters.

@@ -28,6 +28,7 @@ SPECS = {
     "rq_spline": _transforms.RQ,
     "rq_spline_packed": _transforms.RQ,
     "conditional_affine": _transforms.AFFINE,
+    "cubic_bspline": _transforms.CUBIC_BSPLINE,
 }
 
 DIRECTIONS = {"forward": "forward", "inverse": "inverse", "train": "forward+backward"}
@@ -69,6 +70,7 @@ def _rq(
 
 MODIFIED_RQ = Family("modified_rq", "modified_rq_spline", _PLAIN)
 AFFINE = Family("affine", "conditional_affine", _PLAIN)
+CUBIC_BSPLINE = Family("cubic_bspline", "cubic_bspline", _PLAIN)
 # The parametrisation of nflows and normflows, at the default K of nflows' users and of sbi.
 RQ8 = _rq("rq8", 8, "nflows", "normflows")
 RQ10 = _rq("rq10", 10, "nflows", "normflows")
@@ -210,6 +212,7 @@ SUITE = (
     *(work for place in CALORIMETER for work in _all_ways(place, RQ8)),
     *_all_ways(LATTICE, RQ8_CIRCULAR),
     *_all_ways(TINY, RQ8, MODIFIED_RQ, AFFINE),
+    *_all_ways(SR[2], CUBIC_BSPLINE),
 )
 
 FOUNDATION = (

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "math/affine.h"
+#include "math/cubic_bspline.h"
 #include "math/modified_rq.h"
 #include "math/rq_spline.h"
 #include "problem.h"
@@ -11,7 +12,8 @@
 #define ROBUSTFLOW_TRANSFORMS(ENTRY)      \
   ENTRY(modified_rq, ModifiedRqTransform) \
   ENTRY(rq, RqTransform)                  \
-  ENTRY(affine, AffineTransform)
+  ENTRY(affine, AffineTransform)          \
+  ENTRY(cubic_bspline, CubicBsplineTransform)
 
 namespace robustflow {
 

@@ -160,4 +160,20 @@ AFFINE = Spec(
     ],
 )
 
-ALL = (MODIFIED_RQ, RQ, AFFINE)
+# ---- the monotone cubic B-spline (arXiv:2304.04555, arXiv:2212.04319) ---------------------------
+
+
+def _eighth_of_a_box(name: str, value: Any, settings: Settings) -> None:
+    check_minimum_bin(name, value, 8)
+
+
+CUBIC_BSPLINE = Spec(
+    "cubic_bspline",
+    [Group("params", 11)],  # 4 knot logits, 6 control logits, the shift
+    [
+        Interval("interval", (-0.5, 0.5), ("left", "right")),
+        Number("min_bin", 1e-2, _eighth_of_a_box),
+    ],
+)
+
+ALL = (MODIFIED_RQ, RQ, AFFINE, CUBIC_BSPLINE)

@@ -19,13 +19,15 @@ from robustflow._checks import (
     check_tensor,
 )
 from robustflow._rq_arguments import Bound, box_of, check_rq_parameters
-from robustflow._transforms import AFFINE, MODIFIED_RQ, RQ, count_derivatives
+from robustflow._transforms import AFFINE, CUBIC_BSPLINE, MODIFIED_RQ, RQ, count_derivatives
 
 Reduce = Literal["sum", "none"]
 ParamOrder = Literal["channel", "parameter"]
 
 _PARAM_ORDER = ("channel", "parameter")
-_modified_rq, _rq, _affine = (ops.of(spec) for spec in (MODIFIED_RQ, RQ, AFFINE))
+_modified_rq, _rq, _affine, _cubic_bspline = (
+    ops.of(spec) for spec in (MODIFIED_RQ, RQ, AFFINE, CUBIC_BSPLINE)
+)
 
 
 def modified_rq_spline(
@@ -300,6 +302,60 @@ def conditional_affine(
             check_leading_shape(name, tensor.shape, x.shape, "x's shape (or 1 where shared)")
         shift, log_scale = params.unsqueeze(-1), log_scale.unsqueeze(-1)
     return _affine.apply(x, shift, log_scale, *config)
+
+
+def cubic_bspline(
+    x: Tensor,
+    params: Tensor,
+    *,
+    inverse: bool = False,
+    interval: tuple[float, float] = (-0.5, 0.5),
+    min_bin: float = 1e-2,
+    reduce: Reduce = "sum",
+    param_order: ParamOrder = "channel",
+) -> tuple[Tensor, Tensor]:
+    """The monotone cubic B-spline: eight bins, identity outside, and a shift.
+
+    Twice differentiable, and its slope is bounded whatever the parameters, in both directions: with
+    m = ``min_bin`` it lies in [3m / (1 - 5m), (1 - 7m) / m], with the default in [0.03, 93].
+    ``|T(x) - x - shift|`` is less than the length of the interval.
+
+    Args:
+        x: (N, C, \\*S), any number of dimensions; float64, float32, bfloat16 or float16.
+        params: (N, C*11, \\*S), as a convolution or a linear layer makes them: 4 knot logits (the
+            widths of the four inner bins; the outer two at each end have the smallest), 6 control
+            logits (the differences of the control points), and the shift; or (N, C, \\*S, 11) with
+            the parameters last. Any dimension but the packed one may be 1 and is then shared (and
+            its gradient summed).
+        inverse: solve for the input instead, by a fixed number of steps.
+        interval: the box, on both axes; outside it the transform is ``x + shift``.
+        min_bin: smallest bin, and smallest difference of control points, as a fraction of the
+            interval, in (0, 1/8).
+        reduce: ``"sum"`` adds the log-determinant over all but the first dimension.
+        param_order: where packed, ``"channel"`` is index ``c * 11 + p``, ``"parameter"`` is
+            ``p * C + c``.
+
+    Returns:
+        ``y`` like ``x``; ``logabsdet`` (N,), or like ``x`` with ``reduce="none"``; float32, or
+        float64 if an input is.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, shape or range.
+
+    Source: Hong, Chun, AAAI 2023 (arXiv:2304.04555); Hong, Park, Chun, ICCV 2023
+    (arXiv:2212.04319).
+
+    Example:
+        >>> x, params = torch.randn(2, 3, 8, 8), torch.randn(2, 33, 8, 8)
+        >>> y, logabsdet = cubic_bspline(x, params)
+        >>> z, _ = cubic_bspline(y, params, inverse=True)
+        >>> logabsdet.shape, bool((z - x).abs().max() < 1e-4)
+        (torch.Size([2]), True)
+    """
+    check_tensor("x", x)
+    config = CUBIC_BSPLINE.config(inverse, interval, min_bin, reduce, x.dim())
+    params = _unpack("params", params, x, CUBIC_BSPLINE.num_params, param_order)
+    return _cubic_bspline.apply(x, params, *config)
 
 
 def _unpack(name: str, params: Tensor, x: Tensor, num_params: int, order: str) -> Tensor:

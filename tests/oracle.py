@@ -160,6 +160,71 @@ def modified_rq_spline(
     return Spline((left, middle(w), right), (left, middle(h), right), (mpf(1), d_mid, mpf(1)))
 
 
+@dataclass(frozen=True)
+class CubicBspline:
+    """A cubic B-spline by de Boor's recursion, the identity outside the box.
+
+    ``knots`` are 13, of which the third to the eleventh end the eight bins; ``points`` are 11.
+    """
+
+    knots: tuple[mpf, ...]
+    points: tuple[mpf, ...]
+
+    def forward(self, x: Number) -> Pair:
+        """y and log dy/dx."""
+        x = mpf(x)
+        if self.is_outside(x):
+            return x, mpf(0)
+        k = _search(self.knots[2:11], x)
+        knots, points = self.knots[k : k + 6], list(self.points[k : k + 4])
+        slopes = [3 * (points[j + 1] - points[j]) / (knots[j + 3] - knots[j]) for j in range(3)]
+        return _de_boor(x, knots, points), mp.log(_de_boor(x, knots, slopes))
+
+    def is_outside(self, value: mpf) -> bool:
+        """Of an x or a y: the box is a square."""
+        return not self.knots[2] < value < self.knots[10]
+
+    def inverse(self, y: Number) -> Pair:
+        """x and log dx/dy, by bisection."""
+        y, low, high = mpf(y), self.knots[2], self.knots[10]
+        if self.is_outside(y):
+            return y, mpf(0)
+        while (middle := (low + high) / 2) not in (low, high):
+            low, high = (middle, high) if self.forward(middle)[0] <= y else (low, middle)
+        return low, -self.forward(low)[1]
+
+
+def cubic_bspline(
+    params: Sequence[Number], *, interval: tuple[float, float], min_bin: float
+) -> CubicBspline:
+    """The spline of four knot logits and six control logits, without its shift."""
+    left, right = (mpf(edge) for edge in interval)
+    length, smallest = right - left, (right - left) * mpf(min_bin)
+
+    def free(logits: Sequence[Number]) -> list[mpf]:
+        shares = _softmax([mpf(logit) for logit in logits])
+        return [smallest + (length - 8 * smallest) * share for share in shares]
+
+    spacings = 4 * [smallest] + free(params[:4]) + 4 * [smallest]
+    rises = 2 * [smallest] + free(params[4:10]) + 2 * [smallest]
+
+    def sums(start: mpf, steps: Sequence[mpf]) -> tuple[mpf, ...]:
+        return tuple(start + sum(steps[:i]) for i in range(len(steps) + 1))
+
+    return CubicBspline(sums(left - 2 * smallest, spacings), sums(left - smallest, rises))
+
+
+def _de_boor(x: mpf, knots: Sequence[mpf], points: Sequence[mpf]) -> mpf:
+    """A B-spline of degree len(points) - 1 between the third and the fourth of 6 knots."""
+    values, degree = list(points), len(points) - 1
+    for r in range(1, degree + 1):
+        for j in range(degree, r - 1, -1):
+            low, high = knots[j - degree + 2], knots[j + 3 - r]
+            share = (x - low) / (high - low)
+            values[j] = (1 - share) * values[j - 1] + share * values[j]
+    return values[degree]
+
+
 def affine(
     x: float,
     shift: float,

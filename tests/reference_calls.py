@@ -92,6 +92,19 @@ def affine(
     )
 
 
+def cubic_bspline(
+    x: Tensor,
+    params: Tensor,
+    *,
+    inverse: bool = False,
+    interval: tuple[float, float] = (-0.5, 0.5),
+    min_bin: float = 1e-2,
+    batch_dims: int | None = None,
+) -> Pair:
+    keep = x.dim() if batch_dims is None else batch_dims
+    return reference.cubic_bspline(x, params, inverse, *interval, min_bin, keep)
+
+
 def random_knots(
     num_bins: int, tails: str | None, *, length: float = 2.0, smallest: float = 1e-3
 ) -> Tensor:
@@ -110,6 +123,8 @@ def calls() -> list[Any]:
     cases: list[tuple[str, Call, int]] = [
         ("modified_rq-exp", modified_rq, 4),
         ("modified_rq-softclip", partial(modified_rq, derivative="softclip"), 4),
+        # At knots, l has no second derivative: none is at an input.
+        ("cubic_bspline", partial(cubic_bspline, min_bin=2e-2), 11),
     ]
     for tails, parametrization in itertools.product(
         ("linear", "circular", None), ("softmax", "softclip")

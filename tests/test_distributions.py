@@ -19,6 +19,7 @@ from robustflow import reference
 from robustflow._transforms import default_clamp
 from robustflow.distributions import (
     ConditionalAffineTransform,
+    CubicBSplineTransform,
     ModifiedRQSplineTransform,
     RQSplineTransform,
 )
@@ -140,6 +141,14 @@ CASES = [
         partial(ConditionalAffineTransform, scale="softclip_exp", reciprocal=True),
         ((), ()),
         partial(affine_reference, scale="softclip_exp", reciprocal=True),
+    ),
+    Case(
+        "cubic_bspline",
+        partial(CubicBSplineTransform, interval=(-1.5, 1.5)),
+        ((11,),),
+        lambda x, params, inverse: reference.cubic_bspline(
+            x, params, inverse, -1.5, 1.5, 1e-2, x.dim()
+        ),
     ),
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -18,6 +18,9 @@ from robustflow.nn import (
     ConditionalAffineInjector,
     ConditionalLayer,
     Coupling,
+    CubicBSpline,
+    CubicBSplineCoupling,
+    CubicBSplineInjector,
     ElementwiseTransform,
     Injector,
     ModifiedRQSpline,
@@ -35,14 +38,26 @@ IDENTITIES: list[ElementwiseTransform] = [
     Affine(scale="softplus", eps=0.3, reciprocal=True, shift_first=False),
     ModifiedRQSpline(),
     ModifiedRQSpline.published(),
+    CubicBSpline(),
+    CubicBSpline(min_bin=0.1),
     RQSpline(),
     RQSpline(num_bins=1),
     RQSpline(num_bins=5, tails="circular", tail_bound=math.pi, min_derivative=0.25),
     RQSpline(num_bins=5, tails=None, tail_bound=6.0),
     RQSpline(num_bins=5, parametrization="softclip"),
 ]
-COUPLINGS = [ConditionalAffineCoupling, ModifiedRQSplineCoupling, RQSplineCoupling]
-INJECTORS = [ConditionalAffineInjector, ModifiedRQSplineInjector, RQSplineInjector]
+COUPLINGS = [
+    ConditionalAffineCoupling,
+    ModifiedRQSplineCoupling,
+    CubicBSplineCoupling,
+    RQSplineCoupling,
+]
+INJECTORS = [
+    ConditionalAffineInjector,
+    ModifiedRQSplineInjector,
+    CubicBSplineInjector,
+    RQSplineInjector,
+]
 
 
 @pytest.mark.parametrize("transform", IDENTITIES, ids=repr)

@@ -21,11 +21,17 @@ HEADERS = "\n".join(
 EACH = pytest.mark.parametrize("spec", _transforms.ALL, ids=lambda spec: spec.name)
 # What C++ calls a choice and a transform's settings; a choice of two names is a bool there.
 ENUMS = {"tails": "Tails", "parametrization": "Parametrization", "scale": "Scale"}
-CONFIGS = {"modified_rq": "ModifiedRqConfig", "rq": "RqSplineConfig", "affine": "AffineConfig"}
+CONFIGS = {
+    "modified_rq": "ModifiedRqConfig",
+    "rq": "RqSplineConfig",
+    "affine": "AffineConfig",
+    "cubic_bspline": "CubicBsplineConfig",
+}
 FUNCTIONS: dict[str, list[Callable[..., Any]]] = {
     "modified_rq": [F.modified_rq_spline, distributions.ModifiedRQSplineTransform],
     "rq": [F.rq_spline, F.rq_spline_packed, distributions.RQSplineTransform],
     "affine": [F.conditional_affine, distributions.ConditionalAffineTransform],
+    "cubic_bspline": [F.cubic_bspline, distributions.CubicBSplineTransform],
 }
 
 
@@ -104,4 +110,6 @@ def test_schemas_are_those_that_exported_programs_know() -> None:
         "robustflow::affine(Tensor x, Tensor params, Tensor? log_scale, bool inverse, "
         "int scale, float eps, float clamp, bool shift_first, bool reciprocal, "
         "int batch_dims) -> (Tensor, Tensor)",
+        "robustflow::cubic_bspline(Tensor x, Tensor params, bool inverse, float left, "
+        "float right, float min_bin, int batch_dims) -> (Tensor, Tensor)",
     ]

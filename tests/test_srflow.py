@@ -1,7 +1,7 @@
 """The published couplings of SRFlow's family: same mathematics, same checkpoints, projected once.
 
 The oracle is the published mathematics, stated slowly: one convolution of the concatenation,
-actnorm as an affine map, the spline's bins by masks, the textbook root.
+actnorm as an affine map, the spline's bins by masks, the textbook root, de Boor's recursion.
 """
 
 from __future__ import annotations
@@ -20,20 +20,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks import eager
 from robustflow.compat import srflow
 from robustflow.compat.srflow import _once, condition_once
 from robustflow.nn import Affine, ModifiedRQSpline
 
 FEATURES, CHANNELS, SIZE = 10, 5, (4, 3)
 OPT: dict[str, Any] = {"network_G": {"flow": {"conditionInFeaDim": FEATURES, "std_channels": 3}}}
-AFFINE, REPARAM, SPLINE = (
+AFFINE, REPARAM, SPLINE, BSPLINE = (
     srflow.CondAffineSeparatedAndCond,
     srflow.CondAffineReparamSeparatedAndCond,
     srflow.CondRQsplineSeparatedAndCond,
+    srflow.CondBsplineSeparatedAndCond,
 )
-Layer = srflow.CondAffineSeparatedAndCond | srflow.CondRQsplineSeparatedAndCond
-Kind = type[srflow.CondAffineSeparatedAndCond] | type[srflow.CondRQsplineSeparatedAndCond]
-KINDS = [AFFINE, REPARAM, SPLINE]
+Layer = (
+    srflow.CondAffineSeparatedAndCond
+    | srflow.CondRQsplineSeparatedAndCond
+    | srflow.CondBsplineSeparatedAndCond
+)
+Kind = (
+    type[srflow.CondAffineSeparatedAndCond]
+    | type[srflow.CondRQsplineSeparatedAndCond]
+    | type[srflow.CondBsplineSeparatedAndCond]
+)
+KINDS = [AFFINE, REPARAM, SPLINE, BSPLINE]
+OWN_NETS = {AFFINE: "fAffine", REPARAM: "fAffine", SPLINE: "fRQspline", BSPLINE: "fBspline"}
 each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 both_directions = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 
@@ -111,12 +122,13 @@ def published(
 ) -> tuple[Tensor, Tensor]:
     """z and the change of the log-determinant, from the layer's kind and state_dict alone."""
     state = layer.state_dict() if state is None else state
-    spline = isinstance(layer, SPLINE)
-    own = "fRQspline" if spline else "fAffine"
+    own = OWN_NETS[type(layer)]
 
     def transform(z: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        if spline:
+        if isinstance(layer, SPLINE):
             return published_spline(z, h, reverse)
+        if isinstance(layer, BSPLINE):
+            return eager.cubic_bspline(z, h, inverse=reverse)
         return published_affine(z, h, reverse, isinstance(layer, REPARAM))
 
     def on_second_half(z: Tensor, name: str, condition: Tensor) -> tuple[Tensor, Tensor]:
@@ -348,6 +360,7 @@ CHECKPOINTS = [
     (AFFINE, "fAffine", 2, False),
     (REPARAM, "fAffine", 2, True),
     (SPLINE, "fRQspline", 4, True),
+    (BSPLINE, "fBspline", 11, True),
 ]
 
 
@@ -406,7 +419,7 @@ def test_first_batch_in_training_sets_the_actnorms(kind: Kind) -> None:
     layer.eval()(z, ft=ft)
     assert all(torch.equal(layer.state_dict()[key], fresh[key]) for key in fresh)
     layer.train()(z, ft=ft, std=torch.rand(8, 3, *SIZE))
-    own = "fRQspline" if kind is SPLINE else "fAffine"
+    own = OWN_NETS[kind]
     state = copy.deepcopy(layer.state_dict())
     injected = layer.transform(z, published_net(state, "fFeatures", ft))[0]
     for net, x in (("fFeatures", ft), (own, torch.cat([injected[:, :2], ft], dim=1))):

@@ -173,6 +173,12 @@ def _affine(
     return _both(name, _transforms.AFFINE, x, (params, None), config)
 
 
+def _cubic_bspline(name: str, dtype: torch.dtype, inverse: bool) -> list[Launch]:
+    x = torch.empty(_IMAGE, device="meta", dtype=dtype)
+    config = (inverse, -3.0, 3.0, 1e-2)
+    return _both(name, _transforms.CUBIC_BSPLINE, x, (_planar(_IMAGE, 11, dtype),), config)
+
+
 def _rq(
     name: str,
     params: tuple[Tensor | None, ...],
@@ -199,6 +205,7 @@ def all_launches() -> list[Launch]:
                 f"modified_rq-{way}-planar-{kind}", _planar(_IMAGE, 4, dtype), dtype, inverse
             )
             out += _affine(f"affine-{way}-planar-{kind}", _planar(_IMAGE, 2, dtype), dtype, inverse)
+            out += _cubic_bspline(f"cubic_bspline-{way}-planar-{kind}", dtype, inverse)
         f32, bf16 = torch.float32, torch.bfloat16
         for dtype in (f32, bf16):
             rows = _rows(_ROWS, 23, dtype)

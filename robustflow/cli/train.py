@@ -60,7 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a folder of pictures (default: photographs that scikit-image and scikit-learn ship)",
     )
     parser.add_argument(
-        "--coupling", metavar="NAME", help="affine, reparametrised_affine, modified_rq or rq"
+        "--coupling",
+        metavar="NAME",
+        help="affine, reparametrised_affine, modified_rq, cubic_bspline or rq",
     )
     parser.add_argument(
         "--encoder",

@@ -17,7 +17,7 @@ from typing import Literal
 from robustflow._checks import check_choice
 from robustflow._transforms import SCALES, default_clamp
 from robustflow.nn.circle import CircularShift
-from robustflow.nn.elementwise import Affine, ModifiedRQSpline, RQSpline
+from robustflow.nn.elementwise import Affine, CubicBSpline, ModifiedRQSpline, RQSpline
 from robustflow.reference.numerics import LINEAR_LIMIT, LOGIT_LIMIT
 
 INFINITY = math.inf
@@ -26,6 +26,7 @@ SRFLOW = "Lugmayr et al. 2020, arXiv:2006.14200"
 REALNVP = "Dinh et al. 2017, arXiv:1605.08803"
 NICE = "Dinh et al. 2014, arXiv:1410.8516"
 ROBUST = "Hong, Park and Chun, ICCV 2023, arXiv:2212.04319"
+BSPLINES = "Hong and Chun, AAAI 2023, arXiv:2304.04555"
 SPLINES = "Durkan et al. 2019, arXiv:1906.04032"
 TORI = "Rezende et al. 2020, arXiv:2002.02428"
 
@@ -247,6 +248,29 @@ def modified_rq_bounds(
     )
 
 
+def cubic_bspline_bounds(interval: tuple[float, float], min_bin: float) -> Bounds:
+    """Of the monotone cubic B-spline, from its settings.
+
+    Example:
+        >>> bounds = cubic_bspline_bounds((-0.5, 0.5), 1e-2)
+        >>> bounds.displacement, str(bounds.derivative)
+        (0.92, '[0.031579, 93]')
+    """
+    left, right = interval
+    displacement = (right - left) * (1 - 8 * min_bin)
+    line = Line(1.0, displacement, 1.0)
+    return Bounds(
+        derivative=Range(3 * min_bin / (1 - 5 * min_bin), (1 - 7 * min_bin) / min_bin),
+        tail=ONE,
+        radius=max(abs(left), abs(right)),
+        displacement=displacement,
+        inverse=line,
+        forward=line,
+        formula=f"B-spline(x) + t, B-spline the identity outside [{left:g}, {right:g}]",
+        source=BSPLINES,
+    )
+
+
 def rq_bounds(
     num_bins: int,
     tails: str | None,
@@ -428,6 +452,11 @@ def _(transform: ModifiedRQSpline) -> Bounds:
     return modified_rq_bounds(
         transform.interval, transform.min_bin, transform.min_derivative, transform.derivative
     )
+
+
+@bounds_of.register
+def _(transform: CubicBSpline) -> Bounds:
+    return cubic_bspline_bounds(transform.interval, transform.min_bin)
 
 
 @bounds_of.register

@@ -24,11 +24,13 @@ Example:
 """
 
 from robustflow.distributions.affine import ConditionalAffineTransform
+from robustflow.distributions.cubic_bspline import CubicBSplineTransform
 from robustflow.distributions.modified_rq import ModifiedRQSplineTransform
 from robustflow.distributions.rq import RQSplineTransform
 
 __all__ = [
     "ConditionalAffineTransform",
+    "CubicBSplineTransform",
     "ModifiedRQSplineTransform",
     "RQSplineTransform",
 ]

@@ -2,8 +2,8 @@
 
 They run wherever Triton does, and with ``TRITON_INTERPRET=1`` slowly on CPU tensors, for tests.
 
-- ``modified_rq``, ``rq`` and ``affine``: the formulas, one file a transform, on ``elementary``,
-  ``rq_bin`` and ``rq_spline``, which are csrc/math in Triton, step for step;
+- ``modified_rq``, ``rq``, ``affine`` and ``cubic_bspline``: the formulas, one file a transform, on
+  ``elementary``, ``rq_bin`` and ``rq_spline``, which are csrc/math in Triton, step for step;
 - ``loops``: the two kernels around all formulas; ``indexing``: where a program's elements lie;
 - ``launchers``: the transforms as functions on tensors, with the positional arguments of the
   operators that robustflow/ops defines, from their specs; how each is launched;

@@ -29,6 +29,7 @@ import triton
 import triton.language as tl
 
 from robustflow.kernels.affine import affine_gradient, affine_transform
+from robustflow.kernels.cubic_bspline import cubic_bspline_gradient, cubic_bspline_transform
 from robustflow.kernels.indexing import (
     SUM_NOTHING,
     at_index,
@@ -65,9 +66,11 @@ def transform_formula(
         return rq_transform(
             x, params, constant, mask, settings, OPTIONS, IN_REGISTERS, INVERSE, X_DTYPE, BLOCK
         )
-    else:
-        tl.static_assert(TRANSFORM == "affine")
+    elif TRANSFORM == "affine":
         return affine_transform(x, params, settings, OPTIONS, INVERSE)
+    else:
+        tl.static_assert(TRANSFORM == "cubic_bspline")
+        return cubic_bspline_transform(x, params, settings, INVERSE)
 
 
 @triton.jit
@@ -89,9 +92,11 @@ def gradient_formula(
             x, params, constant, mask, by_output, by_logabsdet, settings, index, grads, OPTIONS,
             WRITES, IN_REGISTERS, INVERSE, X_DTYPE, BLOCK, OUTER_DIMS,
         )  # fmt: skip
-    else:
-        tl.static_assert(TRANSFORM == "affine")
+    elif TRANSFORM == "affine":
         return affine_gradient(x, params, by_output, by_logabsdet, settings, OPTIONS, INVERSE)
+    else:
+        tl.static_assert(TRANSFORM == "cubic_bspline")
+        return cubic_bspline_gradient(x, params, by_output, by_logabsdet, settings, INVERSE)
 
 
 @triton.jit

@@ -13,7 +13,13 @@ from robustflow.nn.conditioner import Conditioner, TwoPartConditioner
 from robustflow.nn.conv1x1 import InvertibleConv1x1
 from robustflow.nn.coupling import Coupling
 from robustflow.nn.dequantize import Dequantize
-from robustflow.nn.elementwise import Affine, ElementwiseTransform, ModifiedRQSpline, RQSpline
+from robustflow.nn.elementwise import (
+    Affine,
+    CubicBSpline,
+    ElementwiseTransform,
+    ModifiedRQSpline,
+    RQSpline,
+)
 from robustflow.nn.flow import ConditionalFlow
 from robustflow.nn.injector import Injector
 from robustflow.nn.layer import ConditionalLayer
@@ -23,6 +29,8 @@ from robustflow.nn.masked import MaskedConditioner
 from robustflow.nn.named import (
     ConditionalAffineCoupling,
     ConditionalAffineInjector,
+    CubicBSplineCoupling,
+    CubicBSplineInjector,
     ModifiedRQSplineCoupling,
     ModifiedRQSplineInjector,
     RQSplineAutoregressive,
@@ -45,6 +53,9 @@ __all__ = [
     "ConditionalLayer",
     "Conditioner",
     "Coupling",
+    "CubicBSpline",
+    "CubicBSplineCoupling",
+    "CubicBSplineInjector",
     "Dequantize",
     "ElementwiseTransform",
     "FlowLevel",

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from robustflow import functional as F
 from robustflow._checks import check_choice
-from robustflow._transforms import AFFINE, MODIFIED_RQ, RQ, count_derivatives
+from robustflow._transforms import AFFINE, CUBIC_BSPLINE, MODIFIED_RQ, RQ, count_derivatives
 from robustflow.nn._checks import check_flags
 from robustflow.nn._constants import per_channel, take_channels
 from robustflow.nn._precision import wide_dtype
@@ -182,6 +182,61 @@ class ModifiedRQSpline:
             min_bin=self.min_bin,
             min_derivative=self.min_derivative,
             derivative=self.derivative,
+            reduce=reduce,
+        )
+
+
+class CubicBSplineOptions(TypedDict, total=False):
+    """Types of :class:`CubicBSpline`'s fields."""
+
+    interval: tuple[float, float]
+    min_bin: float
+
+
+@dataclass(frozen=True)
+class CubicBSpline:
+    """The monotone cubic B-spline: smooth, its slope bounded whatever its parameters.
+
+    The default box is that of :class:`ModifiedRQSpline`; :meth:`published` gives the paper's. The
+    arguments are those of :func:`robustflow.functional.cubic_bspline`.
+
+    Raises:
+        TypeError, ValueError: an interval that is not finite and increasing, a ``min_bin`` outside
+            (0, 1/8).
+
+    Example:
+        >>> CubicBSpline.published().interval
+        (-0.5, 0.5)
+    """
+
+    interval: tuple[float, float] = (-3.0, 3.0)
+    min_bin: float = 1e-2
+
+    num_params: ClassVar[int] = CUBIC_BSPLINE.num_params
+    # Equal knots; control points whose differences are the means of three knot spacings.
+    identity_params: ClassVar[tuple[float, ...]] = (
+        *(0.0,) * 4,
+        *(math.log(share) for share in (1, 2, 3, 3, 2, 1)),
+        0.0,
+    )
+
+    def __post_init__(self) -> None:
+        CUBIC_BSPLINE.config(False, self.interval, self.min_bin, "sum", _DIMS)
+
+    @classmethod
+    def published(cls) -> CubicBSpline:
+        """The transform of Hong, Park and Chun, ICCV 2023: a box of +-0.5."""
+        return cls(interval=(-0.5, 0.5))
+
+    def __call__(
+        self, x: Tensor, params: Tensor, *, inverse: bool = False, reduce: F.Reduce = "sum"
+    ) -> tuple[Tensor, Tensor]:
+        return F.cubic_bspline(
+            x,
+            params,
+            inverse=inverse,
+            interval=self.interval,
+            min_bin=self.min_bin,
             reduce=reduce,
         )
 

@@ -12,6 +12,8 @@ from robustflow.nn.coupling import Coupling
 from robustflow.nn.elementwise import (
     Affine,
     AffineOptions,
+    CubicBSpline,
+    CubicBSplineOptions,
     ModifiedRQSpline,
     ModifiedRQSplineOptions,
     RQSpline,
@@ -33,6 +35,9 @@ class _AffineLayerOptions(AffineOptions, ConditionerOptions, total=False): ...
 
 
 class _ModifiedRQSplineLayerOptions(ModifiedRQSplineOptions, ConditionerOptions, total=False): ...
+
+
+class _CubicBSplineLayerOptions(CubicBSplineOptions, ConditionerOptions, total=False): ...
 
 
 class _RQSplineLayerOptions(RQSplineOptions, ConditionerOptions, total=False): ...
@@ -153,6 +158,58 @@ class ModifiedRQSplineInjector(Injector):
         **options: Unpack[_ModifiedRQSplineLayerOptions],
     ) -> None:
         transform, rest = take_options(ModifiedRQSpline, options, _CONDITIONER)
+        super().__init__(channels, context_channels, transform, conditioner, **rest)
+
+
+class CubicBSplineCoupling(Coupling):
+    """:class:`Coupling` by a :class:`CubicBSpline`.
+
+    Args:
+        channels, context_channels, conditioner, reverse: as for :class:`Coupling`.
+        options: ``interval`` and ``min_bin`` of :class:`CubicBSpline`; ``hidden_channels``,
+            ``spatial_dims``, ``kernel_size`` and ``head_kernel_size`` of the default
+            :class:`Conditioner`.
+
+    Example:
+        >>> CubicBSplineCoupling(12, 16, interval=(-2.0, 2.0)).transform.interval
+        (-2.0, 2.0)
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        context_channels: int = 0,
+        conditioner: nn.Module | None = None,
+        *,
+        reverse: bool = False,
+        **options: Unpack[_CubicBSplineLayerOptions],
+    ) -> None:
+        transform, rest = take_options(CubicBSpline, options, _CONDITIONER)
+        super().__init__(
+            channels, context_channels, transform, conditioner, reverse=reverse, **rest
+        )
+
+
+class CubicBSplineInjector(Injector):
+    """:class:`Injector` by a :class:`CubicBSpline`.
+
+    Args:
+        channels, context_channels, conditioner: as for :class:`Injector`.
+        options: as for :class:`CubicBSplineCoupling`.
+
+    Example:
+        >>> CubicBSplineInjector(12, 16, hidden_channels=32).transform.num_params
+        11
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        context_channels: int,
+        conditioner: nn.Module | None = None,
+        **options: Unpack[_CubicBSplineLayerOptions],
+    ) -> None:
+        transform, rest = take_options(CubicBSpline, options, _CONDITIONER)
         super().__init__(channels, context_channels, transform, conditioner, **rest)
 
 

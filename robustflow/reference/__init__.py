@@ -8,7 +8,8 @@ autocast lowers is used.
 """
 
 from robustflow.reference.affine import affine
+from robustflow.reference.cubic_bspline import cubic_bspline
 from robustflow.reference.modified_rq import modified_rq
 from robustflow.reference.rq import rq
 
-__all__ = ["affine", "modified_rq", "rq"]
+__all__ = ["affine", "cubic_bspline", "modified_rq", "rq"]

@@ -23,6 +23,7 @@ KINDS = {
     "affine": ("CondAffineSeparatedAndCond", "fAffine", 2),
     "affinereparam": ("CondAffineReparamSeparatedAndCond", "fAffine", 2),
     "rqspline": ("CondRQsplineSeparatedAndCond", "fRQspline", 4),
+    "bspline": ("CondBsplineSeparatedAndCond", "fBspline", 11),
 }
 Coupling = Callable[..., nn.Module]
 each_kind = pytest.mark.parametrize("kind", KINDS)

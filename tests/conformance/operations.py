@@ -18,6 +18,7 @@ import robustflow.functional as F
 from conformance import knots
 from robustflow import reference
 from robustflow._transforms import PARAMETRIZATIONS, SCALES, TAILS, count_derivatives
+from robustflow.reference.cubic_bspline import through as through_control_points
 
 Pair = tuple[Tensor, Tensor]
 Patterns = tuple[Tensor, Tensor]
@@ -164,6 +165,65 @@ class ModifiedRQ(Operation):
     def sample_x(self, params: Tensor, generator: torch.Generator, inverse: bool) -> Tensor:
         x = super().sample_x(params, generator, inverse)
         return x + params[..., 3] if inverse else x
+
+
+@dataclass(frozen=True)
+class CubicBspline(Operation):
+    """The cubic B-spline: 11 raw parameters an element."""
+
+    interval: tuple[float, float] = (-0.5, 0.5)
+    min_bin: float = 1e-2
+
+    @property
+    def name(self) -> str:
+        return f"cubic_bspline[{self.interval[0]:g},{self.interval[1]:g},{self.min_bin:g}]"
+
+    @property
+    def num_params(self) -> int:
+        return 11
+
+    @property
+    def box(self) -> tuple[float, float]:
+        return self.interval
+
+    def call(
+        self, x: Tensor, params: tuple[Tensor, ...], inverse: bool, reduce: str, **options: Any
+    ) -> Pair:
+        options |= {"interval": self.interval, "min_bin": self.min_bin, "reduce": reduce}
+        return F.cubic_bspline(x, params[0], inverse=inverse, **options)
+
+    def oracle(
+        self, x: Tensor, params: Tensor, inverse: bool, batch_dims: int | None = None
+    ) -> Pair:
+        keep = x.dim() if batch_dims is None else batch_dims
+        return reference.cubic_bspline(x, params, inverse, *self.interval, self.min_bin, keep)
+
+    def moved_oracle(
+        self, x: Tensor, params: Tensor, inverse: bool, distance: float, patterns: Patterns
+    ) -> Pair:
+        low, high = self.interval
+        step = distance * max(-low, high)
+        sizes = []
+        for logits, beside, pattern in (
+            (params[..., :4], 2, patterns[0]),
+            (params[..., 4:10], 1, patterns[1]),
+        ):
+            free = self.min_bin + (1.0 - 8.0 * self.min_bin) * torch.softmax(logits, dim=-1)
+            inside = torch.nn.functional.pad(free, (beside, beside), value=self.min_bin)
+            moved = knots.move_knots((high - low) * inside, step, pattern)
+            outside = (high - low) * self.min_bin
+            sizes.append(torch.nn.functional.pad(moved, (beside, beside), value=outside))
+        shift = params[..., -1]
+        z = x - shift if inverse else x
+        is_outside = (z <= low) | (z >= high)
+        inner = torch.where(is_outside, low, z)
+        y, logabsdet = through_control_points(inner, sizes[0], sizes[1], low, high, inverse)
+        y, logabsdet = torch.where(is_outside, z, y), torch.where(is_outside, 0.0, logabsdet)
+        return (y if inverse else y + shift), logabsdet
+
+    def sample_x(self, params: Tensor, generator: torch.Generator, inverse: bool) -> Tensor:
+        x = super().sample_x(params, generator, inverse)
+        return x + params[..., -1] if inverse else x
 
 
 @dataclass(frozen=True)
@@ -392,6 +452,7 @@ MODIFIED = (
     ModifiedRQ("exp"),
     ModifiedRQ("softclip", interval=(-3.0, 3.0)),
 )
+BSPLINES = (CubicBspline(), CubicBspline((-3.0, 3.0), min_bin=1e-3))
 # 8 bins stands for the sizes with a kernel of their own, 5 and 33 for the generic one.
 RQ_KINDS = tuple(
     RQ(8, tails, parametrization) for tails in TAILS for parametrization in PARAMETRIZATIONS
@@ -417,7 +478,7 @@ AFFINE = tuple(
     for shift_first in (True, False)
     for reciprocal in (False, True)
 )
-ALL = MODIFIED + RQ_KINDS + RQ_SIZES + RQ_BOXES + RQ_SEPARATE + AFFINE
+ALL = MODIFIED + RQ_KINDS + RQ_SIZES + RQ_BOXES + RQ_SEPARATE + AFFINE + BSPLINES
 # One of each kernel: where a property does not depend on the configuration.
 REPRESENTATIVES: tuple[Operation, ...] = (
     ModifiedRQ("exp"),
@@ -425,4 +486,5 @@ REPRESENTATIVES: tuple[Operation, ...] = (
     RQ(5, "linear", "softmax"),
     RQ(8, "linear", "softmax", separate=True),
     Affine("sigmoid"),
+    CubicBspline(),
 )

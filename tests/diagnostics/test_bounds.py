@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from robustflow.diagnostics.bounds import Bounds, bounds_of
-from robustflow.nn import Affine, ModifiedRQSpline, RQSpline
+from robustflow.nn import Affine, CubicBSpline, ModifiedRQSpline, RQSpline
 
 TRANSFORMS: dict[str, Any] = {
     "affine": Affine(),
@@ -28,6 +28,8 @@ TRANSFORMS: dict[str, Any] = {
     "modified RQ": ModifiedRQSpline(),
     "published RQ": ModifiedRQSpline.published(),
     "modified RQ, wide bins": ModifiedRQSpline(interval=(-1.0, 2.0), min_bin=0.2),
+    "B-spline": CubicBSpline(),
+    "B-spline, wide bins": CubicBSpline(interval=(-1.0, 2.0), min_bin=0.1),
     "RQ": RQSpline(),
     "RQ, 2 bins, wide": RQSpline(num_bins=2, tail_bound=1.0, min_bin_width=0.1, min_bin_height=0.2),
     "RQ, 1 bin": RQSpline(num_bins=1),
@@ -54,7 +56,8 @@ def shift_of(name: str, params: Tensor) -> Tensor:
     transform = TRANSFORMS[name]
     if isinstance(transform, Affine):
         return params[:, :1]
-    return params[:, 3:] if isinstance(transform, ModifiedRQSpline) else torch.zeros(len(params), 1)
+    with_shift = isinstance(transform, (CubicBSpline, ModifiedRQSpline))
+    return params[:, -1:] if with_shift else torch.zeros(len(params), 1)
 
 
 def inverse(name: str, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,9 +103,13 @@ def test_no_parameters_beat_the_inverse_derivative(name: str) -> None:
         assert best >= math.log(limit) - 1e-2
 
 
-def worst(transform: ModifiedRQSpline | RQSpline) -> Tensor:
-    """Parameters of a first bin as wide and as low as can be, its second knot as steep."""
+def worst(transform: CubicBSpline | ModifiedRQSpline | RQSpline) -> Tensor:
+    """Parameters of a first bin as wide and as low as can be, its second knot as steep; of a
+    B-spline, of a first free bin."""
     flat, steep = -1e18, 1e18
+    if isinstance(transform, CubicBSpline):
+        logits = [1e4, *[-1e4] * 3, *[-1e4] * 3, *[1e4] * 3, 0.0]
+        return torch.tensor([logits], dtype=torch.float64)
     if isinstance(transform, ModifiedRQSpline):
         return torch.tensor([[40.0, -40.0, steep, 0.0]], dtype=torch.float64)
     others = transform.num_bins - 1
@@ -119,7 +126,7 @@ def worst(transform: ModifiedRQSpline | RQSpline) -> Tensor:
 def test_the_inverse_derivative_of_a_spline_is_within_a_factor_of_two(name: str) -> None:
     transform, proven = TRANSFORMS[name], bounds(name)
     least = (proven.computed or proven.derivative).low
-    left = transform.interval[0] if isinstance(transform, ModifiedRQSpline) else -proven.radius
+    left = -proven.radius if isinstance(transform, RQSpline) else transform.interval[0]
     distance = torch.logspace(-30, 0, 20000, dtype=torch.float64) * 2 * size(name)
     x = (left + distance)[:, None]
     found = transform(x, worst(transform).expand(len(x), -1))[1]

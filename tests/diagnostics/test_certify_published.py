@@ -110,7 +110,7 @@ def test_the_spline_passes_and_an_unbounded_split_does_not() -> None:
     assert certificate.passed
     assert {row.kind for row in certificate.rows} >= {"std-conditional", "injector"}
     displaced = [row.value for row in certificate.rows if row.quantity == "displacement"]
-    assert displaced == [pytest.approx(0.999)] * 3 + [pytest.approx(1.0)] * 3
+    assert displaced == [pytest.approx(0.999)] * 3 + [pytest.approx(0.92)] * 3
     with_split = certify(Network(*steps, split=True), ignore=["RRDB"])
     assert failed(with_split) == {("split", "inverse derivative")}
     assert with_split.growth.A == math.inf  # noqa: SIM300

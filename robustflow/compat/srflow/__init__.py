@@ -14,6 +14,7 @@ samples. Written from the published interface and formulas alone.
 from robustflow.compat.srflow._couplings import (
     CondAffineReparamSeparatedAndCond,
     CondAffineSeparatedAndCond,
+    CondBsplineSeparatedAndCond,
     CondRQsplineSeparatedAndCond,
 )
 from robustflow.compat.srflow._once import condition_once
@@ -21,6 +22,7 @@ from robustflow.compat.srflow._once import condition_once
 __all__ = [
     "CondAffineReparamSeparatedAndCond",
     "CondAffineSeparatedAndCond",
+    "CondBsplineSeparatedAndCond",
     "CondRQsplineSeparatedAndCond",
     "condition_once",
 ]

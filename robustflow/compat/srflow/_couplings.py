@@ -1,4 +1,4 @@
-"""The three published couplings: one order of steps around one elementwise transform."""
+"""The published couplings: one order of steps around one elementwise transform."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from robustflow._call_state import is_plain_eager
 from robustflow._checks import fits
 from robustflow.compat.srflow._conditioner import Conditioner
 from robustflow.compat.srflow._options import FLOW, option
-from robustflow.nn.elementwise import Affine, ElementwiseTransform, ModifiedRQSpline
+from robustflow.nn.elementwise import (
+    Affine,
+    CubicBSpline,
+    ElementwiseTransform,
+    ModifiedRQSpline,
+)
 
 _STD_CHANNELS = (1, 3)  # of the noise maps in use; the last is the default
 _Step = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -318,3 +323,31 @@ class CondRQsplineSeparatedAndCond(_SeparatedAndCond):
                 "'righ', so a configuration's 'right' has no effect."
             )
         return ModifiedRQSpline(interval=(left, right), derivative="exp")
+
+
+class CondBsplineSeparatedAndCond(_SeparatedAndCond):
+    """The monotone cubic B-spline in SRFlow's place, on a box of +-0.5.
+
+    Args:
+        in_channels, opt, std_mode, bias: as for :class:`CondAffineSeparatedAndCond`, whose options
+            it reads, but ``eps``.
+
+    Raises:
+        ValueError: ``bias=False``.
+
+    State_dict: as there, with ``fBspline`` and ``fBspline_std`` for ``fAffine``.
+
+    Source: Hong, Park, Chun, ICCV 2023 (arXiv:2212.04319).
+
+    Example:
+        >>> layer = CondBsplineSeparatedAndCond(12, None)
+        >>> z, ft = torch.randn(2, 12, 8, 8), torch.randn(2, 320, 8, 8)
+        >>> y, logdet = layer(input=z, ft=ft)
+        >>> bool((layer(input=y, ft=ft, reverse=True)[0] - z).abs().max() < 1e-5)
+        True
+    """
+
+    _net_name = "fBspline"
+
+    def _make_transform(self, opt: Mapping[str, Any] | None) -> ElementwiseTransform:
+        return CubicBSpline.published()

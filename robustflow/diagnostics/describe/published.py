@@ -19,8 +19,8 @@ from robustflow.diagnostics.bounds import (
     Range,
     affine_bounds,
     bounds_of,
+    cubic_bspline_bounds,
     modified_rq_bounds,
-    monotone_bounds,
 )
 from robustflow.diagnostics.describe._tree import (
     Chain,
@@ -36,7 +36,6 @@ from robustflow.diagnostics.describe.layers import Describe, actnorm
 from robustflow.diagnostics.kinds import Kind
 from robustflow.nn.elementwise import Affine
 
-_BSPLINES = "Hong and Chun, AAAI 2023, arXiv:2304.04555"
 _EDGES = ("_left", "_right", "_bottom", "_top")
 
 
@@ -67,15 +66,10 @@ def _rq_spline(module: Any, name: str) -> Tree:
 
 
 def _bspline(module: Any, name: str) -> Tree:
-    """Cubic, increasing, from corner to corner of the box, and a shift."""
-    left, right, bottom, top = (float(getattr(module, edge)) for edge in _EDGES)
-    if (left, right) != (bottom, top):
+    edges = [float(getattr(module, edge)) for edge in _EDGES]
+    if edges[:2] != edges[2:]:
         return _steps(module, name, "fBspline", None)
-    bounds = monotone_bounds("linear", (left, right, bottom, top), "cubic B-spline(x)")
-    line = replace(bounds.inverse, shift=1.0)
-    formula = f"{bounds.formula}, + t"
-    bounds = replace(bounds, inverse=line, forward=line, formula=formula, source=_BSPLINES)
-    return _steps(module, name, "fBspline", bounds)
+    return _steps(module, name, "fBspline", cubic_bspline_bounds((edges[0], edges[1]), 1e-2))
 
 
 def _steps(module: Any, name: str, net: str, bounds: Bounds | None) -> Tree:

@@ -11,5 +11,6 @@ COUPLINGS: dict[str, Callable[..., rnn.ElementwiseTransform]] = {
     "affine": rnn.Affine,
     "reparametrised_affine": partial(rnn.Affine, reciprocal=True),
     "modified_rq": rnn.ModifiedRQSpline,
+    "cubic_bspline": rnn.CubicBSpline,
     "rq": partial(rnn.RQSpline, tail_bound=3.0),
 }

@@ -80,7 +80,7 @@ def share_out(runs: Sequence[Run], processes: int) -> dict[str, list[Run]]:
 
     Example:
         >>> [len(share) for share in share_out(runs_of([0]), 2).values()]
-        [6, 5]
+        [6, 6]
     """
     count = min(processes, len(runs))
     return {f"process {i + 1}": list(runs[i::count]) for i in range(count)}

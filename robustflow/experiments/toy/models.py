@@ -49,12 +49,13 @@ COUPLINGS: dict[str, rnn.ElementwiseTransform] = {
     "reparametrised affine": rnn.Affine(reciprocal=True),
     "modified RQ, ±0.5": rnn.ModifiedRQSpline.published(),
     "modified RQ, ±3": rnn.ModifiedRQSpline(),
+    "cubic B-spline, ±3": rnn.CubicBSpline(),
     "RQ, 8 bins": rnn.RQSpline(num_bins=8),
 }
 
 
 # Which parameter of an element is the shift, for those that have one.
-SHIFT_INDEX = {Additive: 0, rnn.Affine: 0, rnn.ModifiedRQSpline: 3}
+SHIFT_INDEX = {Additive: 0, rnn.Affine: 0, rnn.ModifiedRQSpline: 3, rnn.CubicBSpline: 10}
 
 
 def shift_of(coupling: rnn.Coupling, z: Tensor, context: Tensor) -> Tensor:

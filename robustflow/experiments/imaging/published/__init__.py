@@ -7,7 +7,7 @@ the same names::
     RRDB....                                                  the encoder (:mod:`.encoders`)
     flowUpsamplerNet.layers.<n>.actnorm.{bias,logs}
     flowUpsamplerNet.layers.<n>.invconv.{weight,weight_transpose}
-    flowUpsamplerNet.layers.<n>.{affine,affinereparam,rqspline}.<net>....
+    flowUpsamplerNet.layers.<n>.{affine,affinereparam,bspline,rqspline}.<net>....
     flowUpsamplerNet.layers.<n>.conv.{weight,bias,logs}      a split
     flowUpsamplerNet.f.0.{weight,bias}                        of no use to the flow
 

@@ -36,7 +36,7 @@ class Structure:
 
     Attributes:
         scale: 4 or 8; 1 for low light.
-        coupling: "affine", "affinereparam" or "rqspline".
+        coupling: "affine", "affinereparam", "bspline" or "rqspline".
         steps: flow steps of each level, those without a coupling apart.
         levels: how many.
         std: whether couplings have a third net, for the noise level: then the flow models the

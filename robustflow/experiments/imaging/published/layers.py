@@ -17,6 +17,7 @@ from robustflow.compat.srflow._couplings import _SeparatedAndCond
 _COUPLINGS: dict[str, Callable[..., _SeparatedAndCond]] = {
     "affine": srflow.CondAffineSeparatedAndCond,
     "affinereparam": srflow.CondAffineReparamSeparatedAndCond,
+    "bspline": srflow.CondBsplineSeparatedAndCond,
     "rqspline": srflow.CondRQsplineSeparatedAndCond,
 }
 _LAYER = re.compile(r"flowUpsamplerNet\.layers\.(\d+)\.(.+)")
@@ -53,7 +54,7 @@ class Step(nn.Module):
 
     Args:
         channels: of z.
-        coupling: its published name, "affine", "affinereparam" or "rqspline"; None for no coupling.
+        coupling: its published name, a key of ``_COUPLINGS``; None for no coupling.
         options: of :mod:`robustflow.compat.srflow`'s coupling.
         frozen: whether the 1x1 convolution is a fixed rotation.
         std: whether the coupling has a net for the noise level.

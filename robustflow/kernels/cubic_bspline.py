@@ -1,0 +1,350 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment, misc"
+# ruff: noqa: RUF005  (Triton knows no (*a, b))
+"""The monotone cubic B-spline of Hong and Chun: csrc/math/cubic_bspline.h, with its names.
+
+arXiv:2304.04555: eight bins in a box, slope 1 at its edges, identity outside, and a shift. Eleven
+parameters an element: four knot logits, six control logits, the shift.
+
+Both halves of the box are one formula, seen from the edge inwards to the middle knot: what belongs
+to the upper one is mirrored, and x and y are distances from the edge. A *curve* is the tuple (r0,
+q, r1) of a bin, which is all of it but its width.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from robustflow.kernels.elementary import at_least, at_most, exponential_of_negative
+from robustflow.kernels.rq_bin import distances
+
+
+@triton.jit
+def cubic_rise(curve, t):
+    """How far a curve has risen at t, over the bin's width."""
+    r0, q, r1 = curve
+    first = r0 * tl.fma(t, t - 3.0, 3.0)
+    return t * tl.fma(t, tl.fma(q, tl.fma(t, -2.0, 3.0), r1 * t), first)
+
+
+@triton.jit
+def cubic_slope(curve, t):
+    """The derivative of cubic_rise()."""
+    r0, q, r1 = curve
+    c = 1.0 - t
+    return 3.0 * tl.fma(c, tl.fma(r0, c, q * (t + t)), r1 * t * t)
+
+
+@triton.jit
+def cubic_root(curve, distance):
+    """The t at which a curve has risen by ``distance``, at most half of its height."""
+    r0, q, r1 = curve
+    scale = 1.0 / (r0 + q + r1)
+    v = distance * scale
+    unit = (r0 * scale, q * scale, r1 * scale)
+    start = 3.0 * unit[0]
+    root = tl.sqrt(tl.fma(start, start, 12.0 * unit[1] * v))
+    t = at_most(tl.exp2(tl.log2(v / unit[2]) * 0.3333333333333333), 2.0 * v / (start + root))
+    for _ in tl.static_range(3):
+        residual, slope = cubic_rise(unit, t) - v, cubic_slope(unit, t)
+        bend = 3.0 * tl.fma(unit[1] - unit[0], 1.0 - t, (unit[2] - unit[1]) * t)
+        t = t - residual * slope / tl.fma(slope, slope, -residual * bend)
+    return at_most(1.0, at_least(0.0, t))
+
+
+@triton.jit
+def cubic_shares(logits, FIRST: tl.constexpr, COUNT: tl.constexpr):
+    """The softmax of so many logits."""
+    largest = logits[FIRST]
+    for i in tl.static_range(1, COUNT):
+        largest = at_least(largest, logits[FIRST + i])
+    total = tl.zeros_like(largest)
+    powers = ()
+    for i in tl.static_range(COUNT):
+        power = exponential_of_negative(logits[FIRST + i] - largest)
+        powers = powers + (power,)
+        total += power
+    scale = 1.0 / total
+    shares = ()
+    for i in tl.static_range(COUNT):
+        shares = shares + (powers[i] * scale,)
+    return shares
+
+
+@triton.jit
+def cubic_sizes(shares, smallest, free):
+    sizes = ()
+    for i in tl.static_range(len(shares)):
+        sizes = sizes + (tl.fma(free, shares[i], smallest),)
+    return sizes
+
+
+@triton.jit
+def cubic_mirrored(upper, values):
+    """In the opposite order where ``upper``."""
+    out = ()
+    for i in tl.static_range(len(values)):
+        out = out + (tl.where(upper, values[len(values) - 1 - i], values[i]),)
+    return out
+
+
+@triton.jit
+def of_bin(reached, v0, v1, v2, v3):
+    """The one of the half's four values that is the bin's."""
+    return tl.where(reached[2], v3, tl.where(reached[1], v2, tl.where(reached[0], v1, v0)))
+
+
+@triton.jit
+def cubic_locate(key, params, settings, INVERSE: tl.constexpr):
+    """(what the transform needs, what gradients need besides). key: x, or y - shift."""
+    left, right, min_bin = settings[0], settings[1], settings[2]
+    m, free = (right - left) * min_bin, (right - left) * (1.0 - 8.0 * min_bin)
+    knot_shares, control_shares = cubic_shares(params, 0, 4), cubic_shares(params, 4, 6)
+    f = cubic_sizes(knot_shares, m, free)
+    g = cubic_sizes(control_shares, m, free)
+    # The middle knot.
+    inner = f[1] + f[2]
+    beside = (g[2] / (f[0] + inner), g[3] / (inner + f[3]))
+    r4 = tl.fma(beside[0], f[2], beside[1] * f[1]) / inner
+    if INVERSE:
+        middle = ((m + g[0]) + g[1]) + tl.fma(beside[0], f[0] + f[1], f[1] * r4)
+    else:
+        middle = ((m + m) + f[0]) + f[1]
+    upper = key - left >= middle
+    outside = (key <= left) | (key >= right)  # asked this way, NaN is inside and stays NaN
+    knot_shares = cubic_mirrored(upper, knot_shares)
+    control_shares = cubic_mirrored(upper, control_shares)
+    f = cubic_mirrored(upper, f)
+    g = cubic_mirrored(upper, g)
+    beside = cubic_mirrored(upper, beside)
+
+    f01 = f[0] + f[1]
+    third = tl.zeros_like(f01) + 0.3333333333333333
+    q2, q3, q4 = g[0] / ((m + m) + f[0]), g[1] / (m + f01), beside[0]
+    r1 = 0.5 * (third + q2)
+    r2 = tl.fma(q2, f[0], q3 * m) / (m + f[0])
+    r3 = tl.fma(q3, f[1], q4 * f[0]) / f01
+    x1, x2 = tl.zeros_like(f01) + m, tl.zeros_like(f01) + (m + m)
+    x3 = x2 + f[0]
+    x4 = x3 + f[1]
+    y1 = m * (r1 + 0.6666666666666666)
+    y2 = tl.fma(m, r1 + q2 + r2, y1)
+    y3 = tl.fma(f[0], r2 + q3 + r3, y2)
+    y4 = tl.fma(f[1], r3 + q4 + r4, y3)
+    distance = tl.where(upper, right - key, key - left)
+    if INVERSE:
+        reached = (distance >= y1, distance >= y2, distance >= y3)
+    else:
+        reached = (distance >= x1, distance >= x2, distance >= x3)
+    width = of_bin(reached, x1, x1, f[0], f[1])
+    curve = (
+        of_bin(reached, third, r1, r2, r3),
+        of_bin(reached, third, q2, q3, q4),
+        of_bin(reached, r1, r2, r3, r4),
+    )
+    zero = tl.zeros_like(x1)
+    x_knots = (of_bin(reached, zero, x1, x2, x3), of_bin(reached, x1, x2, x3, x4))
+    y_knots = (of_bin(reached, zero, y1, y2, y3), of_bin(reached, y1, y2, y3, y4))
+    slopes = (third, third, q2, q3, q4, beside[1])
+    found = (upper, outside, distance, width, curve, x_knots, y_knots)
+    return found, (reached, knot_shares, control_shares, x1, f, slopes)
+
+
+@triton.jit
+def cubic_point(found, INVERSE: tl.constexpr):
+    """(whether the nearer knot is the one nearer the edge, the curve and t seen from it)."""
+    _, _, distance, width, curve, x_knots, y_knots = found
+    r0, q, r1 = curve
+    if INVERSE:
+        a, b = distances(distance, y_knots[0], y_knots[1], width * (r0 + q + r1))
+    else:
+        a, b = distances(distance, x_knots[0], x_knots[1], width)
+    near_edge = a < b
+    seen = (tl.where(near_edge, r0, r1), q, tl.where(near_edge, r1, r0))
+    nearer = tl.where(near_edge, a, b) / width
+    return near_edge, seen, cubic_root(seen, nearer) if INVERSE else nearer
+
+
+@triton.jit
+def cubic_bspline_transform(x, params, settings, INVERSE: tl.constexpr):
+    left, right = settings[0], settings[1]
+    shift = params[0][10]
+    key = x - shift if INVERSE else x
+    found, _ = cubic_locate(key, params[0], settings, INVERSE)
+    upper, outside, _, width, _, x_knots, y_knots = found
+    near_edge, curve, t = cubic_point(found, INVERSE)
+    if INVERSE:
+        moved = tl.where(near_edge, tl.fma(width, t, x_knots[0]), tl.fma(-width, t, x_knots[1]))
+    else:
+        rise = cubic_rise(curve, t)
+        moved = tl.where(
+            near_edge, tl.fma(width, rise, y_knots[0]), tl.fma(-width, rise, y_knots[1])
+        )
+    value = tl.where(outside, key, tl.where(upper, right - moved, left + moved))
+    slope = tl.where(outside, 1.0, cubic_slope(curve, t))
+    return value if INVERSE else value + shift, slope, tl.log(slope)
+
+
+@triton.jit
+def cubic_derivatives(found, place, t, c):
+    """Of y and of l = log T at a point of a bin: struct Derivatives of the header."""
+    reached, _, _, m, f, q = place
+    width = found[3]
+    q0, q1 = of_bin(reached, q[0], q[1], q[2], q[3]), found[4][1]
+    q2 = of_bin(reached, q[2], q[3], q[4], q[5])
+    # Spacings around the bin's own, and distances from its knots.
+    before, after = of_bin(reached, m, m, m, f[0]), of_bin(reached, m, f[0], f[1], f[2])
+    further = of_bin(reached, f[0], f[1], f[2], f[3])
+    a, b = t * width, c * width
+    a_before, b_after = a + before, b + after
+    two0, two1 = 1.0 / (before + width), 1.0 / (width + after)
+    three0, three1 = 1.0 / (m + before + width), 1.0 / (before + width + after)
+    three2 = 1.0 / (width + after + further)
+    # The quadratic B-spline T / 3: shares of q0 and q1, and of q1 and q2; their means; the basis.
+    b0, a0, b1, a1 = b * two0, a_before * two0, b_after * two1, a * two1
+    u, w = tl.fma(q0, b0, q1 * a0), tl.fma(q1, b1, q2 * a1)
+    third = tl.fma(c, u, t * w)
+    B0, B1, B2 = c * b0, tl.fma(c, a0, t * b1), t * a1
+    # The cubic one: a share of each for the control point behind, what is left for the one before.
+    up0, down0 = B0 * ((a_before + m) * three0), B0 * (b * three0)
+    up1, down1 = B1 * (a_before * three1), B1 * (b_after * three1)
+    up2, down2 = B2 * (a * three2), B2 * ((b_after + further) * three2)
+    y_control = (down0, up0 + down1, up1 + down2, up2)
+    y_knot = (
+        tl.fma(q2, down2, tl.fma(t * b1, w, c * third)),
+        tl.fma(q0, up0, tl.fma(c * a0, u, t * third)),
+        tl.fma(q1, up1, t * a1 * w),
+        q2 * up2,
+    )
+    one_over, bend0, bend1 = 1.0 / third, (q1 - q0) * two0, (q2 - q1) * two1
+    half_bend = tl.fma(c, bend0, t * bend1) * one_over
+    l_control = (B0 * three0 * one_over, B1 * three1 * one_over, B2 * three2 * one_over)
+    l2 = q2 * l_control[2]
+    l_knot = (
+        l2 - tl.fma(t * b1 * bend1, one_over, c * half_bend),
+        -tl.fma(q0, l_control[0], tl.fma(c * a0 * bend0, one_over, t * half_bend)),
+        -tl.fma(q1, l_control[1], t * a1 * bend1 * one_over),
+        -l2,
+    )
+    return 3.0 * third, 2.0 * half_bend, y_knot, l_knot, y_control, l_control
+
+
+@triton.jit
+def sums_around(shares):
+    """(sums of the shares before each, sums of those behind)."""
+    zero = tl.zeros_like(shares[0])
+    before, behind = (zero,), (zero,)
+    for i in tl.static_range(1, len(shares)):
+        before = before + (before[i - 1] + shares[i - 1],)
+        behind = (behind[0] + shares[len(shares) - i],) + behind
+    return before, behind
+
+
+@triton.jit
+def by_points(around, by_point):
+    """sum_j share_j (C_i - C_j), where C_i - C_(i+1) is the gradient by the point behind i."""
+    before, behind = around
+    zero = tl.zeros_like(before[0])
+    from_behind = ()
+    total = zero
+    for i in tl.static_range(len(before) - 1, -1, -1):
+        if i < len(by_point):
+            total = tl.fma(by_point[i], behind[i], total)
+        from_behind = (total,) + from_behind
+    out = (from_behind[0],)
+    from_before = zero
+    for i in tl.static_range(1, len(before)):
+        if i <= len(by_point):
+            from_before = tl.fma(by_point[i - 1], before[i], from_before)
+        out = out + (from_behind[i] - from_before,)
+    return out
+
+
+@triton.jit
+def by_sizes(around, shares, by_size):
+    """The same where C_i itself is known; it is zero behind the last of ``by_size``."""
+    before, behind = around
+    weighted = ()
+    for i in tl.static_range(len(by_size)):
+        weighted = weighted + (shares[i] * by_size[i],)
+    sums_before, sums_behind = sums_around(weighted)
+    total = sums_before[len(by_size) - 1] + weighted[len(by_size) - 1]
+    out = ()
+    for i in tl.static_range(len(shares)):
+        if i < len(by_size):
+            others = sums_before[i] + sums_behind[i]
+            out = out + (tl.fma(before[i] + behind[i], by_size[i], -others),)
+        else:
+            out = out + (-total,)
+    return out
+
+
+@triton.jit
+def cubic_bspline_gradient(
+    x, params, by_output, by_logabsdet, settings, INVERSE: tl.constexpr
+):  # fmt: skip
+    key = x - params[0][10] if INVERSE else x
+    found, place = cubic_locate(key, params[0], settings, INVERSE)
+    upper, outside = found[0], found[1]
+    reached, knot_shares, control_shares, _, _, _ = place
+    near_edge, _, t = cubic_point(found, INVERSE)
+    c = 1.0 - t
+    slope, bend, y_knot, l_knot, y_control, l_control = cubic_derivatives(
+        found, place, tl.where(near_edge, t, c), tl.where(near_edge, c, t)
+    )
+    grad = tl.where(upper, -by_output, by_output)
+    # The inverse is differentiated implicitly: with cotangents of the forward transform's y and l.
+    if INVERSE:
+        by_distance = tl.fma(-by_logabsdet, bend, grad) / slope
+        by_y, by_l = -by_distance, -by_logabsdet
+    else:
+        by_distance = tl.fma(grad, slope, by_logabsdet * bend)
+        by_y, by_l = grad, by_logabsdet
+    zero = tl.zeros_like(key)
+    k0, k1 = tl.fma(by_l, l_knot[0], -by_y * y_knot[0]), tl.fma(by_l, l_knot[1], -by_y * y_knot[1])
+    k2, k3 = tl.fma(by_l, l_knot[2], -by_y * y_knot[2]), tl.fma(by_l, l_knot[3], -by_y * y_knot[3])
+    p0, p1, p2, p3 = (
+        by_y * y_control[0], by_y * y_control[1], by_y * y_control[2], by_y * y_control[3]
+    )  # fmt: skip
+    s0, s1, s2 = by_l * l_control[0], by_l * l_control[1], by_l * l_control[2]
+    # By the knots, the control points and the differences that move: a bin further in, each is one
+    # further to the front among the bin's own.
+    knots = by_points(
+        sums_around(knot_shares),
+        (
+            of_bin(reached, k3, k2, k1, k0),
+            of_bin(reached, zero, k3, k2, k1),
+            of_bin(reached, zero, zero, k3, k2),
+        ),
+    )
+    around = sums_around(control_shares)
+    points = by_points(
+        around,
+        (
+            of_bin(reached, p3, p2, p1, p0),
+            of_bin(reached, zero, p3, p2, p1),
+            of_bin(reached, zero, zero, p3, p2),
+            of_bin(reached, zero, zero, zero, p3),
+        ),
+    )
+    sizes = by_sizes(
+        around,
+        control_shares,
+        (
+            of_bin(reached, s2, s1, s0, zero),
+            of_bin(reached, zero, s2, s1, s0),
+            of_bin(reached, zero, zero, s2, s1),
+            of_bin(reached, zero, zero, zero, s2),
+        ),
+    )
+    free = (settings[1] - settings[0]) * (1.0 - 8.0 * settings[2])
+    by_knots, by_controls = (), ()
+    for i in tl.static_range(4):
+        by_knots = by_knots + (tl.where(outside, 0.0, free * knot_shares[i] * knots[i]),)
+    for i in tl.static_range(6):
+        both = points[i] + sizes[i]
+        by_controls = by_controls + (tl.where(outside, 0.0, free * control_shares[i] * both),)
+    by_x = tl.where(outside, by_output, tl.where(upper, -by_distance, by_distance))
+    by_shift = -by_x if INVERSE else by_output
+    made = cubic_mirrored(upper, by_knots) + cubic_mirrored(upper, by_controls) + (by_shift,)
+    return by_x, (made,)
