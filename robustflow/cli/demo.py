@@ -22,7 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             "coupling, on photographs that scikit-image and scikit-learn ship; samples familiar "
             "and unfamiliar pictures; counts faulty samples by the published rule. Takes a few "
             "minutes on two cores and downloads nothing. With --toy, small flows on data in two "
-            "dimensions instead: seven couplings and two controls, in at most two minutes."
+            "dimensions instead: eight couplings and two controls, in one to two minutes."
         ),
     )
     parser.add_argument(
