@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from robustflow.experiments.data import crops
-from robustflow.experiments.data.builtin import manifest, split_of
+from robustflow.experiments.data.builtin import Split, manifest, split_of
 from robustflow.experiments.data.crops import (
     CropDataset,
     Source,
@@ -23,7 +23,9 @@ from robustflow.experiments.data.crops import (
 )
 from robustflow.experiments.data.features import FeatureCache
 from robustflow.experiments.data.reading import UnreadablePicture, picture_files, read_picture
+from robustflow.experiments.data.squares import squares_of
 from robustflow.experiments.imaging.config import Config, ConfigError, DataTable
+from robustflow.experiments.imaging.evaluation.evaluate import SIZE
 from robustflow.experiments.imaging.sources import sources_of
 from robustflow.experiments.tasks import make_task
 from robustflow.experiments.tasks.base import to_8_bits
@@ -105,6 +107,14 @@ def sources(tmp_path: Path) -> list[Source]:
         Image.fromarray(gradient(height, width)).save(path)
         made.append(Source(path, (height, width)))
     return made
+
+
+@pytest.mark.parametrize("split", ["train", "held_out", "ood"])
+def test_the_default_squares_of_an_evaluation_fit_every_picture(split: Split) -> None:
+    """One is 191 pixels high: its largest square is taken."""
+    squares, skipped = squares_of(split, SIZE)
+    assert len(squares) == len(split_of(split)) and not skipped
+    assert all(176 <= each.shape[1] == each.shape[2] <= SIZE for each in squares.values())
 
 
 def test_a_batch_is_the_same_for_any_number_of_ranks(sources: list[Source]) -> None:

@@ -21,8 +21,8 @@ def squares_of(source: Split | Path, size: int) -> tuple[dict[str, Tensor], list
     """By title, squares (3, size, size), uint8, and the files that are left out.
 
     Args:
-        source: a split of the built-in set, at its places; or a folder, or a file, whose pictures'
-            middle is taken.
+        source: a split of the built-in set, at its places (of a smaller picture, its largest
+            square); or a folder, or a file, whose pictures' middle is taken.
         size: of the squares; 0 for pictures as they are.
 
     Raises:
@@ -33,7 +33,8 @@ def squares_of(source: Split | Path, size: int) -> tuple[dict[str, Tensor], list
     if isinstance(source, str):
         for picture in split_of(source):
             pixels = read_picture(picture.file)
-            made[picture.title] = crop(pixels, picture.corner, size) if size else pixels
+            side = min(size, *pixels.shape[-2:])
+            made[picture.title] = crop(pixels, picture.corner, side) if size else pixels
         return made, []
     files = [source] if source.is_file() else picture_files(source)
     pictures, skipped = read_pictures(files, smallest=max(1, size))
