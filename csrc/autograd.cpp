@@ -1,10 +1,10 @@
 // robustflow._autograd: eager calls of the native operators, with gradients, in C++.
 //
-// It does what robustflow/ops/registry.py does in Python for any operator (`_python_way`). A call of 200 x
-// 5 with ten bins and its gradient take 39 us in place of 55, a call without gradients 10.3 in place of
-// 13.3 (benchmarks/results/README.md says on which machine). It needs more of torch than the stable
-// ABI has, so it is a library of its own, and robustflow/_native.py loads it only into the torch that it
-// was built for.
+// It does in C++ what `_python_way` of robustflow/ops/registry.py does for any operator. A call of
+// 200 x 5 with ten bins and its gradient take 39 us in place of 55, a call without gradients 10.3
+// in place of 13.3 (benchmarks/results/README.md says on which machine). It needs more of torch
+// than the stable ABI, so it is a library of its own, and robustflow/_native.py loads it only into
+// the exact PyTorch that it was built against.
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -32,13 +32,13 @@ void append(Stack& stack, const variable_list& tensors) {
   for (const at::Tensor& t : tensors) stack.push_back(optional_tensor(t));
 }
 
-// An operator, its backward operator, and where a gradient of the gradient comes from. One lives as
-// long as the process.
+// An operator, its backward operator, and the source of gradients of gradients. Lives as long as
+// the process.
 class Operator {
  public:
   // `num_tensors` tensors come first among the arguments, of which the first `num_gradients` have
   // gradients. `reference_gradients(tensors, config, needed, cotangents)` gives differentiable ones.
-  // `python_way` takes calls with what Python has a say in: subclasses of Tensor, function modes.
+  // `python_way` takes the calls that Python may override: subclasses of Tensor, function modes.
   Operator(const std::string& forward, const std::string& backward, size_t num_tensors,
            size_t num_gradients, py::function reference_gradients, py::function python_way)
       : forward_(find(forward)),
@@ -71,7 +71,7 @@ class Operator {
   // Of the tensors that `needed` asks for; the others are undefined.
   variable_list gradients(const variable_list& tensors, const Stack& config, int64_t needed,
                           const variable_list& cotangents) const {
-    if (at::GradMode::is_enabled())  // a gradient of this gradient will be asked for
+    if (at::GradMode::is_enabled())  // create_graph=True: this gradient is differentiated again
       return differentiable_gradients(tensors, config, needed, cotangents);
     Stack stack;
     stack.reserve(cotangents.size() + tensors.size() + config.size() + 1);
@@ -180,7 +180,7 @@ class Operator {
   std::vector<Number> config_;
 };
 
-// Autograd sees the tensors that are given; `present` says which of the operator's those are.
+// Autograd sees only the tensors that are given; `present` says which arguments those are.
 struct Node : torch::autograd::Function<Node> {
   static constexpr bool is_traceable = true;  // all that the backward pass reads is in ctx
 

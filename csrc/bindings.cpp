@@ -1,6 +1,6 @@
-// robustflow._C: what is no operator. The operators register themselves (csrc/ops_cpu.cpp) when this
-// library is loaded. torch's own copy of pybind11 fits every Python that torch fits; no tensor
-// and no torch type crosses this module.
+// robustflow._C: functions that are not operators. The operators register themselves
+// (csrc/ops_cpu.cpp) when this library is loaded. It uses torch's own copy of pybind11, which
+// supports every Python that torch supports; no tensor or torch type passes through it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -18,7 +18,7 @@ namespace {
 using robustflow::cpu::Magnitudes;
 using robustflow::cpu::Shape;
 
-// Addresses come from Python as numbers; robustflow._native checks what lies there.
+// Addresses come from Python as numbers; robustflow._native checks the tensors.
 template <class T>
 T* at(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);

@@ -1,4 +1,4 @@
-// The types that numbers have in memory.
+// The dtypes of tensors in memory.
 #pragma once
 
 #include <cstdint>

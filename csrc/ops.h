@@ -1,6 +1,6 @@
-// The operators that robustflow/ops defines, for any device: checks, allocation, and a hand-over to
-// the device's driver. This file and the two that register it (ops_cpu.cpp, ops_cuda.cpp) are the
-// only ones that see torch, and of torch only the stable ABI.
+// The operators that robustflow/ops defines, for any device: checks and allocation, then the
+// device's driver runs the problem. This file and the two that register the operators (ops_cpu.cpp,
+// ops_cuda.cpp) use torch's stable ABI and nothing else of torch.
 //
 // A Device says where its tensors live and runs their problems:
 //
@@ -85,7 +85,7 @@ Tensor dense_like(const Tensor& t) {
 
 Tensor nothing(const Tensor& like) { return empty_strided(like, {0}, {1}, like.scalar_type()); }
 
-// Puts a problem together from tensors in canonical form (robustflow/ops/__init__.py), and runs it.
+// Builds a problem from tensors in canonical form (robustflow/ops/__init__.py), and runs it.
 template <class Device>
 class Call {
  public:
@@ -121,7 +121,7 @@ class Call {
     operand.plane_stride = 1;
     operand.on_host = true;
   }
-  // Some planes of the parameters that came before, in place of a tensor.
+  // Some planes of the previous parameter tensor, in place of a tensor.
   void part_of_input(int first_plane, int planes, int input) {
     part(problem_.in[problem_.num_inputs++], first_plane, planes, input);
   }
@@ -148,7 +148,7 @@ class Call {
     return false;
   }
 
-  // y, the log-determinant, and the run between them.
+  // Allocates y and the log-determinant, and runs the transform.
   template <class Config>
   std::tuple<Tensor, Tensor> transform(const Tensor& x, int64_t batch_dims, const Config& config) {
     STD_TORCH_CHECK(batch_dims >= 0 && batch_dims <= problem_.dims,

@@ -9,8 +9,8 @@
 namespace robustflow {
 namespace {
 
-// Makes the device of x the current one while it lives, and hands torch's stream and memory to the
-// kernels.
+// Makes the device of x the current one while it lives, and gives the kernels torch's stream and
+// memory.
 class CudaDevice {
  public:
   explicit CudaDevice(const Tensor& x) : x_(x) {

@@ -1,5 +1,5 @@
-// What the operators (csrc/ops.h) hand to a device: tensors as pointers and strides, and which
-// transform to run on them. No torch on this side.
+// What the operators (csrc/ops.h) pass to a device: tensors as pointers and strides, and the
+// transform to run on them. Independent of torch.
 #pragma once
 
 #include <cstddef>
@@ -14,12 +14,12 @@ inline constexpr int kMaxDims = 16;
 // One tensor of a problem, over the problem's dimensions and an axis of planes (an element's
 // parameters).
 struct Operand {
-  void* data = nullptr;  // null: a zero input, or an output that nobody wants
+  void* data = nullptr;  // null: a zero input, or an output that is not wanted
   DType dtype = DType::float32;
   std::int64_t stride[kMaxDims] = {};  // 0 where the tensor is broadcast
   int planes = 0;
   std::int64_t plane_stride = 0;
-  // Planes of an operand that comes before, from `first_plane` on, in place of memory of its own.
+  // If not -1: this operand is a part of that earlier operand, from its `first_plane` on.
   int part_of = -1;
   int first_plane = 0;
   bool on_host = false;  // numbers for every element, in the host's memory
@@ -46,8 +46,8 @@ struct Problem {
   Operand in[kMaxInputs], out[kMaxOutputs];
 };
 
-// The dimensions over which a backward problem's parameters are shared, so that their gradients
-// are sums: those in which no gradient of a parameter that is wanted has a stride.
+// The dimensions over which a backward problem's parameters are shared, so that their gradients are
+// sums: those in which no wanted gradient of a parameter has a stride.
 struct SharedDims {
   bool dim[kMaxDims] = {};
   bool any = false;

@@ -1,5 +1,6 @@
-// The transforms. A new one is its mathematics (csrc/math/transform.h says what its header has), a
-// line and an include here, and a file of its CUDA kernels (csrc/cuda/affine.cu is one).
+// The list of transforms. To add one, write its header (csrc/math/transform.h says what it must
+// have), add an include and a line here, and a file like csrc/cuda/affine.cu:
+// docs/adding-a-transform.md.
 #pragma once
 
 #include "math/affine.h"

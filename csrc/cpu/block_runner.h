@@ -1,5 +1,5 @@
-// Runs one kernel on block after block of a problem: brings inputs into planes, where they do not
-// lie in some already, and outputs back.
+// Runs one kernel on a problem, block by block. Copies inputs into planes, unless they are planes
+// already, and outputs back.
 #pragma once
 
 #include <cstdlib>
@@ -25,7 +25,8 @@ struct Free {
   void operator()(void* p) const { std::free(p); }
 };
 
-// A thread's memory for planes; it only grows. One BlockRunner of a thread has it at a time.
+// A thread's memory for planes; it only grows. Only one BlockRunner of a thread may use it at a
+// time.
 template <class T>
 T* buffer(Index elements) {
   static thread_local std::unique_ptr<void, Free> memory;
@@ -40,7 +41,7 @@ T* buffer(Index elements) {
   return static_cast<T*>(memory.get());
 }
 
-// Belongs to one task of one thread.
+// For one task of one thread.
 template <class T>
 class BlockRunner {
  public:
@@ -79,7 +80,7 @@ class BlockRunner {
   // The most elements of a block.
   Index capacity() const { return capacity_; }
 
-  // From now on kernels add their blocks' log-determinants to *sum, in place of writing them.
+  // From now on kernels add their blocks' log-determinants to *sum instead of writing them.
   void sum_logabsdet_into(double* sum) {
     sums_logabsdet_ = true;
     block_.logabsdet_sum = sum;
@@ -90,9 +91,10 @@ class BlockRunner {
   void keep_output(int i) { kept_[i] = true; }
   const T* kept_output(int i) const { return out_buffer_[i]; }
 
-  // Where the order is over parameters that several elements share, and `sharers` is over the elements
-  // that share one: from move_to_sharer(s) on, blocks are of the sharers number s. x, the cotangents
-  // and the gradient by x are then theirs; the parameters stay.
+  // For parameters that several elements share: the order is over the parameters, and `sharers`
+  // over the elements that share one. After move_to_sharer(s), blocks have element s of each
+  // parameter: x, the cotangents and the gradient by x are those elements', and the parameters
+  // stay.
   void share_parameters(const Order& sharers) {
     const auto add = [&](View& view, const Operand& operand) {
       if (view.data) sharers_.push_back({&view, view.data, View(operand, sharers)});
@@ -115,7 +117,7 @@ class BlockRunner {
     while (start < end) {
       Index size = std::min(capacity_, end - start);
       if (run_ >= kLongRun) size = std::min(size, run_ - start % run_);
-      // What does not fill whole packs is worked on in buffers, which are padded.
+      // A remainder that does not fill whole packs goes through buffers, which are padded.
       if (size > lanes_) size -= size % lanes_;
       run_block(start, size);
       done(start, size);
@@ -147,7 +149,7 @@ class BlockRunner {
     if (operand.data && !view.period()) run_ = std::min(run_, view.run());
     return operand.planes;
   }
-  // Of an input's planes in the buffer; the buffer's planes begin with a cache line.
+  // Size of an input's planes in the buffer; each plane begins at a cache line.
   Index plane_stride(const View& view) const {
     return view.period() > 1 ? capacity_ + kLongestPeriod : capacity_;
   }
@@ -156,7 +158,8 @@ class BlockRunner {
     if (place) memory += operand.planes * stride;
   }
 
-  // Fills the planes of inputs that repeat: from any place of the first period on, a whole block.
+  // Fills the planes of inputs that repeat, so that a whole block can start anywhere in the first
+  // period.
   void fill_repeating_inputs() {
     for (int i = 0; i < problem_.num_inputs; ++i) {
       const View& view = in_[i];
@@ -179,7 +182,7 @@ class BlockRunner {
     }
   }
 
-  // The operand's own memory, where a block of it is planes already.
+  // The operand's own memory, if a block of it already is planes.
   bool in_place(const View& view, Index start, Index size, T*& data) const {
     if (!view.data || view.dtype != dtype_of<T> || view.stride[view.dims - 1] != 1) return false;
     if (size % lanes_ || start % view.run() + size > view.run()) return false;
@@ -195,10 +198,10 @@ class BlockRunner {
            (count == 1 || begins(planes.stride * Index(sizeof(T))));
   }
 
-  // Whether fetching rows with what lies between them is worth while.
+  // Whether the gaps between rows are small enough to prefetch them.
   static bool dense(const Strided& rows) { return rows.stride <= 2 * rows.planes; }
 
-  // The next block's rows most likely follow these. Slices of the same rows are fetched once.
+  // Assume that the next block's rows follow these. Slices of the same rows are prefetched once.
   void fetch_next_rows(const Strided& rows, Index size) {
     if (rows.plane_stride != 1 || rows.planes == 1 || !dense(rows)) return;
     const Index bytes = rows.stride * size_of(rows.dtype);
@@ -231,7 +234,7 @@ class BlockRunner {
     }
   }
 
-  // An input's planes, where the block is.
+  // The planes of an input at the block.
   Planes<const T> load_input(int i, Index start, Index size) {
     const Operand& operand = problem_.in[i];
     if (operand.part_of >= 0) return part(block_.in[operand.part_of], operand);

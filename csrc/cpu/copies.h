@@ -31,7 +31,7 @@ ROBUSTFLOW_FN void narrow(float v, float16& out) {
   out = narrow_portably(v, out);
 #endif
 }
-// A double tensor beside a float computation does not occur; half tensors beside a double one do.
+// No float computation has double tensors; a double one may have half tensors.
 template <class Half>
 ROBUSTFLOW_FN void narrow(double v, Half& out) {
   narrow(static_cast<float>(v), out);
@@ -89,7 +89,7 @@ ROBUSTFLOW_FN void transpose8(float8 r[8]) {
   }
 }
 
-// Two registers of numbers to those at even and those at odd places, and back.
+// Separates the numbers at even and odd positions of two registers, and back.
 ROBUSTFLOW_FN void deal(float8& a, float8& b) {
   const float8 even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
   b = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
@@ -101,8 +101,8 @@ ROBUSTFLOW_FN void zip(float8& a, float8& b) {
   a = first;
 }
 
-// Eight rows of two or of four that follow each other become columns, and back. Dealt once, the
-// registers hold even columns and odd columns in turn; dealt again, one column each.
+// Eight adjacent rows of two or four numbers become columns, and back. Separated once, the
+// registers hold even and odd columns in turn; separated again, one column each.
 ROBUSTFLOW_FN void rows_to_columns(float8 (&r)[2]) { deal(r[0], r[1]); }
 ROBUSTFLOW_FN void columns_to_rows(float8 (&c)[2]) { zip(c[0], c[1]); }
 ROBUSTFLOW_FN void rows_to_columns(float8 (&r)[4]) {
@@ -146,7 +146,7 @@ ROBUSTFLOW_FN std::int64_t store_short_rows(const float* from, std::int64_t from
 }
 
 // Rows of `planes` adjacent numbers to planes, eight by eight in registers. Reading eight numbers
-// may run past a row, so rows whose eight would end beyond the last row's end go one by one.
+// may run past a row's end, so rows near the end of the memory are copied one by one.
 template <class S>
 ROBUSTFLOW_FN void load_rows(const S* from, std::int64_t stride, int planes, std::int64_t size,
                              float* to, std::int64_t to_stride) {
@@ -156,7 +156,7 @@ ROBUSTFLOW_FN void load_rows(const S* from, std::int64_t stride, int planes, std
   if (stride == planes && planes == 4) i = load_short_rows<4>(from, size, to, to_stride);
   for (; i + 8 <= size; i += 8) {
     for (int offset = 0; offset < planes; offset += 8) {
-      // The last eight overlap the ones before, where there are that many.
+      // The last eight overlap the ones before, if there are at least eight.
       const int k = offset + 8 > planes && planes >= 8 ? planes - 8 : offset;
       if ((i + 7) * stride + k + 8 > end) goto rest;
       float8 r[8];
@@ -178,8 +178,8 @@ rest:
     for (int k = 0; k < planes; ++k) to[k * to_stride + i] = widen(from[i * stride + k]);
 }
 
-// Planes to rows. Eight numbers are written at a time where the next row, written later, covers
-// what runs over.
+// Planes to rows. Eight numbers are written at a time if the next row, written later, overwrites
+// the excess.
 template <class S>
 ROBUSTFLOW_FN void store_rows(const float* from, std::int64_t from_stride, int planes,
                               std::int64_t size, S* to, std::int64_t stride) {
@@ -211,7 +211,7 @@ ROBUSTFLOW_FN void store_rows(const float* from, std::int64_t from_stride, int p
     for (int k = 0; k < planes; ++k) narrow(from[k * from_stride + i], to[i * stride + k]);
 }
 
-// Bytes from an aligned buffer to aligned memory, past the caches; a line that is not full, as usual.
+// Streams bytes from an aligned buffer to aligned memory; a partial last line is stored normally.
 ROBUSTFLOW_FN void stream_bytes(const char* from, std::int64_t size, char* to) {
   std::int64_t i = 0;
   for (; i + kRegisterBytes <= size; i += kRegisterBytes) {
@@ -222,7 +222,8 @@ ROBUSTFLOW_FN void stream_bytes(const char* from, std::int64_t size, char* to) {
   __builtin_memcpy(to + i, from + i, size - i);
 }
 
-// Planes to rows without gaps, past the caches. So many rows are whole lines, whatever their length.
+// Planes to rows without gaps, by streaming stores. This many rows fill whole cache lines, whatever
+// their length.
 inline constexpr int kStreamedRows = 32, kMostStreamedBytes = 512;
 
 template <class S>

@@ -1,8 +1,8 @@
 // Runs a kernel over tensors: cuts them into blocks, shares the blocks out to threads, reduces.
 //
-// Knows strides, dtypes, broadcasting and order; the formulas are the kernels', and torch is the
-// caller's. Results do not depend on the number of threads: how a tensor is cut follows from its
-// shape and layout alone.
+// Handles strides, dtypes, broadcasting and order; kernels have the formulas, and the caller has
+// torch. Results do not depend on the number of threads, because a tensor is cut by its shape and
+// layout alone.
 #pragma once
 
 #include <cstdint>

@@ -11,8 +11,8 @@ namespace {
 // Whether output i has gradients of parameters in memory of its own.
 bool has_own_memory(const Problem& problem, int i) { return problem.out[i].part_of < 0; }
 
-// Many parameters, each shared by some elements: blocks of parameters, and for each of them its
-// elements in order, summed on the way.
+// Many parameters, each shared by some elements: blocks of parameters; the elements of each are
+// summed in order.
 template <class T>
 void gradient_many_shared(const Problem& problem, const SharedDims& shared, ParallelFor parallel) {
   const Order own = visiting_order(problem, 0, [&](int d) { return !shared.dim[d]; });
@@ -51,7 +51,7 @@ void gradient_many_shared(const Problem& problem, const SharedDims& shared, Para
   });
 }
 
-// Sums of what a block's elements give to the parameters that they share.
+// Sums of a block's gradients by the parameters that its elements share.
 class SharedSums {
  public:
   // `view` is over the sums: its planes, and along the elements that come.
@@ -121,8 +121,8 @@ class SharedSums {
   std::vector<double> by_place_;
 };
 
-// Few parameters, shared by many elements: slabs of elements, each with sums of its own, which are
-// added in their order.
+// Few parameters, shared by many elements: slabs of elements, each with its own sums, which are
+// added in order.
 template <class T>
 void gradient_few_shared(const Problem& problem, const SharedDims& shared, ParallelFor parallel) {
   const Order order = visiting_order(problem, 0);
@@ -202,7 +202,7 @@ void gradient_typed(const Problem& problem, ParallelFor parallel) {
 }  // namespace
 
 void run_gradient(const Problem& problem, ParallelFor parallel) {
-  if (is_empty(problem)) return;  // the caller has zeroed gradients of shared parameters
+  if (is_empty(problem)) return;  // the caller has set gradients of shared parameters to zero
   if (problem.wide) {
     gradient_typed<double>(problem, parallel);
   } else {

@@ -21,7 +21,7 @@ using cpu::Planes;
 constexpr bool is_inverse(Direction d) { return d == cpu::kInverse || d == cpu::kInverseGradient; }
 constexpr bool is_gradient(Direction d) { return d >= cpu::kForwardGradient; }
 
-// Of this instruction set, the registers of a transform's lane.
+// The registers of a transform's lane, on this instruction set.
 constexpr Registers registers_of(const Packs& packs) {
 #if defined(__AVX512F__)
   return packs.avx512;
@@ -36,7 +36,7 @@ inline constexpr int kRegisters =
     is_gradient(direction) ? registers_of(Transform::kPacks).gradient
                            : registers_of(Transform::kPacks).transform;
 
-// A multiple of all of them.
+// A multiple of all pack sizes.
 constexpr int widest_pack() {
   int widest = 1;
   const auto fit = [&](const Packs& packs) {
@@ -50,7 +50,7 @@ constexpr int widest_pack() {
 }
 inline constexpr int kWidestPack = widest_pack();
 
-// What a lane V of a plane will need.
+// Prefetches the part of a plane that a lane V will read.
 template <class V, class T>
 ROBUSTFLOW_FN void prefetch(const T* lane) {
   constexpr int kLines = (sizeof(V) + kCacheLine - 1) / kCacheLine;
@@ -59,7 +59,7 @@ ROBUSTFLOW_FN void prefetch(const T* lane) {
   });
 }
 
-// What is copied soon, the part of the lane from i on.
+// Prefetches the rows that are copied soon: the part for the lane from i on.
 template <class V, class T>
 ROBUSTFLOW_FN void fetch_rows(const Block<T>& block, std::int64_t i) {
   for (int k = 0; k < block.num_fetches; ++k) {
@@ -84,7 +84,7 @@ ROBUSTFLOW_FN void put(const Block<T>& block, V v, T* to) {
   }
 }
 
-// The log-determinant of all elements that went into a product.
+// The log-determinant of all elements in a product.
 template <class V>
 ROBUSTFLOW_FN double sum_of(LogProduct<V>& product) {
   using T = scalar_t<V>;
@@ -100,8 +100,8 @@ ROBUSTFLOW_FN double sum_of(LogProduct<V>& product) {
   return total + whole * 0.69314718055994531;
 }
 
-// The planes of an element's parameters, in groups. Where the compiler knows how many there are, it
-// is told each plane's place.
+// The planes of an element's parameters, in groups. If their number is known at compile time, an
+// array of plane pointers.
 template <class Op, class T, int GROUPS, bool KNOWN = (Op::kPlanes > 0)>
 struct Parameters {
   Planes<T> group[GROUPS];
@@ -133,7 +133,7 @@ struct ParametersAt {
   ROBUSTFLOW_FN V operator()(int g, int k) const { return V::load(source.at(g, k) + i); }
 };
 
-// x and, where there are few enough to gain by it, the parameters' planes.
+// Prefetches x and, if they are few enough, the parameters' planes.
 template <class V, class Op, class T, class Source>
 ROBUSTFLOW_FN void prefetch_element(const T* x, const Source& source, std::int64_t i) {
   if constexpr (Op::kPlanes > 0) {
@@ -168,7 +168,7 @@ ROBUSTFLOW_FN void transform_block(const Block<T>& block, const Op& op) {
       put(block, inverse ? V(0) - log : log, logabsdet + i);
       continue;
     }
-    if (i + V::lanes > block.size) {  // what lies behind the block does not count
+    if (i + V::lanes > block.size) {  // values beyond the block do not count
       const auto counts = V::count_from(0) < V(double(block.size - i));
       out.slope = select(counts, out.slope, V(1));
     }
@@ -198,7 +198,7 @@ ROBUSTFLOW_FN void gradient_block(const Block<T>& block, const Op& op) {
     const V by_x = op.template gradient<inverse>(
         V::load(x + i), ParametersAt<V, decltype(source)>{source, i}, workspace, V::load(gy + i),
         V::load(gl + i), [&](int g, int k, V v) ROBUSTFLOW_INLINE {
-          // Many are not written past the caches: the branches alone cost a tenth of the kernel.
+          // With many groups no streaming stores: their branches alone cost a tenth of the kernel.
           if constexpr (Op::kPlanes > 0) {
             put(block, v, gradients.at(g, k) + i);
           } else {

@@ -1,9 +1,9 @@
-// What the loops of a CPU hand to the kernels: blocks of elements in planes, free of strides.
+// The interface of the CPU kernels: blocks of elements in planes, without strides.
 //
 // The driver (driver.h) cuts a tensor into blocks. A block's operands are planes of contiguous
 // elements in the compute type, either the tensor's own memory or a small buffer that the driver
-// filled. So a kernel is one loop, whatever the layout and the dtype, and an element goes through
-// the same instructions wherever it lies.
+// filled. So a kernel is one loop for every layout and dtype, and an element goes through the same
+// instructions wherever it lies.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ struct Planes {
   std::int64_t stride;  // from plane to plane, in elements
 };
 
-// Rows that are copied soon; kernels fetch them into the cache as they go.
+// Rows that are copied soon; kernels prefetch them while they compute.
 struct Fetch {
   const char* data;
   std::int64_t bytes;  // of an element
@@ -61,12 +61,12 @@ struct Kernels {
   // a block's size, so a block in a tensor's own memory has a multiple of it.
   int lanes;
   Kernel<T> transforms[kNumTransforms][kNumDirections];
-  // Copy `size` elements of every plane; rows without gaps may be written past the caches.
+  // Copy `size` elements of every plane; rows without gaps may be written by streaming stores.
   void (*load)(const Strided& from, std::int64_t size, T* to, std::int64_t to_stride);
   void (*store)(const T* from, std::int64_t from_stride, std::int64_t size, const Strided& to,
                 bool streams);
   void (*add)(const T* from, std::int64_t size, double* to);
-  void (*finish_streaming)();  // before another thread reads what was written past the caches
+  void (*finish_streaming)();  // before another thread reads streamed data
 };
 
 // One for each instruction set.

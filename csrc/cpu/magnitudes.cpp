@@ -1,8 +1,8 @@
 // The loops of magnitudes.h for one instruction set, -DROBUSTFLOW_ISA=<name>.
 //
 // Arrays of kLanes values become registers: the compiler may not add floats in another order by
-// itself. Includes nothing but what holds no function, so that none is shared with the rest of the
-// program.
+// itself. Includes only headers without functions, so that no function is shared with the rest of
+// the program.
 #include "magnitudes.h"
 
 #include <cfloat>
@@ -18,7 +18,7 @@ using cpu::Shape;
 using Index = std::int64_t;
 
 constexpr int kLanes = 32;
-// Values that are added in float32 before they go on in double: enough for all lanes to be busy.
+// Values to add in float32 before the sum goes on in double: enough to keep all lanes busy.
 constexpr Index kRun = 2048;
 // Channels that go through a loop side by side.
 constexpr int kTogether = 4;
@@ -31,7 +31,7 @@ inline float absolute(float x) {
 #endif
 }
 
-// A run with values that are large or not finite, whose squares leave float32.
+// A run with values that are not finite, or so large that their squares overflow float32.
 void add_carefully(const float* x, Index size, float* peaks, Magnitudes& sums) {
   double total[kLanes] = {}, squares[kLanes] = {};
   float finite[kLanes] = {};  // whole numbers, far below where float32 skips some

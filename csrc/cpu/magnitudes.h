@@ -1,7 +1,7 @@
-// What is kept of values that pass a layer: few sums, and the largest at each position.
+// Summaries of the values that pass a layer: a few sums, and the largest at each position.
 //
-// Of (N, C, S), contiguous, in float32; one pass over memory. For tools that look at every layer of
-// a flow while it samples, so that looking costs little beside sampling.
+// For (N, C, S), contiguous, in float32; one pass over memory. For tools that watch every layer of
+// a flow while it samples, so that watching costs little.
 #pragma once
 
 #include <cstdint>

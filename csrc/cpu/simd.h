@@ -1,7 +1,7 @@
 // The lanes of a CPU: packs of SIMD registers, by the compilers' vector extensions.
 //
-// One chain of dependent operations leaves a core waiting, so a lane is a pack of several registers
-// that go through a formula side by side; how many is the kernel's choice. A compiler without
+// One chain of dependent operations leaves a core waiting for latency. So a lane is a pack of
+// several registers that are computed side by side; the kernel chooses how many. A compiler without
 // vector extensions runs the same kernels on packs of one scalar.
 #pragma once
 
@@ -36,8 +36,8 @@ template <class T>
 using bitvec = typename Register<T>::bits;
 
 // Instructions that the extensions have no operator for. max and min return their second argument
-// where one is NaN; written as a comparison they would become two instructions. Streaming writes past
-// the caches, to aligned memory, and is finished before another thread reads what was written.
+// if one is NaN; written as a comparison they would become two instructions. Streaming stores
+// bypass the caches, need aligned memory, and must be fenced before another thread reads the data.
 #if defined(__AVX512F__)
 #define ROBUSTFLOW_INTRINSIC(NAME, TYPE) _mm512_##NAME##_##TYPE
 #elif defined(__AVX__)
@@ -180,10 +180,10 @@ struct Pack : PackTail<T, COUNT> {
     return out;
   }
 
-  // A product that may still become part of a fused sum. Which sums are fused is so said by their
-  // expression: a product that has a name is rounded, one that is added where it is made is not, and
-  // of two the first is not. (Left to the compiler, it may choose otherwise for one register of a
-  // pack than for the next, and an element's bits would depend on its place.)
+  // A product that may still become part of a fused multiply-add. The expression decides what is
+  // fused: only an unnamed product added in place. A product with a name is rounded; of two unnamed
+  // products, the first is fused. (If the compiler decided, it could choose differently for two
+  // registers of a pack, and an element's bits would depend on its position.)
   struct Product {
     Pack a, b;
 

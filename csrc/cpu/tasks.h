@@ -1,4 +1,4 @@
-// How a problem's elements are dealt out to tasks.
+// How a problem's elements are divided into tasks.
 #pragma once
 
 #include "block_runner.h"
@@ -8,7 +8,7 @@ namespace robustflow::cpu {
 
 inline Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
-// Calls work(begin, end) on ranges of tasks; what a range needs is made once for all its tasks.
+// Calls work(begin, end) on ranges of tasks, so that buffers are created once for a range.
 template <class Work>
 void parallel_tasks(ParallelFor parallel, Index count, const Work& work) {
   if (count == 1) return work(0, 1);
@@ -20,7 +20,7 @@ void parallel_tasks(ParallelFor parallel, Index count, const Work& work) {
       const_cast<void*>(static_cast<const void*>(&work)));
 }
 
-// For BlockRunner::run, where nothing is to be done after a block.
+// For BlockRunner::run, if nothing is to be done after a block.
 inline constexpr auto kNothing = [](Index, Index) {};
 
 // Elements of one task. It depends on the problem alone, so that sums are the same on any number
@@ -31,7 +31,7 @@ inline Index task_elements(const Problem& problem) {
   return std::max(kTaskNumbers / numbers / kBlockAlign, Index(1)) * kBlockAlign;
 }
 
-// Every element by itself.
+// Runs a kernel without sums.
 template <class T>
 void run_each(const Problem& problem, bool gradient, ParallelFor parallel) {
   const Order order = visiting_order(problem, 0);

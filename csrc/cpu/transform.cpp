@@ -7,7 +7,7 @@
 namespace robustflow::cpu {
 namespace {
 
-// Long samples: tasks within a sample, whose sums are added in their order.
+// Long samples: several tasks in a sample, whose sums are added in order.
 template <class T>
 void transform_long_samples(const Problem& problem, const Order& order, Index samples, T* sums,
                             ParallelFor parallel) {
@@ -81,7 +81,7 @@ void transform_typed(const Problem& problem, int batch_dims, T* sums, ParallelFo
 }  // namespace
 
 void run_transform(const Problem& problem, int batch_dims, void* logabsdet, ParallelFor parallel) {
-  if (is_empty(problem)) return;  // the caller has zeroed sums over nothing
+  if (is_empty(problem)) return;  // the caller has set empty sums to zero
   if (problem.wide) {
     transform_typed(problem, batch_dims, static_cast<double*>(logabsdet), parallel);
   } else {

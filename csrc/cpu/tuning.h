@@ -1,5 +1,5 @@
-// The constants of the CPU's loops that were chosen for speed, with what speaks for each. Those of tasks
-// and blocks also decide in which order sums are added, and so their last bits.
+// The constants of the CPU's loops that were chosen for speed, with the measurement for each. Those
+// of tasks and blocks also decide in which order sums are added, and so their last bits.
 //
 // "Zen 5" is the machine of benchmarks/results/foundation-avx512-2-cores.json: two cores of an AMD EPYC
 // at 4.35 GHz, with AVX-512 and 48 KB of first-level cache; benchmarks/results/README.md has these
@@ -14,12 +14,12 @@ using Index = std::int64_t;
 
 // ---- tasks -------------------------------------------------------------------------------------
 
-// Numbers that the elements of one task bring with them, x and parameters: enough to pay for its
-// start, few enough to share out evenly. Zen 5, K = 8: 640 elements, 4 us at 6.0 ns each.
+// Numbers (x and parameters) of the elements of one task: enough to outweigh its start, few enough
+// to balance the threads. Zen 5, K = 8: 640 elements, 4 us at 6.0 ns each.
 inline constexpr Index kTaskNumbers = 16384;
 
-// Shared parameters with this many elements of their own are worked on in parallel, so many in a task.
-// Not measured: 512 rows of four parameters are half of a block's bytes in float32, and 2048 are two
+// From this many shared parameters on, tasks divide the parameters, with this many in a task. Not
+// measured: 512 rows of four parameters are half of a block's bytes in float32, and 2048 are two
 // tasks for each of two threads.
 inline constexpr Index kManyShared = 2048, kSharedTask = 512;
 
@@ -33,8 +33,8 @@ inline constexpr Index kShortSample = 512;
 
 // ---- blocks ------------------------------------------------------------------------------------
 
-// What the planes of a block may take of the first-level cache: the rows of the next block come in
-// meanwhile. Zen 5, K = 8: with 24 KB a call took 1.5 times as long.
+// The share of the first-level cache for the planes of a block; the rows of the next block are
+// prefetched into the rest. Zen 5, K = 8: with 24 KB a call took 1.5 times as long.
 inline constexpr Index kBlockBytes = 16384;
 // Blocks end with the innermost dimension if that is at least this long, and can then be read and
 // written in place. Not measured: shorter runs would leave blocks with few elements for their start.
@@ -42,18 +42,18 @@ inline constexpr Index kLongRun = 256;
 
 // ---- copies ------------------------------------------------------------------------------------
 
-// A call for each run of fewer elements than this costs more than copying them one by one. Zen 5: a
-// gradient whose cotangents are expanded over rows, 304 to 254 us.
+// For runs of fewer elements than this, a call for each run costs more than copying the elements
+// one by one. Zen 5: a gradient whose cotangents are expanded over rows, 304 to 254 us.
 inline constexpr Index kShortRun = 16;
-// Inputs that repeat after so few elements are brought into planes once for a task. Zen 5: a call on
-// 200 x 3 with parameters that the batch shares, 15.1 to 11.2 us.
+// Inputs that repeat after at most this many elements are copied into planes once for a task. Zen
+// 5: a call on 200 x 3 with parameters that the batch shares, 15.1 to 11.2 us.
 inline constexpr Index kLongestPeriod = 32;
-// Outputs larger than this are written past the caches: nobody finds all of them there, and a line
-// that is written there is read from memory first. Zen 5: forward and backward of the modified spline
-// on 16 x 96 x 80 x 80, 24 to 16 ms.
+// Outputs larger than this are written by streaming stores. They would not fit in the cache, and a
+// normal store first reads the cache line from memory. Zen 5: forward and backward of the modified
+// spline on 16 x 96 x 80 x 80, 24 to 16 ms.
 inline constexpr Index kStreamedBytes = Index(32) << 20;
-// How far ahead a kernel fetches planes: the hardware's prefetcher stops at the end of a page. Zen 5:
-// further ahead, and into the second-level cache, gained nothing.
+// How far ahead a kernel prefetches planes: the hardware's prefetcher stops at the end of a page.
+// Zen 5: further ahead, and into the second-level cache, gained nothing.
 inline constexpr Index kPrefetchBytes = 1024;
 
 }  // namespace robustflow::cpu

@@ -1,7 +1,7 @@
 // Gradients of parameters that several elements share: sums, in a fixed order.
 //
-// The elements that share a parameter are dealt out to `slabs` threads. Each sums its own in double
-// precision; a second kernel (partials.h) adds the slabs, where there are several.
+// The elements that share a parameter are divided among `slabs` threads. Each sums its own in
+// double precision; if there are several slabs, a second kernel (partials.h) adds them.
 #pragma once
 
 #include "cuda/staged.h"

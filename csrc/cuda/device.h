@@ -1,5 +1,5 @@
-// The device: all of a GPU that is not C++, and nothing else. PTX, intrinsics, barriers, shuffles,
-// shared memory, launches.
+// The device: everything of a GPU that is not C++, and nothing else. PTX, intrinsics, barriers,
+// shuffles, shared memory, launches.
 //
 // Kernels reach the hardware through this header alone, so that the tests can run their sources on
 // a host (tests/emulated puts a header of the same name before this one).
@@ -115,8 +115,8 @@ ROBUSTFLOW_DEVICE void store_words(void* p, Words w) {
   *static_cast<uint4*>(p) = make_uint4(w.word[0], w.word[1], w.word[2], w.word[3]);
 }
 
-// 16 bytes from global to shared memory, on their way while the thread goes on; wait_for_copies()
-// waits for this thread's.
+// Asynchronous copy of 16 bytes from global to shared memory; wait_for_copies() waits for this
+// thread's.
 ROBUSTFLOW_DEVICE void copy_async(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
                    static_cast<std::uint32_t>(__cvta_generic_to_shared(shared))),

@@ -22,12 +22,12 @@ const EntryPoints& entry_points(const Problem& problem) {
 
 void run_transform(const Problem& problem, int batch_dims, void* logabsdet,
                    const Context& context) {
-  if (is_empty(problem)) return;  // the caller has zeroed sums over nothing
+  if (is_empty(problem)) return;  // the caller has set empty sums to zero
   entry_points(problem).transform(problem, batch_dims, logabsdet, context);
 }
 
 void run_gradient(const Problem& problem, const Context& context) {
-  if (is_empty(problem)) return;  // the caller has zeroed gradients of shared parameters
+  if (is_empty(problem)) return;  // the caller has set gradients of shared parameters to zero
   entry_points(problem).gradient(problem, context);
 }
 

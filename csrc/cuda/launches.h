@@ -16,7 +16,7 @@ inline namespace ROBUSTFLOW_ISA {
 using cuda::Context;
 using Index = std::int64_t;
 
-// The planar kernels take samples from this length on: a block has some work for each.
+// The least length of a sample for the planar kernels, so that a block has enough work for each.
 inline constexpr Index kPlanarSample = 1024;
 // Tiles that keep a whole device busy; larger problems take larger tiles.
 inline constexpr Index kManyTiles = 512;
@@ -29,7 +29,7 @@ inline Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 template <class Op>
 inline constexpr int kGradYAt = 1 + Op::kGroups;
 
-// A launch that only lacks the memory for its partial sums.
+// A launch that is complete except for the memory of its partial sums.
 struct Prepared {
   Index tiles_per_sample;
   std::function<void(double* partial)> run;

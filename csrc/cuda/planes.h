@@ -19,7 +19,7 @@ inline constexpr int kPlanesBlocks = Op::kPlanes > 8 ? 1 : 2;
 inline constexpr int kPlanesVectors = 4;
 static_assert(kPlanesVectors * 16 / sizeof(bfloat16) <= LogProduct<Single>::kMostFactors);
 
-// Elements of a thread: as many as 16 bytes of the narrower type hold.
+// Elements of a thread: as many as fit 16 bytes of the narrower type.
 template <class X, class P>
 inline constexpr int kVector = 16 / (sizeof(X) < sizeof(P) ? sizeof(X) : sizeof(P));
 

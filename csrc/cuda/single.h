@@ -8,8 +8,9 @@
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
-// A float whose division is a reciprocal, refined once: within 1.5 ulp, where the exact one calls a
-// function for what our formulas never see. A divisor beyond 2^126, or 0, makes no finite result.
+// A float whose division is a reciprocal with one refinement step: within 1.5 ulp. Exact division
+// calls a function for cases that these formulas never have. A divisor beyond 2^126, or 0, gives a
+// result that is not finite.
 struct Single {
   using scalar = float;
   using mask = bool;
@@ -54,8 +55,8 @@ ROBUSTFLOW_FN void split(Single v, Single& mantissa, Single& exponent) {
 ROBUSTFLOW_FN Single mantissa_field(Single v) { return Single(mantissa_field(v.v)); }
 ROBUSTFLOW_FN std::int32_t exponent_field(Single v) { return exponent_field(v.v); }
 ROBUSTFLOW_FN void convert(std::int32_t n, Single& out) { out = Single(n); }
-// e^x for x within +-87: 2^t, and to first order what t has lost of x log2(e) in rounding. At worst
-// 3.6 ulp: 2 of 2^t and 1.6 of its own.
+// e^x for x within +-87: 2^t, with a first-order correction for the rounding of t = x log2(e). At
+// worst 3.6 ulp: 2 of 2^t and 1.6 of its own.
 ROBUSTFLOW_DEVICE Single exponential(Single x) {
   const float t = x.v * 1.44269502f;
   const float lost = fused(t, 1.90465421e-9f, fused(t, -0.693147182f, x.v));  // x - t log 2

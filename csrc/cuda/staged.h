@@ -11,7 +11,7 @@ inline constexpr int kStagedThreads = 128;
 
 // How a group of parameters lies in memory.
 enum class Staging : int {
-  planes,  // a plane after another: threads side by side read elements side by side
+  planes,  // planes: adjacent threads read adjacent elements
   rows,    // an element's parameters side by side
   dense,   // the same, and the rows of all elements without gaps
 };
@@ -53,8 +53,8 @@ std::int64_t staged_bytes(const Staged<Op>& p, std::int64_t tile) {
   return (staged_offsets_at(p, tile) + tile) * 8;
 }
 
-// The tile's part of a group: move(number in the rows, offset in the view's memory) for each of its
-// numbers but the first `done`, which the caller has moved.
+// The tile's part of a group: calls move(number in the rows, offset in the view's memory) for each
+// number except the first `done`, which the caller has moved.
 template <class Op, class Move>
 ROBUSTFLOW_DEVICE void for_numbers(const Staged<Op>& p, const Group& group, std::uint32_t begin,
                                    int count, int done, std::int64_t* offsets, Move&& move) {
@@ -93,8 +93,8 @@ ROBUSTFLOW_DEVICE int run_length(const Staged<Op>& p, const Group& group, const 
   return count * group.view.planes / N * N;
 }
 
-// A run of numbers into shared memory. Enough of it is under way at any time to hide its latency:
-// all of it where nothing is converted, a few accesses of a thread elsewhere.
+// A run of numbers into shared memory. Enough accesses are in flight to hide the latency: all of
+// them if nothing is converted, else a few of each thread.
 template <class S, class V>
 ROBUSTFLOW_DEVICE void load_run(const S* from, V* to, int run) {
   constexpr int N = sizeof(Words) / sizeof(S), kAtOnce = 2;
