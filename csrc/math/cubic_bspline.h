@@ -103,11 +103,11 @@ struct AroundShares {
   }
 };
 
-// Gradients by the logits of a softmax, but for the factor share_i: sum_j share_j (C_i - C_j),
-// where C_i is the gradient by interval i's size. Differences of near numbers are never formed.
+// Gradients by the logits of a softmax, without the factor share_i: sum_j share_j (C_i - C_j),
+// where C_i is the gradient by interval i's size. Nearly equal numbers are never subtracted.
 //
-// Where points lie between the intervals, C_i - C_(i+1) is what is known, the gradient by the point
-// behind interval i; those behind the last of `by_point` do not count.
+// This one is for known C_i - C_(i+1): the gradient by the point behind interval i. Points behind
+// the last of `by_point` have gradient 0.
 template <int N, int POINTS, class V>
 ROBUSTFLOW_FN void add_by_points(V (&by)[N], const AroundShares<N, V>& around,
                                  const V (&by_point)[POINTS]) {
@@ -122,7 +122,7 @@ ROBUSTFLOW_FN void add_by_points(V (&by)[N], const AroundShares<N, V>& around,
     by[i] = by[i] - before;
   });
 }
-// Where C_i itself is known; it is 0 behind the last of `by_size`.
+// This one is for known C_i, which is 0 behind the last of `by_size`.
 template <int N, int SIZES, class V>
 ROBUSTFLOW_FN void add_by_sizes(V (&by)[N], const AroundShares<N, V>& around, const V (&share)[N],
                                 const V (&by_size)[SIZES]) {
@@ -149,8 +149,8 @@ struct CubicBspline {
   V smallest, free;  // sizes: of the smallest bin, and of what the free ones share beyond that
 
   // Both halves of the box are one formula, seen from the edge inwards to the middle knot: the
-  // upper one is mirrored, and with it the signs of x and y. What follows is in that order and
-  // direction, and x and y are distances from the edge.
+  // upper one is mirrored, with the signs of x and y. All members are in that order and direction,
+  // and x and y are distances from the edge.
   struct Element {
     V knot_share[kKnots], control_share[kControls];
     V f[kKnots];               // free spacings
@@ -162,7 +162,7 @@ struct CubicBspline {
 
     ROBUSTFLOW_FN V mirrored(V v) const { return select(upper, V(0) - v, v); }
 
-    // The one of the half's four values that is the bin's.
+    // Selects the value of the element's bin.
     ROBUSTFLOW_FN V of_bin(V v0, V v1, V v2, V v3) const {
       return select(reached[3], v3, select(reached[2], v2, select(reached[1], v1, v0)));
     }

@@ -1,4 +1,4 @@
-// exp, log and what is made of them, for lanes. 1-2 ulp on the ranges that the transforms use.
+// exp, log and functions of them, for lanes. 1-2 ulp on the ranges that the transforms use.
 //
 // Polynomials are near-minimax fits (Chebyshev nodes at 40 digits) to the named series; the stated
 // errors are relative.
@@ -9,8 +9,8 @@
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
-// Past this a logit carries nothing in float32: sigmoids and exponentials saturate, and their
-// gradient is zero.
+// Beyond this limit a logit changes nothing in float32: sigmoids and exponentials saturate, and
+// their gradient is zero.
 inline constexpr double kLogitLimit = 40.0;
 // The same for softplus, which grows linearly.
 inline constexpr double kSoftplusLimit = 1152921504606846976.0;  // 2^60
@@ -80,8 +80,8 @@ ROBUSTFLOW_FN V exp2_series(V r) {
   }
 }
 
-// 2^t for t within +-kExponentLimit / log 2. Where t is x log2(e), rounded, this is the cheap e^x:
-// off by what moving x by half of its last place does.
+// 2^t for t within +-kExponentLimit / log 2. With t = x log2(e), rounded, this is a cheap e^x: its
+// error is that of moving x by half an ulp.
 template <class V>
 ROBUSTFLOW_FN V exp2_within_limit(V t) {
   const V shifted = t + V(ieee<scalar_t<V>>::round_to_integer);
@@ -153,7 +153,7 @@ template <class V>
 ROBUSTFLOW_FN V saturating_exponential(V logit) {
   return exponential(at_most(V(kLogitLimit), at_least(V(-kLogitLimit), logit)));
 }
-// The factor of its gradient: 1, or 0 strictly beyond the limit.
+// The derivative's factor: 1, or 0 strictly beyond the limit.
 template <class V>
 ROBUSTFLOW_FN V saturation(V logit) {
   return select(absolute(logit) > V(kLogitLimit), V(0), V(1));
@@ -197,7 +197,7 @@ struct SoftClip {
 };
 template <class V>
 ROBUSTFLOW_FN SoftClip<V> soft_clip(V x, V inverse_bound) {
-  // Past this the bound is reached to the last bit, and near the largest number q would underflow.
+  // Beyond this the bound is reached to the last bit; near the largest number q would underflow.
   const V largest = V(is_single<V> ? 1e30 : 1e200);
   const V clipped = at_most(largest, at_least(V(0) - largest, x));
   const V q = V(1) / (V(1) + absolute(clipped) * inverse_bound);
@@ -243,7 +243,7 @@ ROBUSTFLOW_FN Arctangent<V> arctangent(V a) {
   }
   const V first = (v + v * z * series) + select(middle, V(0.78539816339744831), V(0));
   const V value = select(steep, V(1.5707963267948966) - first, first);
-  const V clipped = at_most(V(is_single<V> ? 1e18 : 1e150), t);  // its square is a number
+  const V clipped = at_most(V(is_single<V> ? 1e18 : 1e150), t);  // its square is finite
   return {select(a < V(0), V(0) - value, value), V(1) / (V(1) + clipped * clipped)};
 }
 

@@ -1,10 +1,9 @@
-// The lane: what the formulas in this folder are written on.
+// The lane: the number type of the formulas in this folder.
 //
-// A lane V is a float, a double, or a pack of SIMD registers of them (csrc/cpu/simd.h). Formulas use
-// + - * / and comparisons as they are; whatever a pack cannot express as an operator is a primitive
-// with the names below. Primitives are branch-free and pass NaN through. The
-// product of two packs waits for a sum to be fused with (Pack::Product): a template or a primitive is
-// given V(a * b).
+// A lane V is a float, a double, or a pack of SIMD registers of them (csrc/cpu/simd.h). Formulas
+// use the operators + - * / and comparisons; everything else is one of the primitives below, which
+// are branch-free and pass NaN through. The product of two packs has a type of its own
+// (Pack::Product), so that it can be fused with a sum: pass V(a * b) to templates and primitives.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +24,7 @@ namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
 template <class V>
-struct lane_traits {  // a pack says these of itself
+struct lane_traits {  // a pack defines these itself
   using scalar = typename V::scalar;
   using mask = typename V::mask;
   using integer = typename V::integer;

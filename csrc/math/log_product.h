@@ -1,4 +1,5 @@
-// The logarithm of many factors by one: a product of mantissas beside a sum of exponents.
+// The logarithm of a product of many factors by a single log: the product of the mantissas and the
+// sum of the exponents.
 #pragma once
 
 #include "elementary.h"
@@ -10,7 +11,7 @@ inline namespace ROBUSTFLOW_ISA {
 template <class V>
 class LogProduct {
  public:
-  // So many factors can be multiplied before the product must be folded.
+  // The most factors before the product must be folded.
   static constexpr int kMostFactors = 64;
 
   ROBUSTFLOW_FN void multiply(V factor) {
@@ -42,7 +43,7 @@ class LogProduct {
 
  private:
   V mantissa_ = V(1);
-  integer_t<V> exponents_ = {};  // as they stand in the numbers: with the bias
+  integer_t<V> exponents_ = {};  // biased exponents
   int factors_ = 0;
 };
 

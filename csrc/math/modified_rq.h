@@ -20,12 +20,12 @@ struct ModifiedRqConfig {
 template <class V>
 struct ModifiedRq {
   V left, right;
-  V smallest, free;  // sizes: of the smallest bin, and of what the bins share beyond that
+  V smallest, free;  // the size of the smallest bin, and the rest of the box, which the bins share
   V min_derivative, free_derivative, inverse_bound;
   bool softclip;
 
   // Both bins lie between an edge of the box and the inner knot. Seen from the edge inwards they
-  // are one formula: the upper bin is mirrored, and with it the signs of x and y.
+  // are one formula: the upper bin is mirrored, with the signs of x and y.
   struct Element {
     Sigmoid<V> width, height;
     V derivative, exponential;  // d' and, for "exp", the exponential in it
@@ -34,7 +34,7 @@ struct ModifiedRq {
     mask_t<V> upper;            // the element lies in the second bin
     mask_t<V> outside;          // it lies outside the box
 
-    // v, or where the element's bin is mirrored -v.
+    // v, or -v if the element's bin is mirrored.
     ROBUSTFLOW_FN V mirrored(V v) const { return select(upper, V(0) - v, v); }
   };
   struct Output {
@@ -81,7 +81,7 @@ struct ModifiedRq {
     return e;
   }
 
-  // Of the key from the edge and from the inner knot.
+  // Distances of the key from the edge and from the inner knot.
   template <bool inverse>
   ROBUSTFLOW_FN static Distances<V> distances_of(const Element& e, V key) {
     return distances(absolute(key - e.edge), absolute((inverse ? e.inner_y : e.inner_x) - key),

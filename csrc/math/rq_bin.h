@@ -21,17 +21,17 @@ struct RqShape {
   V width, height, d0, d1;
 };
 
-// A bin with its knots, x0 < x1 and y0 < y1. Its shape comes from formulas of its own: subtracting
-// knots would cancel.
+// A bin with its knots, x0 < x1 and y0 < y1. Its shape is computed apart, because subtracting knots
+// would cancel.
 template <class V>
 struct RqBin {
   V x0, x1, y0, y1;
   RqShape<V> shape;
 };
 
-// Distances from both ends of an interval that sum to its size: the smaller one as it is, the other
-// as what is left. (The ends are rounded, so both as they are would sum to another size, and in an
-// interval below the rounding even the smaller one may be larger than that.)
+// Distances from both ends of an interval that sum to its size: the smaller one as it is, and size
+// minus that. (The ends are rounded, so the two distances as they are would not sum to the size. In
+// an interval smaller than the rounding even the smaller one may exceed it.)
 template <class V>
 struct Distances {
   V left, right;
@@ -48,7 +48,7 @@ ROBUSTFLOW_FN Distances<V> distances(V v, V v0, V v1, V size) {
   return distances(at_least(V(0), v - v0), at_least(V(0), v1 - v), size);
 }
 
-// T: in this order no factor leaves the range.
+// T, in an order in which no factor overflows or underflows.
 template <class V>
 ROBUSTFLOW_FN V rq_slope(V g, V width, V N) {
   return (g * width) * (g * N);
@@ -63,8 +63,8 @@ struct RqFactors {
       : v(a * s.height + s.d0 * s.width * b), u(b * s.height + s.d1 * s.width * a) {}
 };
 
-// A point of the curve: its distances from the left and the right knot along the result's axis, the
-// nearer of them, and the slope dy/dx.
+// A point of the curve: its distances from the left and the right knot along the result's axis,
+// which of them is nearer, and the slope dy/dx.
 template <class V>
 struct RqPoint {
   V left, right;
@@ -86,7 +86,7 @@ template <class V>
 ROBUSTFLOW_FN RqPoint<V> rq_inverse(const RqShape<V>& s, V p, V q) {
   const V r = s.width * (s.d0 * q - s.d1 * p) / s.height;
   const V size = absolute(r);
-  const V huge = V(is_single<V> ? 1e18 : 1e150);  // past it r^2 overflows and 4 p q is nothing
+  const V huge = V(is_single<V> ? 1e18 : 1e150);  // beyond it r^2 overflows and 4 p q is negligible
   const V S = select(size > huge, size, square_root(r * r + V(4) * p * q));
   const V g = size + S;
   const auto rising = r >= V(0);
@@ -127,7 +127,13 @@ struct RqGradient {
 };
 
 // The partial derivatives of the value y and of l = log T at a point, in shares of Q and N that sum
-// to one; nothing is formed that could overflow.
+// to one, so that nothing overflows. With D0 = d0 W, D1 = d1 W and Q = P + R:
+//
+//   h0 = a^2 H / Q     h1 = b^2 H / Q     u0 = D0 a b / Q    u1 = D1 a b / Q
+//   n0 = D0 b^2 / N    n1 = D1 a^2 / N    p = h0 + u0        r = h1 + u1
+//   E = W/2 dl/dW      A = dl/da          B = dl/db          g = H / Q           slope = T
+//
+// docs/mathematics.md derives them.
 template <class V>
 struct RqShares {
   V a, b, width, height, g, slope, h0, h1, u0, u1, n0, n1, E, A, B, p, r;
@@ -174,17 +180,18 @@ struct RqShares {
   }
 };
 
-// Of the forward transform at distances a and b, from cotangents of y and of logabsdet = l.
+// Gradients of the forward transform at distances a and b, from cotangents of y and of logabsdet =
+// l.
 template <class V>
 ROBUSTFLOW_FN RqGradient<V> rq_forward_gradient(const RqShape<V>& s, V a, V b, V grad_y,
                                                 V grad_logabsdet) {
   return RqShares<V>(s, a, b).apply(grad_y, grad_logabsdet);
 }
 
-// Of the inverse at distances p and q, by implicit differentiation, from cotangents of x and of
-// logabsdet = -l; the field x of the result is the gradient by y. The gradients by the knots of x
-// are written out: in the sum of the two ways that they take, through y and through l, large terms
-// cancel.
+// Gradients of the inverse at distances p and q, by implicit differentiation, from cotangents of x
+// and of logabsdet = -l; the field x of the result is the gradient by y. The gradients by the knots
+// of x are written out, because large terms cancel in the sum of their parts through y and through
+// l.
 template <class V>
 ROBUSTFLOW_FN RqGradient<V> rq_inverse_gradient(const RqShape<V>& shape, V p, V q, V grad_x,
                                                 V grad_logabsdet) {
@@ -206,7 +213,7 @@ ROBUSTFLOW_FN RqGradient<V> rq_inverse_gradient(const RqShape<V>& shape, V p, V 
   return out;
 }
 
-// Either, in a bin with knots.
+// Gradients of either direction, in a bin with knots.
 template <bool inverse, class V>
 ROBUSTFLOW_FN RqGradient<V> rq_gradient(const RqBin<V>& bin, V key, V grad_value,
                                         V grad_logabsdet) {

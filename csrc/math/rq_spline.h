@@ -1,8 +1,8 @@
 // The rational-quadratic spline with K bins: Durkan et al. 2019 (arXiv:1906.04032).
 //
 // Parameters are K width logits, K height logits and D derivative logits, read through a source
-// with width(k), height(k) and derivative(j), so that a thread, a pack, memory and registers are
-// all the same to the formulas. Sizes are kept unnormalised in a workspace of rq_workspace() lanes.
+// with width(k), height(k) and derivative(j), so that the formulas do not depend on where they lie.
+// Sizes are kept unnormalised in a workspace of rq_workspace() lanes.
 #pragma once
 
 #include <type_traits>
@@ -33,7 +33,7 @@ struct RqSplineConfig {
   Format x_format;       // of x and y in memory
 };
 
-// What a kernel keeps of the bins lives in fast memory. The same number stands in
+// Kernels keep their data of all bins in fast memory. The same number stands in
 // robustflow/_transforms.py.
 inline constexpr int kMaxBins = 256;
 
@@ -41,8 +41,8 @@ ROBUSTFLOW_FN int rq_num_derivatives(int num_bins, Tails tails) {
   return num_bins + (tails == Tails::linear ? -1 : tails == Tails::none ? 1 : 0);
 }
 
-// Knots up to this one are measured from the left end of the box, the others from the right: the
-// nearer end of a box whose bins are of like size, and its rounding is the smaller.
+// Knots up to this one are measured from the left end of the box, the others from the right. If the
+// bins are of similar size that is the nearer end, whose rounding error is smaller.
 ROBUSTFLOW_FN constexpr int rq_middle_knot(int num_bins) { return num_bins / 2; }
 
 // Lanes of an axis' workspace, and of both: K sizes, and a sum for each knot behind the middle.
@@ -56,8 +56,8 @@ struct Box {
   V left, right, bottom, top;
 };
 
-// BINS is the number of bins where the compiler may know it, else 0. Workspace is what `V*` is: a
-// pointer with [] and +, so that a workspace may be strided.
+// BINS is the number of bins if it is known at compile time, else 0. Workspace is a pointer type
+// with [] and +, so that a workspace may be strided.
 template <class V, int BINS = 0, class Workspace = V*>
 struct RqSpline {
   using Mask = mask_t<V>;
@@ -85,8 +85,8 @@ struct RqSpline {
         inverse_bound(c.inverse_bound),
         x_format(c.x_format) {}
 
-  // Bin k has the size step + slope * size[k]; knot k lies k steps and slope * (the sizes before
-  // it) from the start, or, behind the middle, at the end less what is behind it.
+  // Bin k has the size step + slope * size[k]. Knot k is start + k step + slope * (the sizes before
+  // it), or, behind the middle, the end minus the same of the sizes behind it.
   struct Axis {
     V start, end, step, slope, sum;
     Workspace size, behind;  // behind[j]: the sizes behind knot rq_middle_knot() + 1 + j
@@ -94,7 +94,7 @@ struct RqSpline {
 
   ROBUSTFLOW_FN V knot(const Axis& axis, int k, V before) const {
     const int past_middle = k - rq_middle_knot(bins()) - 1;
-    // Ready-made sizes need not sum to the box to the last bit: those count from the start.
+    // Ready-made sizes need not sum exactly to the box: their knots are measured from the start.
     if (past_middle < 0 || parametrization == Parametrization::knots) {
       return axis.slope * before + (axis.start + V(k) * axis.step);
     }
@@ -146,7 +146,8 @@ struct RqSpline {
     return soft_clip(V(logit_scale * logit), V(V(2) * inverse_bound));
   }
 
-  // Of knot j, an inner one or the first or last; linear tails have none at the box's edges.
+  // The logit of an inner knot, of the first and of the last; linear tails have none at the box's
+  // edges.
   template <class Source>
   ROBUSTFLOW_FN V inner_logit(const Source& source, int knot) const {
     return source.derivative(tails == Tails::linear ? knot - 1 : knot);
@@ -192,10 +193,11 @@ struct RqSpline {
     Mask outside;
   };
 
-  // Asked this way, NaN is inside and stays NaN.
+  // Written so that NaN counts as inside and stays NaN.
   ROBUSTFLOW_FN Mask outside(V key, V lower, V upper) const {
     if (tails == Tails::linear) return (key <= lower) | (key >= upper);
-    // The edges belong to the spline, and so do their roundings in memory, which may lie beyond.
+    // The edges belong to the spline, and so do their roundings to x's dtype, which may lie
+    // outside.
     if (is_narrower<V>(x_format)) {
       lower = at_most(lower, as_stored(lower));
       upper = at_least(upper, as_stored(upper));
@@ -220,8 +222,8 @@ struct RqSpline {
     V x0 = x.start, y0 = y.start, x1 = x.end, y1 = y.end;
     V logit0 = first_logit(source), logit1 = last_logit(source);
     V before_x = V(0), before_y = V(0);
-    // From knot to knot: who has come as far as the last one has its right end in this one; who has
-    // come as far as this one (NaN never does) has its left end in it.
+    // Go from knot to knot. If the key passed the previous knot, this knot is its bin's right end
+    // (so far). If it passed this knot, this is its bin's left end. NaN passes no knot.
     Mask first = lower <= lower, reached = first;
     repeat<BINS, 1>(bins(), [&](int k) ROBUSTFLOW_INLINE {
       before_x = before_x + x.size[k - 1];
@@ -262,7 +264,7 @@ struct RqSpline {
     return e;
   }
 
-  // What stands for an element outside the box.
+  // The result for an element outside the box.
   ROBUSTFLOW_FN Output tails_of(V key) const {
     const V nan = V(__builtin_nan(""));
     return tails == Tails::none ? Output{nan, nan} : Output{key, V(1)};
@@ -329,10 +331,10 @@ struct RqSpline {
     V left, right, both;
   };
 
-  // The gradient by size logit j is slope size_j (C_j - mean), where C_j is the gradient by the
-  // knots that move with bin j (both of the element's for a bin before its own, the right one for
-  // its own, none for one behind), and the mean is over the bins by size. The differences are
-  // written out, since they cancel.
+  // The gradient by size logit j is slope size_j (C_j - mean). C_j is the gradient by the knots
+  // that move with bin j: both of the element's if bin j is before its own, the right one for its
+  // own, none if behind. The mean is weighted by size. The differences are written out, because
+  // they cancel.
   template <class Logit, class Put>
   ROBUSTFLOW_FN void size_gradients(const Axis& axis, const Element& e, const Sizes& sizes,
                                     const KnotGradients& by, Logit&& logit, Put&& put) const {
@@ -362,7 +364,7 @@ struct RqSpline {
   }
 };
 
-// BINS is the number of bins where the compiler may know it: the workspace then lives in registers.
+// BINS is the number of bins if it is known at compile time: the workspace is then in registers.
 template <class V, int BINS>
 struct RqOp {
   using Lane = V;
@@ -383,7 +385,7 @@ struct RqOp {
   RqSpline<V, BINS, Pointer> math;
   int num_derivatives;
   bool box_in_row;
-  Box<V> box;  // of all elements, where it is not among the groups
+  Box<V> box;  // of all elements, if it is not among the groups
 
   ROBUSTFLOW_FN explicit RqOp(const Config& config, const double* edges = nullptr)
       : math(config),
@@ -418,7 +420,7 @@ struct RqOp {
     return {p(kBox, 0), p(kBox, 1), p(kBox, 2), p(kBox, 3)};
   }
 
-  // The workspace in registers, or the one that came.
+  // A workspace in registers, or the given one.
   template <class F>
   ROBUSTFLOW_FN static auto with_workspace(workspace_t<V> given, F&& f) {
     if constexpr (BINS > 0) {

@@ -1,7 +1,7 @@
-// What the operators, the CPU's kernels and the GPU's ask of a transform. Its header in this folder
-// ends with both parts, and csrc/transforms.h lists it.
+// The interface of a transform for the operators and for the CPU's and GPU's kernels. A transform's
+// header in this folder ends with both parts below, and csrc/transforms.h lists it.
 //
-// 1. An adapter for each lane type hands an element's parameters to the formulas:
+// 1. An adapter for each lane type passes an element's parameters to the formulas:
 //
 //   template <class V> struct Op {
 //     Lane = V, Config
@@ -24,7 +24,7 @@
 //
 // parameter(group, k) is number k of a group. The sink may overwrite it.
 //
-// 2. A description says what the transform's operator is given:
+// 2. A description of the operator's arguments:
 //
 //   struct Transform {
 //     Config
@@ -49,7 +49,8 @@ inline namespace ROBUSTFLOW_ISA {
 // Groups of parameters with a gradient, and numbers in the group of constants.
 inline constexpr int kMaxGroups = 3, kMaxConstants = 4;
 
-// A number that must lie within bounds: kernels keep that many numbers in memory of their own.
+// A number that must lie within bounds, because kernels keep that many numbers in fixed-size
+// memory.
 struct Limit {
   const char* of;
   std::int64_t value, least, most;

@@ -5,8 +5,8 @@ Every module of this package whose name has no leading underscore is a command. 
     add_parser(subparsers) -> None      its argparse parser, under its own name
     run(args) -> int                    what it does; the exit code
 
-and imports what only its extra installs (the extra is named like the command) inside `run`.
-Only the command that was asked for is imported.
+and imports packages of its extra (which is named like the command) inside `run`. Only the requested
+command is imported.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The command's exit code; 2 where its extra is not installed or a file cannot be written,
-        130 or 143 where Ctrl-C or SIGTERM stopped it, 141 where the reader of its output left.
+        130 or 143 if Ctrl-C or SIGTERM stopped it, 141 if the reader of its output closed the pipe.
     """
     try:
         try:

@@ -1,4 +1,4 @@
-"""Standard output whose reader left, as `head` does after its lines: no error, nothing to say."""
+"""Standard output whose reader closed the pipe, as `head` does: not an error."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 import select
 import sys
 
-# What a shell reports of a process that SIGPIPE ended.
+# The exit code that a shell reports for a process that SIGPIPE ended.
 READER_LEFT = 128 + 13
 
 
 def reader_left() -> bool:
-    """Whether nobody reads standard output any more; what is still to be written goes nowhere."""
+    """Whether the reader of standard output closed it; the remaining output is discarded."""
     try:
         file = sys.stdout.fileno()
     except io.UnsupportedOperation:  # in memory

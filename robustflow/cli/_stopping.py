@@ -1,4 +1,4 @@
-"""Stopping a command: SIGTERM unwinds it as Ctrl-C does, so that it ends what it started."""
+"""Stopping a command: SIGTERM raises an exception as Ctrl-C does, so that it cleans up."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 def exit_code(interrupt: KeyboardInterrupt) -> int:
-    """What a shell expects of a process that a signal ended."""
+    """The exit code that a shell expects of a process that a signal ended."""
     return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
 
 
 def what_is_left() -> str:
-    """What a stopped command has written, in words."""
+    """A sentence about the files that a stopped command has written."""
     files = ", ".join(map(str, written()))
     return f"kept: {files}" if files else "nothing was written"

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def diagnose() -> dict[str, Any]:
-    """Everything `robustflow doctor` tells.
+    """The data of `robustflow doctor`.
 
     Returns:
         A JSON-ready dictionary: ``versions``, ``native`` (:func:`robustflow.build_info`),
@@ -70,7 +70,7 @@ def diagnose() -> dict[str, Any]:
 
 
 def _problems(native: dict[str, Any], backends: dict[str, Any]) -> list[str]:
-    """What is broken. A library that was built and fails is; one that was not built is a choice."""
+    """What is broken: a library that was built and fails, but not one that was not built."""
     from robustflow import _patch_on_import
     from robustflow._backend import setting_errors
 
@@ -164,7 +164,7 @@ def _auto_on_gpu() -> str:
 
 
 def _self_test(backend: str, device: str) -> list[str]:
-    """Do the kernels of a backend give what the reference gives?"""
+    """Whether the kernels of a backend agree with the reference."""
     import torch
 
     import robustflow
@@ -178,7 +178,7 @@ def _self_test(backend: str, device: str) -> list[str]:
         for name in (backend, "reference"):
             with robustflow.use_backend(name):
                 results.append(torch.cat(functional.modified_rq_spline(x, params, reduce="none")))
-    except Exception as error:  # whatever it is belongs into the report
+    except Exception as error:  # the report shows any error
         what = f"raise {type(error).__name__} ({str(error).splitlines()[0]})"
     else:
         native, reference = results

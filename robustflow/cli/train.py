@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     from robustflow.experiments.imaging.config import ConfigError, to_toml
     from robustflow.experiments.imaging.training import TrainingStopped
 
-    first = int(os.environ.get("RANK", 0)) == 0  # of torchrun's processes one speaks
+    first = int(os.environ.get("RANK", 0)) == 0  # with torchrun, only one process prints
     console = Console(stderr=True, quiet=not first)
     try:
         config = configuration(args).check()
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     except (TrainingStopped, CheckpointError) as error:
         print(f"robustflow train: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # whoever read the output left
+    except BrokenPipeError:  # the reader of the output closed it
         raise
     except OSError as error:  # a full disk, a folder that went away
         print(

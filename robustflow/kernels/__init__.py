@@ -1,6 +1,6 @@
-"""Triton kernels: every operation on a GPU, in portable Triton, beside the mathematics.
+"""Triton kernels of all transforms, with their formulas.
 
-They run wherever Triton does, and with ``TRITON_INTERPRET=1`` slowly on CPU tensors, for tests.
+They run wherever Triton does; for tests, with ``TRITON_INTERPRET=1``, slowly on CPU tensors.
 
 - ``modified_rq``, ``rq``, ``affine`` and ``cubic_bspline``: the formulas, one file a transform, on
   ``elementary``, ``rq_bin`` and ``rq_spline``, which are csrc/math in Triton, step for step;

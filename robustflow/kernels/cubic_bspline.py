@@ -5,9 +5,9 @@
 arXiv:2304.04555: eight bins in a box, slope 1 at its edges, identity outside, and a shift. Eleven
 parameters an element: four knot logits, six control logits, the shift.
 
-Both halves of the box are one formula, seen from the edge inwards to the middle knot: what belongs
-to the upper one is mirrored, and x and y are distances from the edge. A *curve* is the tuple (r0,
-q, r1) of a bin, which is all of it but its width.
+Both halves of the box are one formula, seen from the edge inwards to the middle knot: the upper one
+is mirrored, and x and y are distances from the edge. A *curve* is the tuple (r0, q, r1) of a bin;
+with its width it is the whole bin.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def cubic_mirrored(upper, values):
 
 @triton.jit
 def of_bin(reached, v0, v1, v2, v3):
-    """The one of the half's four values that is the bin's."""
+    """Select the value of the element's bin."""
     return tl.where(reached[2], v3, tl.where(reached[1], v2, tl.where(reached[0], v1, v0)))
 
 
@@ -111,7 +111,7 @@ def cubic_locate(key, params, settings, INVERSE: tl.constexpr):
     else:
         middle = ((m + m) + f[0]) + f[1]
     upper = key - left >= middle
-    outside = (key <= left) | (key >= right)  # asked this way, NaN is inside and stays NaN
+    outside = (key <= left) | (key >= right)  # written so that NaN counts as inside and stays NaN
     knot_shares = cubic_mirrored(upper, knot_shares)
     control_shares = cubic_mirrored(upper, control_shares)
     f = cubic_mirrored(upper, f)

@@ -1,10 +1,10 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
-"""exp, log and what is made of them, on tensors of float32 or float64: csrc/math/elementary.h.
+"""exp, log and functions of them, on tensors of float32 or float64: csrc/math/elementary.h.
 
-Every product that is added to something is an explicit ``fma``: then no two kernels, or layouts of
-one, can round an element differently, whatever a compiler would contract. In float32 the hardware's
-``exp2`` serves, corrected by what rounding its argument lost; float64 has Triton's own ``exp``.
-Where csrc/math gives a value and its derivative, so do these functions, as a tuple.
+Every product that is added to something is an explicit ``fma``, so that two kernels, or two layouts
+of one, cannot round an element differently. float32 uses the hardware's ``exp2``, corrected for the
+rounding of its argument; float64 uses Triton's ``exp``. Where csrc/math gives a value and its
+derivative, so do these functions, as a tuple.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Past this a logit carries nothing in float32: sigmoids and exponentials saturate, and their
-# gradient is zero.
+# Beyond this limit a logit changes nothing in float32: sigmoids and exponentials saturate, and
+# their gradient is zero.
 LOGIT_LIMIT = tl.constexpr(40.0)
 # The same for softplus, which grows linearly.
 SOFTPLUS_LIMIT = tl.constexpr(2.0**60)
-# log2(e) as a float32, and what it lacks.
+# log2(e) as a float32, and the rest of it.
 LOG2_E = tl.constexpr(1.4426950216293335)
 LOG2_E_REST = tl.constexpr(1.9259629911266175e-08)
 LOG_2 = tl.constexpr(0.6931471805599453)
@@ -150,7 +150,7 @@ def softplus(logit):
 @triton.jit
 def soft_clip(x, inverse_bound):
     """(x / (1 + |x| / bound), slope); the value stays within +-bound."""
-    # Past this the bound is reached to the last bit, and near the largest number q would underflow.
+    # Beyond this the bound is reached to the last bit; near the largest number q would underflow.
     clipped = at_most(1e30, at_least(-1e30, x))
     q = 1.0 / (tl.abs(clipped) * inverse_bound + 1.0)
     return clipped * q, q * q
@@ -193,5 +193,5 @@ def arctangent(a):
         series = z * series - 0.33333331753816969
     first = tl.fma(v * z, series, v) + middle.to(a.dtype) * 0.78539816339744831
     value = tl.where(steep, 1.5707963267948966 - first, first)
-    clipped = at_most(1e18, t)  # its square is a number
+    clipped = at_most(1e18, t)  # its square is finite
     return tl.where(a < 0.0, -value, value), 1.0 / (clipped * clipped + 1.0)

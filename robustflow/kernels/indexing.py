@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment"
 # ruff: noqa: RUF005  (Triton knows no (*a, b))
-"""Where a program's elements lie, and how their values go out: shared by every kernel.
+"""Where a program's elements lie, and how values are loaded and stored, for every kernel.
 
 robustflow/kernels/plan.py says what rows and the inner dimension are. A tile is BLOCK elements: of
 BLOCK / BLOCK_INNER rows, BLOCK_INNER elements each, along the inner dimension.
@@ -13,7 +13,7 @@ import triton.language as tl
 
 from robustflow.kernels.elementary import LOG_2, split_exponent
 
-# What is summed, as plan.py decides.
+# The kind of sum, chosen by plan.py.
 SUM_NOTHING = tl.constexpr(0)
 SUM_ROWS = tl.constexpr(1)  # the rows of a group; each inner element has a sum of its own
 SUM_GROUP = tl.constexpr(2)  # the rows of a group along the inner dimension too
@@ -86,7 +86,7 @@ def locate_sums(
     OUTER_DIMS: tl.constexpr,
     SUMS: tl.constexpr,
 ):
-    """(index, mask) of a program's sums, as many as sum_tile() makes."""
+    """(index, mask) of a program's sums, one for each result of sum_tile()."""
     if SUMS == SUM_KEPT:
         return locate_tile(group, 0, inner_block, shape, BLOCK, BLOCK_INNER, OUTER_DIMS, SUMS)
     else:
@@ -117,7 +117,7 @@ def _outer_index(row, size1, size2, OUTER_DIMS: tl.constexpr):
 
 @triton.jit
 def offset(index, strides, OUTER_DIMS: tl.constexpr):
-    """Of each element of an index, in a tensor with these strides."""
+    """The offset of each element of an index in a tensor with these strides."""
     i0, i1, i2, i = index
     stride0, stride1, stride2, stride_inner = strides
     at = i * stride_inner
@@ -134,7 +134,7 @@ def offset(index, strides, OUTER_DIMS: tl.constexpr):
 def at_index(index, tensors, GROUPS: tl.constexpr, OUTER_DIMS: tl.constexpr):
     """(pointer, offset of each element, distance between its numbers) for each group of parameters.
 
-    GROUPS: READS or WRITES of loops.py. A pointer is None where nothing is to be written.
+    GROUPS: READS or WRITES of loops.py. A pointer is None if nothing is to be written.
     """
     out = ()
     for g in tl.static_range(len(GROUPS)):
@@ -147,7 +147,7 @@ def at_index(index, tensors, GROUPS: tl.constexpr, OUTER_DIMS: tl.constexpr):
 
 @triton.jit
 def load_or_zero(pointer, at, mask, like):
-    """A cotangent in the dtype of ``like``; zero where there is none."""
+    """A cotangent in the dtype of ``like``; zero if there is none."""
     if pointer is None:
         return tl.zeros_like(like)
     else:
@@ -197,9 +197,9 @@ def load_planes(
 ):
     """The COUNT parameters of each element, as a tuple of [BLOCK] in DTYPE.
 
-    ROWS: zero, and they come one plane after another; or an element's parameters are adjacent, and
-    come as a tile of rows, each of which begins at a multiple of ROWS from the first. PADDED is the
-    next power of two.
+    ROWS: 0 loads one plane after another. Otherwise an element's parameters are adjacent and are
+    loaded as a tile of rows, each of which begins at a multiple of ROWS from the first. PADDED is
+    the next power of two.
     """
     if ROWS > 0:
         first = tl.multiple_of(at[:, None], [ROWS, ROWS])
@@ -262,10 +262,10 @@ def sum_tile(tile, BLOCK: tl.constexpr, BLOCK_INNER: tl.constexpr, SUMS: tl.cons
 
 @triton.jit
 def multiply_log(mantissa, exponent, factor):
-    """One more factor of a product whose logarithm is wanted, as (mantissa, exponent).
+    """Multiply a product, kept as (mantissa, exponent), by one more factor.
 
-    Up to 64 factors before the mantissas' product could leave the range. A factor that is NaN or
-    infinite has no mantissa: it makes the product NaN.
+    Up to 64 factors, or the mantissas' product could overflow. A factor that is NaN or infinite has
+    no mantissa: it makes the product NaN.
     """
     m, e = split_exponent(factor)
     return tl.fma(mantissa, m, factor - factor), exponent + e

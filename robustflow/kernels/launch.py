@@ -19,9 +19,10 @@ def launch(
         arguments: positional; the first is a tensor.
         constants: compile-time arguments, by name.
 
-    Traced tensors take the way that torch.compile sees into; plain ones the direct one, without
-    its cost, and with products that are not contracted into sums: the kernels say where that
-    shall happen, so that layouts, and the presence of outputs, cannot change an element's bits.
+    Traced tensors are launched by ``wrap_triton``, which torch.compile can trace. Plain ones are
+    launched directly, which costs less. Contraction of products and sums is off: the kernels use
+    fma where it is wanted, so that layouts, and the presence of outputs, cannot change an element's
+    bits.
     """
     if type(arguments[0]) in PLAIN_TYPES:
         kernel[(programs,)](*arguments, **constants, num_warps=num_warps, enable_fp_fusion=False)

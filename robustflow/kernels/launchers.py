@@ -1,4 +1,4 @@
-"""The transforms as functions on tensors, from their specs: what the operators call.
+"""The transforms as functions on tensors, built from their specs, for the operators to call.
 
 Tensors are in canonical form (robustflow/ops).
 """
@@ -22,7 +22,7 @@ from robustflow.kernels.run import NO_SINK, Call, Sink, gradient, transform
 MAX_BINS_IN_REGISTERS = 32
 """3 K values and what is made of them fill a thread's 255 registers a little beyond."""
 
-# What the kernels' arguments have room for: loops.py.
+# Number of arguments that the kernels of loops.py have for groups and for settings.
 _NUM_GROUPS = 3
 _NUM_SETTINGS = 9
 
@@ -56,7 +56,7 @@ class Launches:
         block, half_block, gradient_block, half_gradient_block: elements of a tile, and those of one
             whose parameters are of a half type.
         derived: further settings, after those of the schema that are floating-point numbers.
-        together: parameters in one tensor are read in one go, of all groups.
+        together: parameters of all groups in one tensor are read together.
     """
 
     block: int
@@ -69,14 +69,14 @@ class Launches:
 
 
 def _inverse_bound(settings: Mapping[str, Any]) -> tuple[float, ...]:
-    """Of the soft clipping of derivatives: one over the bound on their logarithms."""
+    """For the soft clipping of derivatives: one over the bound on their logarithms."""
     return (-1.0 / math.log(settings["min_derivative"]),)
 
 
-# One element a thread, all that is known of it in the thread's registers.
+# One element a thread, with everything in the thread's registers.
 _ONE_A_THREAD = Launches(128, 128, 128, 128)
 
-# Of transforms that take others.
+# Launches of the transforms that differ from that.
 LAUNCHES = {
     # Accesses of 16 bytes: of four elements a thread in float32, of eight in half types. Gradients
     # take twice the registers an element: four of any type.
@@ -103,7 +103,7 @@ class Function:
     def _sort(self, *config: Any) -> Settings:
         values = self.spec.named(config)
         named = {name: value for (_, name), value in zip(self._fields, values, strict=True)}
-        if self.spec.size:  # a kernel is of one size: torch.compile must not leave it open
+        if self.spec.size:  # a kernel has one size: torch.compile must specialise on it
             named[self.spec.size] = int(named[self.spec.size])
         floats = tuple(named[name] for kind, name in self._fields if kind == "float")
         numbers = (*floats, *self._launches.derived(named))
@@ -229,7 +229,7 @@ class Function:
 
 
 def _given(groups: Sequence[Tensor | None], settings: Settings) -> tuple[Tensor, ...]:
-    """The tensors of parameters that have any."""
+    """The parameter tensors that are not empty."""
     return tuple(
         group
         for group, count in zip(groups, settings.counts, strict=True)

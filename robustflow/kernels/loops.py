@@ -4,21 +4,21 @@
 
 A formula is two functions of a tile of elements, which :func:`transform_formula` and
 :func:`gradient_formula` choose by name. Tensors, strides and settings are tuples from the first
-lines of a kernel on. They cannot be tuples among its arguments, nor can a formula be one, since the
-same kernels stand in the graphs of torch.compile. ``torch.library.wrap_triton`` does not see a
-tensor in a tuple: without an error it takes the kernel for one without effect, and drops it.
-Inductor raises a TypeError for a tuple of numbers, and for a jit function as a constant it writes a
-module that is no Python (torch 2.13). So arguments have room for what any transform needs:
-``params0`` to ``params2``, one ``constant``, and nine settings.
+lines of a kernel on. A kernel's arguments cannot be tuples, nor a formula, because torch.compile
+puts the same kernels into its graphs (torch 2.13). ``torch.library.wrap_triton`` ignores tensors in
+tuples: it takes the kernel for one without effect and drops it, without an error. Inductor raises a
+TypeError for a tuple of numbers, and writes invalid Python for a jit function as a constant. So
+there are enough arguments for any transform: ``params0`` to ``params2``, one ``constant``, and nine
+settings.
 
 Constants of both kernels:
 
-- TRANSFORM: the name of the formula; OPTIONS: its settings that are no floating-point numbers, and
-  how many parameters each of its groups has;
+- TRANSFORM: the name of the formula; OPTIONS: its settings that are not floats, and the number of
+  parameters of each group;
 - READS: how each group of an element's parameters is read: (which of the params, its first one
   there, how many, the next power of two, ROWS of :func:`indexing.load_planes`); WRITES: the same of
   the gradients;
-- IN_REGISTERS: whether an element's parameters and gradients fit the registers. Else the formula
+- IN_REGISTERS: whether an element's parameters and gradients fit in registers. If not, the formula
   reads and writes them itself;
 - TILES to WIDE: robustflow/kernels/plan.py.
 """
@@ -296,7 +296,7 @@ def gradient_kernel(
 
 @triton.jit
 def store_groups(writes, made, mask, WRITES: tl.constexpr, BLOCK: tl.constexpr):
-    """The gradients of each group that is wanted."""
+    """Store the gradients of each group that is wanted."""
     for g in tl.static_range(len(WRITES)):
         pointer, at, plane = writes[g]
         if pointer is not None:
@@ -307,7 +307,7 @@ def store_groups(writes, made, mask, WRITES: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def add_groups(sums, made, mask, grads, WRITES: tl.constexpr):
-    """One more tile of the sums of each group that is wanted."""
+    """Add a tile to the sums of each group that is wanted."""
     out = ()
     for g in tl.static_range(len(WRITES)):
         planes = ()

@@ -35,7 +35,7 @@ def modified_rq_bin(
     INVERSE: tl.constexpr,
     DERIVATIVE: tl.constexpr,
 ):
-    """(bin, whether it is the second one, whether the element is outside, what gradients need).
+    """(bin, whether it is the second one, whether the element is outside, values for gradients).
 
     key: x, or y - shift for the inverse.
     """
@@ -67,7 +67,7 @@ def modified_rq_bin(
         tl.where(upper, derivative, 1.0),
         tl.where(upper, 1.0, derivative),
     )
-    outside = (key <= left) | (key >= right)  # asked this way, NaN is inside and stays NaN
+    outside = (key <= left) | (key >= right)  # written so that NaN counts as inside and stays NaN
     slopes = (w_value * w_complement, h_value * h_complement, factor, derivative)
     return spline_bin, upper, outside, slopes
 

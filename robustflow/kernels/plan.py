@@ -6,11 +6,11 @@ shared parameters, are added up; the others are *kept*. In each of the two class
 sorted as y has them in memory and merged wherever the strides of every operand permit. The fastest
 one of all is the *inner* dimension; the others, kept ones first, are the outer ones.
 
-A *group* of rows is all that is added into one row of sums: with S the product of the summed outer
-dimensions, group g holds the rows [g S, (g + 1) S) of the flattened outer dimensions. Without sums
-there is one group. A program takes a *chunk* of a group, which is some tiles one after another, and
-writes one partial sum; `sums.py` adds those up in their order. (Where each sum is of one short row,
-a tile holds many of them whole.)
+A *group* is the set of rows that are added into one row of sums: with S the product of the summed
+outer dimensions, group g holds the rows [g S, (g + 1) S) of the flattened outer dimensions. Without
+sums there is one group. A program processes a *chunk* of a group, which is several tiles in turn,
+and writes one partial sum; `sums.py` adds these in order. (If each sum is over one short row, a
+tile holds many whole rows.)
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Plan:
         return self.chunks if self.sums in (SUM_ROWS, SUM_GROUP, SUM_KEPT) else 1
 
     def strides(self, strides: Strides) -> Strides:
-        """(outer 0, outer 1, outer 2, inner) of an operand; zero where there is no such axis."""
+        """Strides (outer 0, outer 1, outer 2, inner) of an operand; zero for a missing axis."""
         each = [strides[axis[-1]] if axis else 0 for axis in self.axes]
         padding = [0] * (MAX_OUTER_DIMS - self.outer_dims)
         return (*each[:-1], *padding, each[-1])
@@ -141,7 +141,7 @@ def make_plan(
     planes: int = 1,
     independent: bool = True,
 ) -> Plan | None:
-    """The plan of a call; None where more dimensions remain than a kernel has arguments for.
+    """The plan of a call; None if more dimensions remain than a kernel has arguments for.
 
     Args:
         shape: of x, not empty.
@@ -150,7 +150,7 @@ def make_plan(
         summed: the dimensions that are summed; None where there are no sums.
         block: elements of a tile.
         planes: the largest distance in memory between an element's first and last parameter.
-        independent: a sum must not depend on how many there are.
+        independent: the bits of a sum must not depend on the number of sums.
     """
     dims = [dim for dim, size in enumerate(shape) if size != 1]
     dims.sort(key=lambda dim: -order[dim])
@@ -176,7 +176,7 @@ def make_plan(
         if inner_summed and rows == 1 and 2 * inner <= block:
             sums, rows = SUM_INNER, outer
     groups = outer // rows
-    # With sums enough to fill tiles with, a lane adds up rows one by one.
+    # With enough sums to fill tiles, each lane adds rows one by one.
     if sums == SUM_ROWS and groups > 1 and inner < block <= groups * inner:
         sums = SUM_KEPT
     if sums == SUM_INNER:
@@ -213,7 +213,7 @@ def make_plan(
 
 
 def power_of_two_from(number: int) -> int:
-    """The smallest that is no less; of an open size, torch.compile then knows a range of it."""
+    """The smallest power of two not below it; gives torch.compile a range for a dynamic size."""
     power = 1
     while power < number:
         power *= 2

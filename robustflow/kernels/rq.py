@@ -27,7 +27,7 @@ from robustflow.kernels.rq_spline import (
 
 @triton.jit
 def rq_settings(settings):
-    """Those behind the box."""
+    """The settings after the box."""
     return settings[4], settings[5], settings[6], settings[7], settings[8]
 
 

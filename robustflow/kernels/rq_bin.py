@@ -21,10 +21,10 @@ from robustflow.kernels.elementary import at_least, at_most
 
 @triton.jit
 def distances(v, v0, v1, size):
-    """Distances of v from the ends of [v0, v1] that sum to its size.
+    """Distances of v from the ends of [v0, v1], which sum to its size.
 
-    The smaller one from its own end, the other as what is left. The ends are rounded: a bin that is
-    smaller than that may seem larger than its size, which neither distance then exceeds.
+    The smaller one is computed, the other is size minus that. The ends are rounded, so in a tiny
+    bin even the smaller one may exceed the size; it is clamped.
     """
     left, right = at_least(0.0, v - v0), at_least(0.0, v1 - v)
     near_left = left < right
@@ -35,7 +35,7 @@ def distances(v, v0, v1, size):
 
 @triton.jit
 def rq_slope(g, width, N):
-    """T: in this order no factor leaves the range."""
+    """T, in an order in which no factor overflows or underflows."""
     return (g * width) * (g * N)
 
 
@@ -65,7 +65,7 @@ def rq_solve(spline_bin, y):
     p, q = distances(y, y0, y1, height)
     r = width * tl.fma(d0, q, -(d1 * p)) / height
     size = tl.abs(r)
-    # Past this r^2 overflows and 4 p q is nothing.
+    # Beyond this r^2 overflows and 4 p q is negligible.
     root = tl.where(size > 1e18, size, tl.sqrt(tl.fma(r, r, 4.0 * p * q)))
     g = size + root
     rising = r >= 0.0
@@ -89,9 +89,9 @@ def rq_inverse(spline_bin, y):
 
 @triton.jit
 def rq_shares(spline_bin, a, b):
-    """What the partial derivatives of y and of l = log T are made of, in shares of Q and N.
+    """The terms of the partial derivatives of y and of l = log T: RqShares of csrc/math/rq_bin.h.
 
-    The shares sum to one; nothing is formed that could overflow.
+    Shares of Q and of N sum to one, so nothing overflows.
     """
     _, _, _, _, width, height, d0, d1 = spline_bin
     D0, D1 = d0 * width, d1 * width
@@ -140,9 +140,9 @@ def rq_gradient(spline_bin, key, grad_y, grad_logabsdet, INVERSE: tl.constexpr):
     """Gradients by (x, x0, x1, y0, y1, log d0, log d1, both x knots, both y knots).
 
     From cotangents of the output and of logabsdet, of either direction; "both" is by a shift of two
-    knots together, from its own formula, since the two terms of the sum may cancel. The inverse
-    goes by implicit differentiation; there the gradients by the knots of x are written out, since
-    large terms cancel in the sum of the two ways that they take, through y and through l.
+    knots together, from its own formula, since the two terms of the sum may cancel. The inverse is
+    differentiated implicitly. Its gradients by the knots of x are written out, because large terms
+    cancel in the sum of their parts through y and through l.
     """
     x0, x1, _, _, width, height, _, _ = spline_bin
     if INVERSE:

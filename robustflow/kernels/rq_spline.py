@@ -6,8 +6,8 @@ Durkan et al. 2019 (arXiv:1906.04032). Up to ``launchers.MAX_BINS_IN_REGISTERS``
 logits are tuples of blocks, held in registers; beyond, they are read from memory again for each
 pass. Both ways go through the same steps.
 
-A *derivative* is the tuple (d, d log d / d logit). A *place* is what gradients need to know beside
-an element's bin: its index, the unnormalised sizes of the bins before it, of its own and of those
+A *derivative* is the tuple (d, d log d / d logit). A *place* is what gradients need beside an
+element's bin: its index, the unnormalised sizes of the bins before it, of its own and of those
 behind it, on x and on y, and d log d / d logit at its two knots.
 """
 
@@ -106,8 +106,8 @@ def rq_knot(
 ):
     """Knot k, from the left end of the box up to the middle one, from the right end behind it.
 
-    That is the nearer end of a box whose bins are of like size, and its rounding is the smaller.
-    Ready-made sizes need not sum to the box to the last bit: those count from the left.
+    If the bins are of similar size that is the nearer end, whose rounding error is smaller.
+    Ready-made sizes need not sum exactly to the box: their knots are measured from the left.
     """
     if PARAMETRIZATION == "knots" or k <= NUM_BINS // 2:
         return tl.fma(slope, before, start + k * step)
@@ -148,10 +148,10 @@ def rq_pass_knot(
     k, state, knot_x, knot_y, logit, size_x, size_y, before_x, before_y, key,
     INVERSE: tl.constexpr,
 ):  # fmt: skip
-    """The search's state after inner knot k, behind which lies a bin of the given sizes.
+    """The search's state after inner knot k, with the sizes of the bin behind it.
 
-    Who has come as far as the last knot has its right end in this one; who has come as far as this
-    one (NaN never does) has its left end in it.
+    If the key passed the previous knot, this knot is its bin's right end (so far). If it passed
+    this knot, this is its bin's left end. NaN passes no knot.
     """
     index, x0, x1, y0, y1, own_x, own_y, pre_x, pre_y, post_x, post_y, logit0, logit1, reached = (
         state
@@ -276,10 +276,10 @@ def rq_search(
 
 @triton.jit
 def rq_outside(key, lower, upper, TAILS: tl.constexpr, X_DTYPE: tl.constexpr):
-    """Asked this way, NaN is inside and stays NaN.
+    """Whether an element is outside; written so that NaN counts as inside.
 
-    But for linear tails the edges belong to the spline, and their roundings to x's dtype, which may
-    lie beyond.
+    Except with linear tails, the edges belong to the spline, and so do their roundings to x's
+    dtype, which may lie outside.
     """
     if TAILS == "linear":
         return (key <= lower) | (key >= upper)
@@ -311,13 +311,13 @@ def rq_size_factors(
     NUM_BINS: tl.constexpr,
     PARAMETRIZATION: tl.constexpr,
 ):
-    """What makes the gradient by a size logit, of a bin before an element's, its own, one behind.
+    """Factors of the gradients by size logits: before an element's bin, its own, behind it.
 
-    It is that times the bin's unnormalised size: slope * size_j * (C_j - mean), where C_j is the
-    gradient by the knots that move with bin j (both of the element's for a bin before its own, the
-    right one for its own, none for one behind), and the mean is over the bins by size. The
-    differences are written out, since they cancel. Ready-made sizes take C_j as it is; there the
-    last knot is the end of the box, whatever the sizes.
+    The gradient is the factor times the bin's unnormalised size: slope * size_j * (C_j - mean). C_j
+    is the gradient by the knots that move with bin j: both of the element's if bin j is before its
+    own, the right one for its own, none if behind. The mean is weighted by size. The differences
+    are written out, because they cancel. For ready-made sizes the gradient is C_j; there the last
+    knot is the end of the box, whatever the sizes.
     """
     if PARAMETRIZATION == "knots":
         last = index == NUM_BINS - 1.0

@@ -1,4 +1,4 @@
-"""What the launchers of all transforms share: allocation, the plan, sums, and calls that need cuts.
+"""Shared by the launchers: allocation, the plan, sums, and calls that need several launches.
 
 Tensors are in canonical form (robustflow/ops): x of any shape S, parameters whose last dimension is
 the parameter axis and whose others equal S or are 1. All are read and written through their
@@ -33,7 +33,7 @@ _WIDEST = 8
 
 @dataclass(frozen=True)
 class Sink:
-    """An output that a kernel sums into, or writes element by element.
+    """An output of a kernel: sums, or values element by element.
 
     ``strides`` are over the dimensions of x, ``plane`` between the parameters of one element, and
     ``part`` from one partial sum to the next.
@@ -50,7 +50,7 @@ NO_SINK = Sink(None, ())
 
 @dataclass(frozen=True)
 class Call:
-    """The tensors of one launch, and what its kernel wants to know of them."""
+    """The tensors of one launch, and their strides for the kernel."""
 
     plan: Plan
     x: Tensor
@@ -65,24 +65,24 @@ class Call:
         return self.plan.strides(operand_strides(tensor, self.x.shape))
 
     def planes(self, tensor: Tensor | None) -> Strides:
-        """Those of a parameter tensor, and the distance between an element's parameters."""
+        """Strides of a parameter tensor, and the distance between an element's parameters."""
         return (*self.strides(tensor), 0 if tensor is None else tensor.stride(-1))
 
     def sums(self, sink: Sink) -> Strides:
-        """Those of log-determinants, and the distance between partial sums."""
+        """Strides of log-determinants, and the distance between partial sums."""
         return (*self.plan.strides(sink.strides), sink.part)
 
     def plane_sums(self, sink: Sink) -> Strides:
-        """Those of a gradient, between an element's parameters, and between partial sums."""
+        """Strides of a gradient, between an element's parameters, and between partial sums."""
         if sink.data is None:
             return 0, 0, 0, 0, 0, 0
         return (*self.plan.strides(sink.strides), sink.plane, sink.part)
 
     def rows(self, *tensors: Tensor | Sink | None) -> int:
-        """Zero, or the parameters of each element lie side by side in all of these tensors.
+        """0 unless the parameters of each element are adjacent in all of these tensors.
 
-        Then it is the largest power of two of which the offset of every element is a multiple: so
-        many numbers may a single access move.
+        Otherwise the largest power of two of which the offset of every element is a multiple: the
+        most numbers that a single access may move.
         """
         aligned = _WIDEST
         for tensor in tensors:
@@ -138,7 +138,7 @@ def transform(
     summed = range(batch_dims, dims)
     strides = (*total.stride(), *(0 for _ in summed))
     plan = _plan(x.shape, y.stride(), (x, y, *params, constant), params, block, [strides], summed)
-    if plan is None:  # as rare as it is simple
+    if plan is None:  # rare: without sums first, then torch's sum
         logabsdet = dense_like(x, dtype)
         _transform_each(x, params, constant, y, logabsdet, block, run)
         return y, logabsdet.sum(dim=tuple(summed))

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
-"""The second pass: partial sums are added up, in their order."""
+"""The second pass of sums: adds partial sums in order."""
 
 from __future__ import annotations
 

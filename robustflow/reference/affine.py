@@ -72,7 +72,7 @@ def affine(
 def _factor(
     logit: Tensor, scale: str, eps: float, clamp: float, *, divide: bool
 ) -> tuple[Tensor, Tensor]:
-    """What multiplies x (the scale, or one over it when ``divide``), and its logarithm."""
+    """The factor of x (the scale, or one over it if ``divide``), and its logarithm."""
     if scale == "softplus":
         value = softplus(saturate(logit, -LOGIT_LIMIT, LINEAR_LIMIT)) + eps
     elif scale == "sigmoid" and eps > 0:
@@ -87,7 +87,7 @@ def _factor(
 
 
 def _log_scale(logit: Tensor, scale: str, clamp: float) -> Tensor:
-    """The logarithm of the scales that are exponentials; sigmoid is one when nothing is added."""
+    """The log of a scale that is an exponential; sigmoid counts as one if eps is 0."""
     if scale == "sigmoid":
         return torch.nn.functional.logsigmoid(saturate(logit + 2))
     if scale == "atan_exp":

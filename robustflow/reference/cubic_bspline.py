@@ -68,7 +68,7 @@ def cubic_bspline(
     if inverse:
         z = z - shift
 
-    outside = (z <= left) | (z >= right)  # asked this way, NaN is inside and stays NaN
+    outside = (z <= left) | (z >= right)  # written so that NaN counts as inside and stays NaN
     # The spline sees harmless inputs where its result is not wanted: see modified_rq.
     inner = torch.where(outside, left, z)
     params = torch.where(outside.unsqueeze(-1), 0.0, params)
@@ -128,7 +128,7 @@ def through(
 
 
 class Curve(NamedTuple):
-    """A bin's curve but for its width; all positive."""
+    """A bin's curve without its width; all values are positive."""
 
     r0: Tensor
     q: Tensor

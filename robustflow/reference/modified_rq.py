@@ -52,9 +52,9 @@ def modified_rq(
     if inverse:
         z = z - shift
 
-    outside = (z <= left) | (z >= right)  # asked this way, NaN is inside and stays NaN
-    # The spline sees harmless inputs where its result is not wanted. Selecting the result alone
-    # would not do: the gradient there would be 0 times whatever the formula makes of the element.
+    outside = (z <= left) | (z >= right)  # written so that NaN counts as inside and stays NaN
+    # The spline gets harmless inputs where its result is not used. Selecting the result is not
+    # enough: the gradient would be 0 times the formula's derivative, which may be infinite.
     inner = torch.where(outside, left, z)
     w, h, d = (torch.where(outside, 0.0, logit) for logit in logits)
 

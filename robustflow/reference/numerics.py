@@ -1,4 +1,4 @@
-"""What every reference transform shares: dtypes, saturation, soft clipping, the log-det's sum."""
+"""Shared by the reference transforms: dtypes, saturation, soft clipping, the log-det's sum."""
 
 from __future__ import annotations
 

@@ -93,15 +93,15 @@ def rq(
     low, high = (y_low, y_high) if inverse else (x_low, x_high)
 
     z = x.to(dtype)
-    # Asked this way, NaN is inside and stays NaN.
+    # Written so that NaN counts as inside and stays NaN.
     if tails == "linear":
         outside = (z <= low) | (z >= high)
     else:
         outside = (z < torch.minimum(low, _as_stored(low, x.dtype))) | (
             z > torch.maximum(high, _as_stored(high, x.dtype))
         )
-    # The spline sees harmless inputs where its result is not wanted. Selecting the result alone
-    # would not do: the gradient there would be 0 times whatever the formula makes of the element.
+    # The spline gets harmless inputs where its result is not used. Selecting the result is not
+    # enough: the gradient would be 0 times the formula's derivative, which may be infinite.
     inner = _within(torch.where(outside, low, z), low, high)
     widths, heights, derivatives = (
         torch.where(outside.unsqueeze(-1), 1.0, p.to(dtype)) for p in (widths, heights, derivatives)
@@ -159,7 +159,7 @@ def _as_stored(edge: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _within(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Clamped, with the gradient of what is not."""
+    """Clamped, with the gradient of the unclamped value."""
     nothing = value - value.detach()
     return torch.where(value < low, low + nothing, torch.where(value > high, high + nothing, value))
 
@@ -181,8 +181,8 @@ def _knots(
     elif parametrization == "softclip":
         sizes = (high - low) * torch.softmax(softclip(logit_scale * raw, -math.log(slope) / 2), -1)
     else:
-        # Softmax does not see a common shift. Taken off first, the largest logit cannot overflow
-        # when it is scaled; detached, because the result does not depend on it.
+        # Softmax does not change under a common shift. Subtract the largest logit first, so that
+        # scaling cannot overflow; detached, because the result does not depend on it.
         logits = logit_scale * (raw - raw.amax(-1, keepdim=True).detach())
         free = 1 - num_bins * min_bin
         sizes = (high - low) * (min_bin + free * torch.softmax(logits, -1))

@@ -87,7 +87,7 @@ def inverse(y: Tensor, b: Bin) -> tuple[Tensor, Tensor]:
     root = scale * torch.sqrt((r / scale) ** 2 + 4 * (v / scale) * (n / scale))
     g = magnitude + root
 
-    # t : c is all that is determined, and any common factor serves: a detached one makes t + c = 1.
+    # Only the ratio t : c is determined; a detached common factor makes t + c = 1.
     t, c = torch.where(positive, 2 * v, g), torch.where(positive, g, 2 * n)
     factor = (t + c).detach()
     t, c = t / factor, c / factor
