@@ -4,9 +4,9 @@
 //
 // Of the twelve knot spacings around the eight bins the middle four are free, of the ten
 // differences D of the control points the middle six; the others have the smallest size m. With S_j
-// the sum of the three spacings that D_j spans, the derivative is the quadratic B-spline of q_j =
-// D_j / S_j. Its value r at a knot is a mean of two of them, and over a bin of width h, at t = 1 -
-// c of it,
+// the sum of the three spacings that D_j spans, the derivative is three times the quadratic
+// B-spline of q_j = D_j / S_j, whose value r at a knot is a mean of two of them. In a bin of width
+// h, at t = 1 - c of it,
 //
 //   T = dy/dx = 3 (r0 c^2 + 2 q c t + r1 t^2)
 //   y = y0 + h (r0 t (3 - 3 t + t^2) + q t^2 (3 - 2 t) + r1 t^3)
@@ -149,22 +149,22 @@ struct CubicBspline {
   V smallest, free;  // sizes: of the smallest bin, and of what the free ones share beyond that
 
   // Both halves of the box are one formula, seen from the edge inwards to the middle knot: the
-  // upper one is mirrored, with the signs of x and y. All members are in that order and direction,
-  // and x and y are distances from the edge.
+  // upper one is mirrored, with the signs of x and y. All members are in that order and have these
+  // signs.
   struct Element {
     V knot_share[kKnots], control_share[kControls];
-    V f[kKnots];               // free spacings
-    V q[kBins + 2];            // of this half and the next bin
-    mask_t<V> reached[kBins];  // the element lies in bin k or behind
-    CubicBin<V> bin;           // seen from the edge
-    V x0, x1, y0, y1;          // its knots
+    V f[kKnots];                   // free spacings
+    V q[kBins + 2];                // of this half and the next bin
+    mask_t<V> reached[kBins - 1];  // whether the element lies past an inner knot
+    CubicBin<V> bin;               // seen from the edge
+    V x0, x1, y0, y1;              // its knots
     mask_t<V> upper, outside;
 
     ROBUSTFLOW_FN V mirrored(V v) const { return select(upper, V(0) - v, v); }
 
     // Selects the value of the element's bin.
     ROBUSTFLOW_FN V of_bin(V v0, V v1, V v2, V v3) const {
-      return select(reached[3], v3, select(reached[2], v2, select(reached[1], v1, v0)));
+      return select(reached[2], v3, select(reached[1], v2, select(reached[0], v1, v0)));
     }
   };
   struct Output {
@@ -232,7 +232,7 @@ struct CubicBspline {
         {m * (V(2.0 / 3) + r1), m * (r1 + q2 + r2), f[0] * (r2 + q3 + r3), f[1] * (r3 + q4 + r4)});
     const V own = e.mirrored(key);
     repeat<kBins, 1>(
-        kBins, [&](int k) ROBUSTFLOW_INLINE { e.reached[k] = own >= (inverse ? y[k] : x[k]); });
+        kBins, [&](int k) ROBUSTFLOW_INLINE { e.reached[k - 1] = own >= (inverse ? y[k] : x[k]); });
     e.bin = {e.of_bin(m, m, f[0], f[1]), e.of_bin(third, r1, r2, r3), e.of_bin(third, q2, q3, q4),
              e.of_bin(r1, r2, r3, r4)};
     e.x0 = e.of_bin(x[0], x[1], x[2], x[3]);
@@ -322,8 +322,7 @@ struct CubicBspline {
       const V two0 = V(1) / (before + width), two1 = V(1) / (width + after);
       const V three0 = V(1) / (m + before + width), three1 = V(1) / (before + width + after);
       const V three2 = V(1) / (width + after + further);
-      // The quadratic B-spline T / 3: shares of q0 and q1, and of q1 and q2; their means; the
-      // basis.
+      // The quadratic B-spline T / 3: shares of q0 and q1, and of q1 and q2; means; the basis.
       const V b0 = b * two0, a0 = a_before * two0, b1 = b_after * two1, a1 = a * two1;
       const V u = q0 * b0 + q1 * a0, w = q1 * b1 + q2 * a1, third = c * u + t * w;
       const V B0 = c * b0, B1 = c * a0 + t * b1, B2 = t * a1;
