@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from robustflow._extras import explain
 from robustflow.cli._sampling import add_out
 
 HELP = "answer a question about robustness: train flows, measure, write a table and a picture"
@@ -68,12 +69,20 @@ def run(args: argparse.Namespace) -> int:
             if not equals:
                 raise StudyError(f"--set wants KEY=VALUE, got {setting!r}.")
             study = study.changed(key.strip(), value.strip())
+        assert study.module  # whose packages may be missing
         for each in study.models.values():
             each.check()
         if args.print_config:
             command.print_configs(study)
             return 0
         command.run_and_print(study, args.out, args.models, console)
+    except ModuleNotFoundError as error:
+        extra = study.extra or "study"
+        sentence = explain(f"The study {study.name!r}", error, extra)
+        if sentence is None:
+            raise
+        print(f"robustflow study: {sentence}", file=sys.stderr)
+        return 2
     except (StudyError, ConfigError) as error:
         print(f"robustflow study: {error}", file=sys.stderr)
         return 2

@@ -6,7 +6,7 @@ each element, minimise the divergence of the samples x = f^-1(z; y) from the phy
 
     E_e [ |A(x) - y|^2 / (2 sigma^2) + |z|^2 / 2 ] - sum log s
 
-**As cool**, the control: plain samples whose latents are as large as the corrected ones.
+**Plain, as large**, the control: plain samples whose latents are as large as the corrected ones.
 
 **Fine-tuned on y alone**: y is a picture, too. A copy of the flow learns p(y | A(y)) by maximum
 likelihood with a few updates of all weights, y mirrored; nothing but y is needed.
@@ -68,10 +68,10 @@ def measure(cell: Cell) -> list[Row]:
         y = subject.observation
         torch.manual_seed(cell.seed)
         add = partial(_row, subject, cell)
-        rows.append(add("none", partial(_plain, flow, y, cell, temperature)))
+        rows.append(add("plain", partial(_plain, flow, y, cell, temperature)))
         rows.append(add("latents corrected", partial(_corrected, flow, y, cell)))
-        cool: float = rows[-1]["size of latents"]
-        rows.append(add("as cool", partial(_plain, flow, y, cell, cool)))
+        size: float = rows[-1]["size of latents"]
+        rows.append(add("plain, as large", partial(_plain, flow, y, cell, size)))
         rows.append(add("fine-tuned on y", partial(_fine_tuned, flow, y, cell)))
     return rows
 

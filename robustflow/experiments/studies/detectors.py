@@ -112,10 +112,13 @@ def figure(rows: Sequence[Row], study: Study) -> Figure:
                     color=COLOURS[place],
                     label=f"T = {temperature:g}",
                 )
+            if column != "false alarms" and not values(rows, "AUROC", model=model):
+                axis.text(0.5, 0.5, "no explosion", ha="center", transform=axis.transAxes)
             axis.set_xticks(range(len(kinds)), kinds, rotation=60, fontsize=7)
+            axis.set_xlim(-0.6, len(kinds) - 0.4)
             axis.set_ylim(0, 1)
             tidy(axis, title)
         line[0].set_ylabel(model, fontsize=8)
-    axes[0, 0].legend(fontsize=7, frameon=False)
+    axes[0, -1].legend(fontsize=7, frameon=False)
     made.suptitle(f"{study.title}: means over seeds", fontsize=10)
     return made

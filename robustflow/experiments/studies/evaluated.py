@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from robustflow.experiments.data.builtin import Split
 from robustflow.experiments.imaging.evaluation.drawing import Column
@@ -13,7 +14,7 @@ from robustflow.experiments.studies.study import Cell, Row
 
 def evaluation_of(
     cell: Cell,
-    sources: Sequence[Split] = ("held_out", "ood"),
+    sources: Sequence[Split | Path] = ("held_out", "ood"),
     columns: Sequence[Column] = ("raw",),
 ) -> Evaluation:
     """With the settings ``number``, ``temperatures`` and ``size``."""
