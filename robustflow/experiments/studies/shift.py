@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
+from torch import Tensor
 
 from robustflow.diagnostics import InverseMonitor
 from robustflow.diagnostics.figures import new_figure
 from robustflow.experiments.data.builtin import Split
+from robustflow.experiments.imaging.evaluation.drawing import draw
 from robustflow.experiments.imaging.robustness import observations
 from robustflow.experiments.studies.evaluated import evaluation_of, picture_rows
 from robustflow.experiments.studies.figures import COLOURS, in_order, mean, tidy, values
@@ -29,7 +30,7 @@ def measure(cell: Cell) -> list[Row]:
     }
     found = evaluation_of(cell, _SPLITS)
     onsets = {
-        (title, temperature): _onsets(cell, title, y, temperature)
+        (title, temperature): _onsets(cell, y, temperature)
         for split in _SPLITS
         for title, y in observations(cell.flow, split, None, cell.settings["size"]).items()
         for temperature in cell.settings["temperatures"]
@@ -44,13 +45,11 @@ def measure(cell: Cell) -> list[Row]:
     ]
 
 
-@torch.no_grad()
-def _onsets(cell: Cell, title: str, y: torch.Tensor, temperature: float) -> float:
-    """The mean number of onsets of a sample."""
+def _onsets(cell: Cell, y: Tensor, temperature: float) -> float:
+    """The mean number of onsets of a sample, of the samples that are evaluated."""
     number = cell.settings["number"]
-    generator = torch.Generator().manual_seed(cell.seed)
     with InverseMonitor(cell.flow) as monitor:
-        cell.flow.sample(y, number, temperature=temperature, generator=generator)
+        draw(cell.flow, y, ["raw"], number=number, temperature=temperature, seed=cell.seed)
     return len(monitor.onsets) / number
 
 
