@@ -1,9 +1,9 @@
-"""GPU kernels judged without a GPU: compiled ahead of time, disassembled, counted.
+"""GPU kernels checked without a GPU: compiled ahead of time, their registers and spills counted.
 
-    python -m benchmarks.aot [--arch 90] [--json FILE] [--filter NAME]
+    python -m benchmarks.aot [--arch 90]
 
-Modules, in the order in which they use each other: ``sass`` reads a disassembly, ``flow`` finds
-the loops in it and what one pass costs, ``pipes`` says which unit executes an instruction and how
-fast, ``occupancy`` how many threads a multiprocessor holds, ``toolchain`` finds the compilers and
-runs them, ``catalogue`` says what each kernel computes, ``predict`` puts it all together.
+``toolchain`` finds the compilers and runs them, ``sass`` reads a disassembly, ``triton_launches``
+records how each Triton kernel is launched, ``kernels`` compiles every kernel, ``occupancy`` says
+how many of its threads a multiprocessor holds, and ``report`` prints. ``tests/aot`` holds the
+kernels to limits.
 """

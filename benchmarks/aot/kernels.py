@@ -1,4 +1,4 @@
-"""Every kernel that robustflow ships, and the pinned ones, compiled for an architecture."""
+"""Every GPU kernel that robustflow ships, compiled for an architecture."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 
-from benchmarks.aot.catalogue import PINNED, Subject, cuda_subjects, triton_subject
 from benchmarks.aot.occupancy import Occupancy, occupancy
-from benchmarks.aot.pipes import Counts
-from benchmarks.aot.sass import Instruction, parse
+from benchmarks.aot.sass import Instruction, access_widths, parse
 from benchmarks.aot.toolchain import (
     CACHE,
     SOURCES,
@@ -32,8 +28,7 @@ class Compiled:
     Attributes:
         backend: ``cuda`` or ``triton``.
         instructions: none where nobody asked for them (see ``triton_kernels``).
-        single: whether it computes in float32.
-        subjects: what is predicted of it.
+        float32: whether it computes in float32.
     """
 
     backend: str
@@ -41,18 +36,17 @@ class Compiled:
     arch: int
     taken: Resources
     instructions: tuple[Instruction, ...]
-    single: bool
-    subjects: tuple[Subject, ...] = ()
-
-    @cached_property
-    def counts(self) -> Counts:
-        """Of all its instructions, once each."""
-        return Counts.of(self.instructions)
+    float32: bool
 
     @property
     def occupancy(self) -> Occupancy:
         """By what the compiler knows: memory that a launch adds is left out."""
         return occupancy(self.arch, self.taken.threads, self.taken.registers, self.taken.shared)
+
+    @property
+    def calls(self) -> int:
+        """Instructions that call a function."""
+        return sum(instruction.name == "CALL" for instruction in self.instructions)
 
     @property
     def local_accesses(self) -> int:
@@ -61,37 +55,27 @@ class Compiled:
         accesses = (instruction.access for instruction in self.instructions)
         return sum(access is not None and access.space == "local" for access in accesses)
 
+    def global_widths(self, reads: bool) -> tuple[int, ...]:
+        """Bytes of a thread's loads from global memory, or of its stores; the widest first."""
+        return access_widths(self.instructions, "global", reads)
 
-def cuda_kernels(arch: int, sources: tuple[Path, ...] = ()) -> Iterator[Compiled]:
-    """Of each .cu file of csrc in turn, or of ``sources``.
+
+def cuda_kernels(arch: int) -> Iterator[Compiled]:
+    """Of each .cu file of csrc in turn.
 
     Raises:
         ToolMissing: a compiler or the disassembler is not there.
         RuntimeError: a file does not compile.
     """
-    for source in sources or sorted(SOURCES.rglob("*.cu")):
+    for source in sorted(SOURCES.rglob("*.cu")):
         cubin = compile_cuda(source, arch)
         taken = resources(cubin)
         if not taken:
             continue  # a file of launches
         for symbol, instructions in parse(disassemble(cubin)).items():
             name = readable(symbol)
-            single = "double" not in name
-            yield Compiled("cuda", name, arch, taken[symbol], instructions, single)
-
-
-def pinned_kernels(arch: int) -> Iterator[Compiled]:
-    """The CUDA kernels as the catalogue's subjects run them.
-
-    Raises:
-        ValueError: the catalogue names a kernel that there is not.
-    """
-    kernels = {kernel.name: kernel for kernel in cuda_kernels(arch, (PINNED,))}
-    subjects = tuple(cuda_subjects())
-    if missing := {subject.kernel for subject in subjects} - set(kernels):
-        raise ValueError(f"{PINNED.name} lacks {', '.join(missing)}; it has {', '.join(kernels)}.")
-    for name, kernel in kernels.items():
-        yield replace(kernel, subjects=tuple(s for s in subjects if s.kernel == name))
+            float32 = "double" not in name
+            yield Compiled("cuda", name, arch, taken[symbol], instructions, float32)
 
 
 def calls_functions(cubin: bytes) -> bool:
@@ -104,7 +88,7 @@ def triton_kernels(arch: int, *, disassemble_all: bool = True) -> Iterator[Compi
     """Of each launch in ``triton_launches``.
 
     Disassembling one takes half as long as compiling it. So, unless all are wanted, those stay
-    without instructions that are not predicted, call nothing and have no stack.
+    without instructions that call nothing and have no stack.
 
     Raises:
         ToolMissing: triton or the disassembler is not there, or this process interprets kernels.
@@ -127,17 +111,14 @@ def triton_kernels(arch: int, *, disassemble_all: bool = True) -> Iterator[Compi
         if not cubin.exists():
             cubin.write_bytes(binary)
         ((symbol, taken),) = resources(cubin).items()
-        threads = 32 * launch.num_warps
-        subject = triton_subject(launch.name, launch.elements / threads)
-        wanted = disassemble_all or subject or taken.stack or calls_functions(binary)
+        wanted = disassemble_all or taken.stack or calls_functions(binary)
         return Compiled(
             "triton",
             launch.name,
             arch,
-            replace(taken, threads=threads, shared=made.metadata.shared),
+            replace(taken, threads=32 * launch.num_warps, shared=made.metadata.shared),
             parse(disassemble(cubin))[symbol] if wanted else (),
             "fp64" not in launch.name,
-            (subject,) if subject else (),
         )
 
     CACHE.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -146,11 +145,6 @@ def version(tool: Path) -> str:
     text = _run([tool, "--version"])
     found = re.search(r"release [\d.]+, (V[\d.]+)", text)
     return f"{tool.name} {found[1] if found else text.strip()}"
-
-
-def compilers() -> dict[str, str]:
-    """The versions that made the kernels."""
-    return {"nvcc": version(nvcc()), "triton": importlib.metadata.version("triton")}
 
 
 def _run(command: Sequence[Path | str]) -> str:

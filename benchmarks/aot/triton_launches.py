@@ -41,7 +41,6 @@ class Launch:
     constants: dict[str, Any]
     divisible: tuple[int, ...]
     num_warps: int
-    elements: int  # of a program
     enable_fp_fusion: bool = False
 
     def __str__(self) -> str:
@@ -85,8 +84,7 @@ def describe(
             if value % 16 == 0:
                 divisible.append(i)
     signature |= dict.fromkeys(constants, "constexpr")
-    elements = constants.get("BLOCK", 0) * constants.get("TILES", 1)
-    return Launch(name, kernel, signature, fixed | constants, tuple(divisible), num_warps, elements)
+    return Launch(name, kernel, signature, fixed | constants, tuple(divisible), num_warps)
 
 
 @contextmanager

@@ -4,7 +4,7 @@
 
 Modules, in the order in which they use each other: ``cases`` is what there is to measure,
 ``calls`` makes the tensors and the functions and checks them, ``meter`` is the stopwatch, ``card``
-describes the GPU, ``plan`` puts the work in order, ``row`` is what is measured of a case,
-``predictions`` what was foretold of it, ``suite`` does the work within a budget of time,
-``targets`` and ``preferences`` are what the rows are held against and made into, ``report`` prints.
+describes the GPU, ``plan`` puts the work in order, ``row`` is what is measured of a case, ``suite``
+does the work within a budget of time, ``targets`` and ``preferences`` are what the rows are held
+against and made into, ``report`` prints.
 """

@@ -23,7 +23,6 @@ from . import card, preferences, report, targets
 from .calls import AGAINST
 from .meter import CudaMeter, HostMeter, Meter
 from .plan import FULL, QUICK, REHEARSAL, Task, plan
-from .predictions import Predictions
 from .suite import Budget, Suite
 
 # Of eight minutes: the rest is for starting up and for the last task, should it take longer.
@@ -58,7 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{plan(FULL)[0].case.name}"
         )
     description = card.describe(device)
-    predictions = Predictions(description["card"]["name"])
     states = {"before": card.state(device)}
     print(report.headline(description, states["before"]), flush=True)
     meter = _meter(device)
@@ -71,7 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         backends,
         meter,
         card.best_copy(copies),
-        predictions,
         _CASE_S[scale],
         secrets.randbelow(2**31) if options.seed is None else options.seed,
     )
@@ -110,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     states["after"] = card.state(device)
     saved = write(complete=True)
     print("\n" + report.measured(results.rows))
-    print("\n" + "\n".join(filter(None, (predictions.missing, report.notes(results)))))
+    print("\n" + report.notes(results))
     if options.write_preferences:
         rules = preferences.make_rules(results.rows)
         preferences.write(rules)

@@ -35,8 +35,7 @@ def copies(speeds: Sequence[dict[str, float]]) -> str:
 
 
 def measured(rows: Sequence[GpuRow]) -> str:
-    """Every row. ``floor`` is the measured fraction of the copy's speed, ``predicted`` the one that
-    was foretold; a small case's latency has no such fraction."""
+    """Every row. ``floor`` is the fraction of the copy's speed; a small case's latency has none."""
     lines = [
         [
             row.name,
@@ -45,15 +44,13 @@ def measured(rows: Sequence[GpuRow]) -> str:
             f"{row.spread:.1%}",
             f"{row.elements_per_s / 1e9:.3g}",
             "-" if row.timing == "latency" else f"{row.floor_fraction:.0%}",
-            "-" if row.predicted_fraction is None else f"{row.predicted_fraction:.0%}",
-            row.predicted_bound or "-",
             "-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}",
             "-" if row.graph_s is None else duration(row.graph_s),
             ", ".join(f"{ratio:.3g}x {who}" for who, ratio in row.ratio.items()),
         ]
         for row in rows
     ]
-    header = ["case", "backend", "median", "spread", "G el/s", "floor", "predicted", "bound"]
+    header = ["case", "backend", "median", "spread", "G el/s", "floor"]
     return table([*header, "peak MiB", "in a graph", "ratios"], lines)
 
 

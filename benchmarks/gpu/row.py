@@ -26,8 +26,6 @@ class GpuRow(Row):
             calls in a row, with the work of launching them).
         graph_s: seconds a call inside a CUDA graph, of small cases; None where it was not taken.
         ratio_elements: contestant to the elements of the shape at which it was timed with ours.
-        predicted_fraction, predicted_bound: the fraction of the floor that the ahead-of-time
-            analysis of the kernels predicts, and what it says binds them; None without one.
     """
 
     device: str = ""
@@ -38,8 +36,6 @@ class GpuRow(Row):
     timing: str = "cold"
     graph_s: float | None = None
     ratio_elements: dict[str, int] = field(default_factory=dict)
-    predicted_fraction: float | None = None
-    predicted_bound: str | None = None
 
 
 def fastest(rows: Sequence[GpuRow], name: str) -> GpuRow | None:

@@ -14,7 +14,6 @@ from .calls import Call, check, make_call, make_tensors
 from .cases import Case, dtype_name
 from .meter import GRAPH_CALLS, GraphRefused, Meter
 from .plan import Task
-from .predictions import Predictions
 from .row import GpuRow
 
 # A contestant that does not fit the memory is tried on half the elements, down to this many.
@@ -75,7 +74,6 @@ class Suite:
     backends: Sequence[str]
     meter: Meter
     copy_bytes_per_s: float
-    predictions: Predictions
     seconds: float
     seed: int
     results: Results = field(default_factory=Results)
@@ -142,7 +140,6 @@ class Suite:
         rows = []
         for backend, call in calls.items():
             median = times[backend].median
-            prediction = self.predictions.find(case, backend)
             rows.append(
                 GpuRow(
                     name=case.name,
@@ -164,8 +161,6 @@ class Suite:
                     scale=case.scale,
                     timing="latency" if small else "cold",
                     graph_s=graphs.get(backend),
-                    predicted_fraction=prediction.fraction if prediction else None,
-                    predicted_bound=prediction.bound if prediction else None,
                 )
             )
         return rows

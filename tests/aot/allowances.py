@@ -55,9 +55,6 @@ STACK = (
     ),
 )
 
-# Predictions, by name, of float32 kernels that instructions bind, and why that is left so.
-BOUND_BY_INSTRUCTIONS: dict[str, str] = {}
-
 
 def stack_allowance(name: str, arch: int) -> Allowance | None:
     """The entry of ``STACK`` for a kernel, named ``backend:kernel``."""

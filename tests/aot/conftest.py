@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -10,9 +9,8 @@ import pytest
 
 import closing
 from benchmarks.aot import report
-from benchmarks.aot.kernels import Compiled, cuda_kernels, pinned_kernels, triton_kernels
-from benchmarks.aot.predict import CARDS, Prediction, predictions, record
-from benchmarks.aot.toolchain import CACHE, ToolMissing, compilers
+from benchmarks.aot.kernels import Compiled, cuda_kernels, triton_kernels
+from benchmarks.aot.toolchain import ToolMissing
 
 ARCH = 90
 # `make aot-all` adds these.
@@ -54,16 +52,3 @@ def kernels(request: pytest.FixtureRequest) -> list[Compiled]:
     """Those of one backend after the other."""
     compiled: list[Compiled] = request.getfixturevalue(request.param)
     return compiled
-
-
-@pytest.fixture(scope="session")
-def predicted(pytestconfig: pytest.Config, triton: list[Compiled]) -> list[Prediction]:
-    """The predictions of both backends; kept as build/aot/predictions.json."""
-    try:
-        made = predictions([*pinned_kernels(ARCH), *triton])
-    except ToolMissing as missing:
-        pytest.skip(str(missing))
-    (CACHE / "predictions.json").write_text(json.dumps(record(made, compilers()), indent=1))
-    table = f"{report.prediction_table(made)}\n\n{CARDS[0]}\n{report.LEGEND}"
-    closing.of(pytestconfig).sections.append((TITLE, table))
-    return made
