@@ -12,7 +12,6 @@ from torch import Tensor
 
 from robustflow import _native, _triton
 from robustflow._call_state import Kind, asked_while_tracing, is_tracing
-from robustflow._preferences import preferred
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,11 @@ _BACKENDS = {
     "reference": _Backend("reference", (), lambda: True),
 }
 
+# What "auto" takes for CUDA tensors: the first that is available. No GPU has measured yet which is
+# faster (`python -m benchmarks.gpu` does). CUDA kernels are compiled when the package is built, a
+# Triton kernel when it is first called.
+GPU_BACKENDS = ("cuda", "triton")
+
 # A plain global: torch.compile guards on it, where a ContextVar would break fullgraph.
 _choice = "auto"
 # The choice if the environment names a backend that is missing: calls raise, the import does not.
@@ -97,14 +101,13 @@ class use_backend:
     """Choose the backend of every following call; as a context manager, of the calls inside it.
 
     Args:
-        name: ``"auto"`` (on CPU tensors the fused CPU kernels; on CUDA tensors the faster of CUDA
-            and Triton kernels where that was measured, else CUDA where it is built, else Triton;
-            the reference where there are no kernels), or one backend, which then serves every
-            call or raises: ``"cpu"``, ``"cuda"``, ``"triton"`` (under ``TRITON_INTERPRET=1`` on
-            CPU tensors too) or ``"reference"`` (plain PyTorch on any device). The environment
-            variable ``ROBUSTFLOW_BACKEND`` sets the choice at import; if it names one that is not
-            available, every call raises a RuntimeError that says so, until this class chooses
-            another.
+        name: ``"auto"`` (on CPU tensors the fused CPU kernels; on CUDA tensors the CUDA kernels
+            where they are built, else Triton's; the reference where there are no kernels), or one
+            backend, which then serves every call or raises: ``"cpu"``, ``"cuda"``, ``"triton"``
+            (under ``TRITON_INTERPRET=1`` on CPU tensors too) or ``"reference"`` (plain PyTorch on
+            any device). The environment variable ``ROBUSTFLOW_BACKEND`` sets the choice at import;
+            if it names one that is not available, every call raises a RuntimeError that says so,
+            until this class chooses another.
 
     Raises:
         ValueError: an unknown name.
@@ -158,13 +161,11 @@ def setting_errors() -> list[str]:
     return list(_setting_errors)
 
 
-def implementation(transform: str, x: Tensor, params: Tensor, inverse: bool, kind: Kind) -> str:
+def implementation(x: Tensor, kind: Kind) -> str:
     """Which implementation of a transform serves a call, or "reference".
 
     Args:
-        transform: its name.
-        x, params: of the call, the parameters (or the first tensor of them) in canonical form.
-        inverse: the call's direction.
+        x: of the call.
         kind: what :func:`robustflow._call_state.kind_of_call` says of it.
 
     Raises:
@@ -177,7 +178,7 @@ def implementation(transform: str, x: Tensor, params: Tensor, inverse: bool, kin
         if x.is_cpu:
             return "native" if _native.load() else "reference"
         if x.is_cuda:
-            return _on_gpu(transform, x, params, inverse)
+            return _BACKENDS[backend_on_gpu()].implementation
         return "reference"
     if _choice == _REFUSED:
         raise RuntimeError(" ".join(_setting_errors))
@@ -214,13 +215,12 @@ def _in_onnx_export() -> bool:
     return torch.onnx.is_in_onnx_export()
 
 
-def _on_gpu(transform: str, x: Tensor, params: Tensor, inverse: bool) -> str:
-    """What "auto" takes for a CUDA tensor: the measured faster, else CUDA, Triton, reference."""
-    if not _triton.load():
-        return "native" if _native.cuda_loaded() else "reference"
-    if not _native.cuda_loaded():
-        return "triton"
-    return preferred(transform, x, params, inverse) or "native"
+def backend_on_gpu() -> str:
+    """The backend that "auto" takes for a CUDA tensor."""
+    for name in GPU_BACKENDS:
+        if _native.cuda_loaded() if name == "cuda" else _triton.load():
+            return name
+    return "reference"
 
 
 def _read_environment() -> list[str]:

@@ -18,11 +18,10 @@ import torch
 import robustflow
 from benchmarks import rows
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import calls, card, cases, meter, preferences, report, suite, targets
+from benchmarks.gpu import calls, card, cases, meter, report, suite, targets
 from benchmarks.gpu.cases import Case
 from benchmarks.gpu.plan import FULL, QUICK, REHEARSAL, Task, plan
-from benchmarks.gpu.row import GpuRow, fastest
-from robustflow import _preferences
+from benchmarks.gpu.row import GpuRow, clearly_faster, fastest
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -127,15 +126,6 @@ def test_without_a_backend_it_says_why(
     assert "cuda: No nvcc. triton: No Triton." in capsys.readouterr().err
 
 
-def test_preferences_are_not_written_from_a_rehearsal(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    before = _preferences.FILE.read_text()
-    assert _run("--write-preferences") == 2
-    assert "both are needed" in capsys.readouterr().err
-    assert _preferences.FILE.read_text() == before
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -155,7 +145,7 @@ def test_the_module_runs() -> None:
     command_line = [sys.executable, "-m", "benchmarks.gpu", "--help"]
     run = subprocess.run(command_line, capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert run.returncode == 0, run.stderr
-    assert "--write-preferences" in run.stdout
+    assert "--quick" in run.stdout
     assert "--device" not in run.stdout
 
 
@@ -555,7 +545,7 @@ def test_the_driver_is_asked_about_torchs_card(
     assert "--query-gpu=driver_version,clocks.sm" in asked[0]
 
 
-# Rows, targets, preferences
+# Rows and targets
 
 
 def _row(name: str, backend: str = "cuda", **changes: Any) -> GpuRow:
@@ -654,59 +644,31 @@ def test_the_tables_show_the_share_of_the_copys_speed() -> None:
     assert "91.0%" in verdicts and verdicts.endswith("met")
 
 
-def _both(name: str, cuda_us: float, triton_us: float, spread: float = 0.01) -> list[GpuRow]:
+def _both(cuda_us: float, triton_us: float, spread: float) -> list[GpuRow]:
     return [
-        _row(name, "cuda", median_s=cuda_us * 1e-6, spread=spread),
-        _row(name, "triton", median_s=triton_us * 1e-6, spread=spread),
+        _row(FORWARD, "cuda", median_s=cuda_us * 1e-6, spread=spread),
+        _row(FORWARD, "triton", median_s=triton_us * 1e-6, spread=spread),
     ]
 
 
-def test_rules_follow_the_faster_backend_by_size() -> None:
-    measured = [
-        *_both("rq8_rows.forward.float32.64x8", 10.0, 5.0),
-        *_both("rq8_rows.forward.float32.nsf-1e4", 10.0, 11.0),
-        *_both("rq8_rows.forward.float32.large", 3000.0, 3100.0),
-        *_both("rq8_rows.forward+backward.float32.large", 9000.0, 8000.0),
-        *_both("rq8_rows.backward.float32.large", 1.0, 2.0),  # comes with its call: no rule
-        _row("affine.forward.float32.large", "cuda"),  # measured by one backend only
-    ]
-    rules = preferences.make_rules(measured)
-    _preferences.check_rules(rules)
-    assert [(r["backend"], r["min_elements"], r["max_elements"], r["training"]) for r in rules] == [
-        ("triton", 0, 7155, False),  # sqrt(512 * 100000)
-        ("cuda", 7156, None, False),
-        ("triton", 0, None, True),
-    ]
-    assert rules[1]["measured"] == {
-        "card": "Some Card",
-        "elements": 1 << 26,
-        "cuda_us": 3000.0,
-        "triton_us": 3100.0,
-    }
-    table = _preferences.make_table(rules)
-    assert table["rq", False, False, torch.float32, True][0] == (0, 7155, "triton")
+@pytest.mark.parametrize(
+    ("cuda_us", "triton_us", "spread", "expected"),
+    [
+        (100.0, 104.0, 0.03, "cuda"),
+        (104.0, 100.0, 0.03, "triton"),
+        (100.0, 104.0, 0.05, None),  # noise decides
+    ],
+)
+def test_the_clearly_faster_backend_is_named(
+    cuda_us: float, triton_us: float, spread: float, expected: str | None
+) -> None:
+    measured = _both(cuda_us, triton_us, spread)
+    assert clearly_faster(measured, FORWARD) == expected
+    header, *shown = report.measured(measured).splitlines()
+    assert "faster" in header
+    for line in shown:
+        assert line.rstrip().endswith(expected or "-")
 
 
-def test_no_rule_where_noise_decides() -> None:
-    name = "affine.forward.float32.large"
-    assert preferences.make_rules(_both(name, 100.0, 104.0, spread=0.05)) == []
-    assert len(preferences.make_rules(_both(name, 100.0, 104.0, spread=0.03))) == 1
-
-
-def test_two_cases_of_one_size_must_agree() -> None:
-    # 16 x 24 x 40 x 40 and 16 x 96 x 20 x 20 elements: the same number.
-    second, third = ("modified_rq.forward.float32.sr2", "modified_rq.forward.float32.sr3")
-    agreed = [*_both(second, 10.0, 20.0), *_both(third, 10.0, 30.0)]
-    assert [rule["backend"] for rule in preferences.make_rules(agreed)] == ["cuda"]
-    assert preferences.make_rules([*_both(second, 10.0, 20.0), *_both(third, 30.0, 10.0)]) == []
-
-
-def test_written_rules_replace_those_of_the_same_calls(tmp_path: Path) -> None:
-    file = tmp_path / "preferences.json"
-    old_affine = preferences.make_rules(_both("affine.forward.float32.large", 10.0, 5.0))
-    old_rq = preferences.make_rules(_both("rq8_rows.forward.float32.large", 10.0, 5.0))
-    _preferences.write_rules([*old_affine, *old_rq], file)
-    fresh = preferences.make_rules(_both("affine.forward.float32.large", 5.0, 10.0))
-    preferences.write(fresh, file)
-    assert _preferences.read_rules(file) == [*old_rq, *fresh]
-    assert [path.name for path in tmp_path.iterdir()] == ["preferences.json"]
+def test_one_backend_alone_is_not_faster() -> None:
+    assert clearly_faster([_row(FORWARD)], FORWARD) is None

@@ -125,6 +125,6 @@ def test_without_an_answer_the_reference_serves(
         otherwise = type("Module", (), {"_current_level": 0})
     monkeypatch.setattr(_call_state, lacking, otherwise)
     transform = ops.of(MODIFIED_RQ)
-    assert transform.route(x, params, False) is transform.reference
+    assert transform.route(x) is transform.reference
     for found, wanted in zip(F.modified_rq_spline(x, params), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import robustflow
-from robustflow import _native, _preferences, _triton, cli
+from robustflow import _native, cli
 from robustflow.cli import doctor
 
 
@@ -189,28 +189,6 @@ def test_doctor_advises_huge_pages_where_they_have_to_be_asked_for(
     report = doctor._memory_report(file)
     assert report["huge pages"] == (mode or "unknown")
     assert ("THP_MEM_ALLOC_ENABLE=1" in report["advice"]) is advised
-
-
-@pytest.mark.parametrize(
-    ("cuda", "triton", "rules", "wanted"),
-    [
-        (False, False, 0, "reference"),
-        (False, True, 0, "triton"),
-        (True, False, 3, "cuda"),
-        (True, True, 0, "cuda (nothing is measured yet"),
-        (True, True, 3, "by 3 measurements on a card, b card"),
-    ],
-)
-def test_doctor_tells_what_auto_takes_on_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, cuda: bool, triton: bool, rules: int, wanted: str
-) -> None:
-    cards = ["b card", "a card", "a card"][:rules]
-    monkeypatch.setattr(_native, "cuda_loaded", lambda: cuda)
-    monkeypatch.setattr(_triton, "load", lambda: triton)
-    monkeypatch.setattr(
-        _preferences, "read_rules", lambda: [{"measured": {"card": card}} for card in cards]
-    )
-    assert wanted in doctor._auto_on_gpu()
 
 
 def test_a_missing_package_is_named_with_its_extra(

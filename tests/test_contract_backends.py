@@ -116,6 +116,23 @@ def test_gpu_kernels_refuse_cpu_tensors(name: str, monkeypatch: pytest.MonkeyPat
         _call()
 
 
+@pytest.mark.parametrize(
+    ("cuda", "triton", "expected"),
+    [
+        (True, True, _backend.GPU_BACKENDS[0]),
+        (True, False, "cuda"),
+        (False, True, "triton"),
+        (False, False, "reference"),
+    ],
+)
+def test_auto_on_a_gpu(
+    cuda: bool, triton: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_native, "cuda_loaded", lambda: cuda)
+    monkeypatch.setattr(_triton, "load", lambda: triton)
+    assert _backend.backend_on_gpu() == expected
+
+
 def test_why_there_is_no_gpu_backend() -> None:
     """A torch without CUDA is the first reason, and the sentence says what to install."""
     if torch.version.cuda or torch.version.hip or _triton.INTERPRETED:

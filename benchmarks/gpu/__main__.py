@@ -17,9 +17,10 @@ import torch
 
 import robustflow
 from robustflow._arguments import output_file
+from robustflow._backend import GPU_BACKENDS
 
 from ..rows import write_json
-from . import card, preferences, report, targets
+from . import card, report, targets
 from .calls import AGAINST
 from .meter import CudaMeter, HostMeter, Meter
 from .plan import FULL, QUICK, REHEARSAL, Task, plan
@@ -29,7 +30,7 @@ from .suite import Budget, Suite
 _BUDGET_S = 450.0
 _QUICK_BUDGET_S = 75.0
 _CASE_S = {FULL: 0.4, QUICK: 0.2, REHEARSAL: 0.005}
-_BACKENDS = {"cuda": preferences.BACKENDS, "cpu": ("cpu", "reference")}
+_BACKENDS = {"cuda": GPU_BACKENDS, "cpu": ("cpu", "reference")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(options.device)
     try:
         backends = _backends(device)
-        _check_preferences_wanted(options.write_preferences, backends)
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 2
@@ -108,10 +108,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     saved = write(complete=True)
     print("\n" + report.measured(results.rows))
     print("\n" + report.notes(results))
-    if options.write_preferences:
-        rules = preferences.make_rules(results.rows)
-        preferences.write(rules)
-        print(f"\n{len(rules)} rules written for backend 'auto'.")
     print("\n" + report.targets(verdicts()))
     print(f"\n{len(results.rows)} rows in {budget.spent:.0f} s on: {suite.device_name}.")
     return int(bool(results.wrong or results.failed) or not saved)
@@ -131,11 +127,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, help=f"the budget of time; {_BUDGET_S:g} without --quick")
     add("--seed", type=int, help="of the inputs; a fresh one by default")
     add("--json", type=output_file, metavar="FILE", help="write the rows, verdicts and card here")
-    add(
-        "--write-preferences",
-        action="store_true",
-        help="write which backend was faster where into robustflow's preferences.json",
-    )
     # For tests of this suite: tiny tensors on the CPU, and no figure that is a GPU's.
     add("--device", default="cuda", choices=tuple(_BACKENDS), help=argparse.SUPPRESS)
     return parser
@@ -158,14 +149,6 @@ def _backends(device: torch.device) -> list[str]:
         if name not in usable:
             print(f"Not measured: backend {name}. {reasons[name]}", flush=True)
     return usable
-
-
-def _check_preferences_wanted(wanted: bool, backends: Sequence[str]) -> None:
-    if wanted and not set(preferences.BACKENDS) <= set(backends):
-        raise RuntimeError(
-            "--write-preferences compares the cuda and triton backends, and both are needed for "
-            f"it; here there is {' and '.join(backends)}. `robustflow doctor` says why."
-        )
 
 
 def _meter(device: torch.device) -> Meter:

@@ -45,7 +45,7 @@ class Family:
 
     @property
     def transform(self) -> str:
-        """As the operators and the preferences name it."""
+        """As the operators name it."""
         return SPECS[self.operation].name
 
     @property

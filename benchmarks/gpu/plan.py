@@ -72,7 +72,7 @@ def _tasks() -> Iterable[Task]:
     yield from _measure(_MOST, _PLAIN, _BF16, _BF16)
     yield from _compare((REFERENCE, EAGER), _MAIN, _CALLS)
     yield from _compare((COMPILED,), _MAIN, _CALLS)
-    # Small batches, then shapes of practice: with the large ones they decide the preferences.
+    # Small batches, then shapes of practice: with the large ones they say which backend is faster.
     small = [(family, cases.TINY[family.layout]) for family in _MAIN]
     small += [(cases.RQ_ROWS, place) for place in cases.TABLES if place.small]
     large = [(family, place) for family in _MAIN[::2] for place in cases.PICTURES]

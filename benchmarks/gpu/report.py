@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..rows import duration, table
-from .row import GpuRow
+from .row import GpuRow, clearly_faster
 from .suite import Results
 from .targets import COPY, Verdict
 
@@ -35,7 +35,8 @@ def copies(speeds: Sequence[dict[str, float]]) -> str:
 
 
 def measured(rows: Sequence[GpuRow]) -> str:
-    """Every row. ``floor`` is the fraction of the copy's speed; a small case's latency has none."""
+    """Every row. ``floor`` is the fraction of the copy's speed; a small case's latency has none.
+    ``faster``: the backend that was faster on this case, by more than the spread."""
     lines = [
         [
             row.name,
@@ -46,12 +47,13 @@ def measured(rows: Sequence[GpuRow]) -> str:
             "-" if row.timing == "latency" else f"{row.floor_fraction:.0%}",
             "-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}",
             "-" if row.graph_s is None else duration(row.graph_s),
+            clearly_faster(rows, row.name) or "-",
             ", ".join(f"{ratio:.3g}x {who}" for who, ratio in row.ratio.items()),
         ]
         for row in rows
     ]
     header = ["case", "backend", "median", "spread", "G el/s", "floor"]
-    return table([*header, "peak MiB", "in a graph", "ratios"], lines)
+    return table([*header, "peak MiB", "in a graph", "faster", "ratios"], lines)
 
 
 def notes(results: Results) -> str:

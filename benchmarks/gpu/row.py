@@ -43,3 +43,13 @@ def fastest(rows: Sequence[GpuRow], name: str) -> GpuRow | None:
     return min(
         (row for row in rows if row.name == name), key=lambda row: row.median_s, default=None
     )
+
+
+def clearly_faster(rows: Sequence[GpuRow], name: str) -> str | None:
+    """The backend that was faster on a case by more than the spread; None where neither was."""
+    of_case = sorted((row for row in rows if row.name == name), key=lambda row: row.median_s)
+    if len(of_case) < 2:
+        return None
+    first, second = of_case[:2]
+    lead = second.median_s / first.median_s - 1
+    return first.backend if lead > max(first.spread, second.spread) else None

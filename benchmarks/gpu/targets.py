@@ -1,7 +1,6 @@
 """What was asked of the kernels before any was measured, and verdicts on the rows.
 
-Stated for float32 and bf16 at 64 M elements on an H100 or H200. A verdict is on the faster backend,
-which is what ``auto`` takes once it was measured.
+Stated for float32 and bf16 at 64 M elements on an H100 or H200. A verdict is on the faster backend.
 """
 
 from __future__ import annotations

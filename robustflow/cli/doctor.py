@@ -127,13 +127,15 @@ def describe_gpu() -> dict[str, str]:
     """The cards that torch sees, their driver, and what "auto" takes for their tensors."""
     import torch
 
+    from robustflow._backend import backend_on_gpu
+
     if not torch.cuda.is_available():
         return {"cards": "none that torch sees"}
     count = torch.cuda.device_count()
     return {
         "cards": ", ".join(torch.cuda.get_device_name(index) for index in range(count)),
         "driver": driver_version(),
-        "auto": _auto_on_gpu(),
+        "auto": backend_on_gpu(),
     }
 
 
@@ -144,23 +146,6 @@ def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str:
     except OSError:
         return "unknown"
     return found[1] if found else "unknown"
-
-
-def _auto_on_gpu() -> str:
-    from robustflow import _native, _preferences, _triton
-
-    available = [
-        name
-        for name, loaded in (("cuda", _native.cuda_loaded()), ("triton", _triton.load()))
-        if loaded
-    ]
-    if len(available) < 2:
-        return available[0] if available else "reference"
-    rules = _preferences.read_rules()
-    if not rules:
-        return "cuda (nothing is measured yet: `python -m benchmarks.gpu`)"
-    cards = sorted({rule["measured"]["card"] for rule in rules})
-    return f"the faster of cuda and triton, by {len(rules)} measurements on {', '.join(cards)}"
 
 
 def _self_test(backend: str, device: str) -> list[str]:

@@ -308,7 +308,7 @@ def served(library: str, by: str) -> None:
 def served_rq(library: str, x: Tensor, widths: Tensor, num_bins: int, inverse: bool) -> Any:
     """Count a call of the K-bin spline before it is made; returns what serves it, for ``by``."""
     spline = ops.of(RQ)
-    by = spline.route(x, widths, inverse, num_bins)
+    by = spline.route(x, num_bins)
     served(library, REFERENCE if by is spline.reference else KERNEL)
     return by
 

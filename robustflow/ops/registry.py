@@ -80,7 +80,6 @@ class Transform:
         self._has_size = bool(spec.size)
         # If no kernel can be called, every size counts as too large, so the reference serves.
         self._max_size = spec.max_size if _call_state.KERNELS_CAN_BE_CALLED else -1
-        self._inverse_at = self._num_others + self._has_size
         self._has_options = self._num_others > 1
 
         @functools.wraps(reference)
@@ -107,9 +106,7 @@ class Transform:
             by: the result of :meth:`route` for this call, if it is known already.
         """
         if by is None:
-            at = self._inverse_at
-            size = arguments[at - 1] if self._has_size else 0
-            by = self.route(x, arguments[0], arguments[at], size)
+            by = self.route(x, arguments[self._num_others] if self._has_size else 0)
         if (
             self._has_options  # which nearly all calls leave out
             and (arguments[1] is not None or arguments[self._num_others - 1] is not None)
@@ -118,12 +115,12 @@ class Transform:
             arguments = self._aligned(x, arguments)
         return by(x, *arguments)
 
-    def route(self, x: Tensor, parameters: Tensor, inverse: bool, size: int = 0) -> Transformed:
+    def route(self, x: Tensor, size: int = 0) -> Transformed:
         """What serves a call: an implementation, by one of its two ways, or the reference.
 
         Args:
-            x, parameters: of the call, the parameters' first tensor.
-            inverse, size: of its configuration.
+            x: of the call.
+            size: of its configuration, where the transform has one.
 
         The operators know reverse mode and vmap. In forward mode, and inside a torch.func transform
         that differentiates, the reference answers: PyTorch would return a silent zero.
@@ -131,7 +128,7 @@ class Transform:
         if size > self._max_size:
             return self.reference
         kind = kind_of_call()
-        name = implementation(self.name, x, parameters, inverse, kind)
+        name = implementation(x, kind)
         if name == "reference":
             return self.reference
         if kind == "plain":

@@ -32,7 +32,7 @@ def test_the_reference_is_the_same_on_a_gpu(operation: Operation, inverse: bool)
 
 def test_auto_takes_kernels_where_there_are_some() -> None:
     call = sample(ModifiedRQ("exp"), "cuda")
-    chosen = _backend.implementation("modified_rq", call.x, call.groups[0], False, "plain")
+    chosen = _backend.implementation(call.x, "plain")
     if _native.cuda_loaded() or _triton.load():
         assert chosen in ("native", "triton")
     else:
