@@ -48,7 +48,7 @@ RC: Any = {  # of matplotlib.rc_context
     "lines.markersize": 4.5,
     "hatch.linewidth": 0.7,
     "svg.hashsalt": "robustflow",  # the same picture gives the same file
-    "savefig.dpi": 200,
+    "savefig.dpi": 110,  # about 1,000 pixels wide
 }
 
 

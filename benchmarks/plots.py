@@ -122,10 +122,12 @@ def draw(file: Path, out: Path) -> list[Path]:
         for name, figure in pictures(record):
             plot_style.caption(figure, caption_of(record))
             out.mkdir(parents=True, exist_ok=True)
-            for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-                path = out / f"{file.stem}-{name}.{kind}"
-                figure.savefig(path, transparent=True, metadata=metadata)
-                written.append(path)
+            svg, png = (out / f"{file.stem}-{name}.{kind}" for kind in ("svg", "png"))
+            figure.savefig(svg, transparent=True, metadata={"Date": None})
+            figure.savefig(
+                png, transparent=True, metadata={"Software": None}, pil_kwargs={"optimize": True}
+            )
+            written += [svg, png]
     if not written:
         raise ValueError(
             f"{file} has nothing to draw: pass what robustflow bench, benchmarks.foundation, "
