@@ -16,7 +16,7 @@ from robustflow._call_state import Kind, asked_while_tracing, is_tracing
 
 @dataclass(frozen=True)
 class _Backend:
-    """What a name of :func:`backends` stands for."""
+    """A backend of :func:`backends`."""
 
     implementation: str  # of the transforms: robustflow/ops/registry.py
     devices: tuple[str, ...]  # whose tensors it serves; empty: any

@@ -146,7 +146,7 @@ def intercept(
     outer: bool = False,
     weak: bool = False,
 ) -> Interception:
-    """Let ``around(proceed, *args, **kwargs)`` stand for a method of this one object.
+    """Replace a method of this one object by ``around(proceed, *args, **kwargs)``.
 
     ``proceed(*args, **kwargs)`` is the method as it was, with the interceptions of it that stand
     further inside.

@@ -216,7 +216,7 @@ def render(diagnosis: dict[str, Any]) -> str:
             continue
         lines.append(title)
         for name, value in section.items():
-            if name not in ("reason", "broken"):  # told below, or beside its backend
+            if name not in ("reason", "broken"):  # printed below, or beside its backend
                 lines.append(f"  {name:<18} {_text(value)}")
     lines += [f"note: {note}" for note in diagnosis["notes"]]
     lines += [f"problem: {problem}" for problem in diagnosis["problems"]]

@@ -214,7 +214,7 @@ def resample_onsets(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, list[Tensor], int]:
-    """Draw latents anew where explosions begin, and only there, until none does.
+    """Resample latents where explosions begin, and only there, until none does.
 
     Each try draws the latents within ``radius`` positions of every onset, in every latent at its
     own resolution, and doubles the radius for the next.

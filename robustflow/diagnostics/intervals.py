@@ -76,7 +76,7 @@ def bootstrap_interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """A figure over pictures and its percentile bootstrap interval: pictures are drawn anew.
+    """A figure over pictures and its percentile bootstrap interval: pictures are resampled.
 
     Args:
         statistic: the figure from how often each picture counts, (number,), float64; NaN where a

@@ -130,7 +130,7 @@ class _Block(_Tuples, Block):
 
 
 def _around(module: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
-    """What stands around a ``forward``: ``call(rev, inputs, conditions, run)``."""
+    """The wrapper of a ``forward``, by ``call(rev, inputs, conditions, run)``."""
     signature = inspect.signature(module.forward)
 
     def layer(proceed: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:

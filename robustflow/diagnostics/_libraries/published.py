@@ -37,7 +37,7 @@ class _PublishedLayer(OtherLayer):
         if self.spread == "coupling":
             kept = cast(Any, module).in_channels // 2
             self.kept, self.changed = slice(0, kept), slice(kept, None)
-            # Its nets are plain convolutions of one size; the widest stands for all of them.
+            # Its nets are plain convolutions of one size; take the widest for all of them.
             self.conditioner = max(module.children(), key=_extent, default=None)
 
 

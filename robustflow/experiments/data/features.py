@@ -87,7 +87,7 @@ class FeatureCache:
                     np.save(file, features)
                 self._used += features.nbytes
             return features
-        # Opened anew each time: an open map holds a file descriptor, and there may be thousands.
+        # Opened for each use: an open map holds a file descriptor, and there may be thousands.
         mapped: np.ndarray = np.load(path, mmap_mode="r")
         return mapped
 

@@ -1,4 +1,4 @@
-"""Black regions and NaN in low light: does half precision make them?"""
+"""Black regions and NaN in low light: does half precision cause them?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Automatic detection of artifacts, judged by what the monitor saw explosions reach."""
+"""Automatic detection of artifacts, judged by the monitor's masks of explosions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pictures of several studies share."""
+"""Shared code of the studies' figures."""
 
 from __future__ import annotations
 

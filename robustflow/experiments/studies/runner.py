@@ -1,7 +1,7 @@
 """Run a study: train what is missing, measure cell by cell, write a table and a picture.
 
-Each cell (a model and a seed) is kept as a file when it is measured, so that a study that was
-stopped goes on where it was, and a changed setting measures anew.
+Each cell (a model and a seed) is stored in a file when it is measured. So a stopped study resumes
+where it was, and a changed setting is measured again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PACKAGES = ("torch", "numpy", "scipy", "torchmetrics", "scikit-image", "scikit-
 
 @dataclass
 class Result:
-    """What a study found.
+    """The results of a study.
 
     Attributes:
         study: as it was run.
@@ -76,7 +76,7 @@ def run_study(
 
     Raises:
         StudyError: a training of a name that is needed is another one.
-        UnwritablePath: nothing can be written to ``out``; said before any work.
+        UnwritablePath: nothing can be written to ``out``; raised before any work.
         ModuleNotFoundError: an extra is missing; the text names it.
         Stopped, ConfigError, CheckpointError, TrainingStopped: as for :func:`trained`.
     """

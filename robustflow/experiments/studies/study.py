@@ -1,4 +1,4 @@
-"""What a study is: its TOML file, and the cells that its table is put together from."""
+"""A study: its TOML file, and the cells of its table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Robustness against diversity and likelihood: what each coupling pays for a bounded inverse."""
+"""Robustness against diversity and likelihood: the cost of a bounded inverse."""
 
 from __future__ import annotations
 

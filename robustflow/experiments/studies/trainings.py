@@ -1,4 +1,4 @@
-"""The trainings of a study: reused where they are done, gone on with where they were stopped."""
+"""The trainings of a study: reused if finished, resumed if stopped."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def is_finished(folder: Path, config: Config) -> bool:
 
 
 def _comparable(config: Config) -> Config:
-    """Without what changes no weights."""
+    """The configuration without options that change no weights."""
     training = replace(config.training, threads=0)
     encoder = replace(config.encoder, cache_gib=0.0)
     data = replace(config.data, workers=DataTable().workers)

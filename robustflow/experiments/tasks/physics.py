@@ -82,7 +82,7 @@ class PhysicsTask(Task):
         self._condition = condition
 
     def condition(self, measurements: Tensor, physics: Physics | None = None) -> Tensor:
-        """What the flow is told of measurements, (N, C', H, W).
+        """The flow's view of measurements, (N, C', H, W).
 
         Args:
             measurements: of the operator.

@@ -27,8 +27,8 @@ class Case:
         truth: (1, C, H, W); None where it is not known.
         safe: the sample at temperature 0, (1, C, H, W).
         task: of the observation.
-        colour: in which pictures are compared with the truth.
-        border: pixels at each side that are left out of that.
+        colour: the colour space for comparisons with the truth, "rgb" or "y".
+        border: pixels at each side that these comparisons leave out.
         seconds: of a sample.
         bytes: of memory; None where not known.
     """
@@ -50,7 +50,7 @@ class Case:
 
     @cached_property
     def compared(self) -> tuple[Tensor, Tensor]:
-        """Saved samples and the truth of each, in the colours, without the border."""
+        """Saved samples and the truth of each, in the colour space, without the border."""
         assert self.truth is not None
         ours, theirs = (self._cut(each) for each in (self.saved, self.truth))
         return ours, theirs.expand_as(ours)
@@ -63,7 +63,7 @@ class Case:
 
     @cached_property
     def artifacts(self) -> Artifacts:
-        """Of every kind that can be looked for."""
+        """Artifacts of every kind whose inputs are available."""
         known = self.unseen is None
         return find_artifacts(
             self.samples,
@@ -75,7 +75,7 @@ class Case:
 
     @cached_property
     def observed(self) -> Tensor:
-        """What the task makes of the saved samples, not rounded, (K, C', H', W')."""
+        """A(saved samples), without noise or rounding, (K, C', H', W')."""
         return self.task.forward(self.saved)
 
     @property

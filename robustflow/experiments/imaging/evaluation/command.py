@@ -32,7 +32,7 @@ def evaluate_and_write(
 
     Raises:
         BadRequest, CheckpointError: as there.
-        UnwritablePath: nothing can be written to ``out``; said before any work.
+        UnwritablePath: nothing can be written to ``out``; raised before any work.
         ModuleNotFoundError: the extra ``evaluate`` is not installed.
     """
     check_torchmetrics()

@@ -1,4 +1,4 @@
-"""How much samples of one picture differ where it matters: the field's diversity score."""
+"""The field's diversity score of samples of one picture."""
 
 from __future__ import annotations
 

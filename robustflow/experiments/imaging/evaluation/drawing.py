@@ -30,7 +30,7 @@ class Drawn:
     Attributes:
         samples: (K, C, H, W) on the CPU, not clamped.
         seconds: for one of them.
-        bytes: the most that were in use beyond what was there before; None where not known.
+        bytes: peak memory beyond what was in use before; None if not known.
     """
 
     samples: Tensor
@@ -39,7 +39,7 @@ class Drawn:
 
 
 def missing_column(column: Column, flow: SamplingFlow, y: Tensor) -> str | None:
-    """Why a column cannot be had; None where it can."""
+    """Why a column is not available, or None."""
     if column == "projected":
         if not flow.task.linear:
             return f"the task {flow.task.name!r} is not linear"

@@ -44,7 +44,7 @@ NUMBER = 5
 
 
 class BadRequest(ValueError):
-    """What was asked for cannot be done; the text says why."""
+    """The request cannot be fulfilled; the text says why."""
 
 
 def evaluate(
@@ -76,7 +76,7 @@ def evaluate(
         border: pixels at each side that are left out of that.
         lpips: AlexNet's weights; None: LPIPS is left out.
         seed: of the latents and the observations' noise.
-        progress: called with the picture's number, how many there are, and what is done.
+        progress: called with the picture's number, the number of pictures, and a sentence.
 
     Raises:
         BadRequest: flows of several tasks, no picture, or a number that cannot be used.

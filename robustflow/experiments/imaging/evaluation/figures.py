@@ -12,7 +12,7 @@ from robustflow.experiments.imaging.evaluation.results import Evaluation, Key
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAIN = (  # what the figure and the terminal show, as far as it is there
+MAIN = (  # metrics for the figure and the terminal, if available
     "PSNR",
     "SSIM",
     "GMSD",
@@ -30,7 +30,7 @@ _STYLES = {"raw": "-", "projected": ":", "fixed": "-.", "guarded": "--"}
 
 
 def main_metrics(result: Evaluation) -> list[Metric]:
-    """Those of :data:`MAIN` that are there."""
+    """The metrics of :data:`MAIN` that the result has."""
     by_name = {metric.name: metric for metric in result.present}
     return [by_name[name] for name in MAIN if name in by_name]
 

@@ -1,4 +1,4 @@
-"""One latent for all pictures, found on training pictures, instead of drawing."""
+"""One latent for all pictures, optimised on training pictures, in place of random ones."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def find_latent(flow: SamplingFlow) -> list[Tensor]:
         for _ in range(_UPDATES):
             made = _pictures(flow, prepared, latents, len(truth))
             loss = (made - truth.to(device)).abs().mean()
-            if not bool(loss.isfinite()):  # an explosion: what was found before it stays
+            if not bool(loss.isfinite()):  # an explosion: keep the best latent before it
                 break
             if loss.item() < least:
                 best, least = [latent.detach().clone() for latent in latents], loss.item()

@@ -1,4 +1,4 @@
-"""What is measured of samples: every metric with its library, colours and border."""
+"""The metrics of samples, each with its library, colours and border."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Metric:
     pooled: Literal["mean", "max"] = "mean"
 
     def missing(self, case: Case) -> str | None:
-        """Why this case has none; None where it has."""
+        """Why this case has no value, or None."""
         return next((reason for need in self.needs if (reason := need(case))), None)
 
 
@@ -295,7 +295,7 @@ def _mean_of(quality: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Case], fl
 
 
 def _gmsd(case: Case) -> float:
-    """Of luma, whatever the colours of the others."""
+    """GMSD of luma, whatever the colour space of the other metrics."""
     ours, theirs = case.compared
     return float(
         gmsd(*(each if each.shape[1] == 1 else luma(each) for each in (ours, theirs))).mean()

@@ -1,4 +1,4 @@
-"""LPIPS, from weights that are on this machine: nothing is downloaded."""
+"""LPIPS, from local weights: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FEATURES = "features."
 
 
 class NoPerceptual(Exception):
-    """LPIPS cannot be had; the text says why and what to do."""
+    """LPIPS is not available; the text says why and what to do."""
 
 
 class Perceptual:
@@ -55,7 +55,7 @@ class Perceptual:
 
     @staticmethod
     def missing(samples: Tensor) -> str | None:
-        """Why it cannot be had of these samples."""
+        """Why these samples have no LPIPS, or None."""
         if samples.shape[1] != 3:
             return "it needs pictures of 3 channels"
         if min(samples.shape[2:]) < _LEAST_SIDE:
@@ -76,7 +76,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
 
 
 def _load(network: Any, weights: dict[str, Tensor], path: Path) -> None:
-    """Put AlexNet's convolutions into the slices, whose parts keep their numbers."""
+    """Load AlexNet's convolutions into LPIPS' slices, whose layers have the same numbers."""
     for name, parameter in network.named_parameters():
         part = _FEATURES + name.partition(".")[2]  # slice2.3.weight: features.3.weight
         if part not in weights or weights[part].shape != parameter.shape:

@@ -1,4 +1,4 @@
-"""What an evaluation found: figures of every picture, and their means with intervals."""
+"""The results of an evaluation: figures of every picture, and means with intervals."""
 
 from __future__ import annotations
 
@@ -125,10 +125,10 @@ class Evaluation:
 
     @property
     def members(self) -> dict[str, list[str]]:
-        """The checkpoints that a label of the table stands for.
+        """The checkpoints of a label of the table.
 
-        Each stands for itself; checkpoints of one coupling, such as those of several seeds, have a
-        further row in common, whose figures are means over them, picture by picture.
+        Usually one. Checkpoints of one coupling, such as those of several seeds, have a further row
+        in common, whose figures are means over them, picture by picture.
         """
         found = {each.label: [each.label] for each in self.trained}
         for coupling in dict.fromkeys(each.coupling for each in self.trained):
@@ -144,7 +144,7 @@ class Evaluation:
         return [metric for metric in self.metrics if metric.name in names]
 
     def values(self, key: Key, metric: Metric) -> list[float]:
-        """Of the row's pictures that have it, in order."""
+        """The values of the row's pictures that have the metric, in order."""
         found = []
         for title in self.titles[key.group]:
             every = [
@@ -164,12 +164,12 @@ class Evaluation:
             return NOTHING
         if metric.pooled == "max":
             return Estimate(max(values), math.nan, math.nan)
-        if len(values) == 1:  # nothing to draw from
+        if len(values) == 1:  # nothing to resample
             return Estimate(values[0], math.nan, math.nan)
         return mean_interval(values)
 
     def leave_out(self, what: str, why: str) -> None:
-        """Note once that something is missing, and why."""
+        """Record once that something is missing, and why."""
         names = self.left_out.setdefault(why, [])
         if what not in names:
             names.append(what)
@@ -212,7 +212,7 @@ class Evaluation:
 
 
 def description(metric: Metric) -> dict[str, Any]:
-    """A metric without its function: what the table says of it."""
+    """A metric as the table describes it, without its function."""
     return {
         "metric": metric.name,
         "unit": metric.unit,
@@ -236,7 +236,7 @@ def cell(value: Estimate) -> str:
 
 
 def labels_of(paths: Sequence[str]) -> list[str]:
-    """The shortest ends of paths that tell them apart.
+    """The shortest distinct ends of the paths.
 
     Example:
         >>> labels_of(["runs/a/affine", "runs/b/affine", "spline"])

@@ -49,7 +49,7 @@ def subjects_of(
     Args:
         sources: as for :func:`squares_of`, each a group.
         task: makes the observations, each with noise of its own from the seed.
-        flows: sides become multiples of what all of them need.
+        flows: sides become multiples of the sizes that all of them need.
         size: of the squares in pixels of x; 0: whole pictures.
         with_truth: False: the pictures are observations.
         seed: of the observations' noise.

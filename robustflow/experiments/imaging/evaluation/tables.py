@@ -20,7 +20,7 @@ _PUBLISHED = ("i", "ii", "errpixel (1.5,-0.5)", "nanpixel")  # of the published 
 
 
 def check_folder(out: Path) -> None:
-    """See that all files can be written, before the work.
+    """Raise before the work if a file cannot be written.
 
     Raises:
         UnwritablePath: one cannot.
