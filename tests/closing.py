@@ -1,7 +1,7 @@
-"""What a run says at its end, whichever of its processes has it to say.
+"""The last lines of a run, collected from all of its processes.
 
-The processes over which pytest-xdist shares tests out have no terminal: each sends what it has to
-the process that started it.
+The worker processes of pytest-xdist have no terminal: each sends its lines to the process that
+started it.
 """
 
 from __future__ import annotations

@@ -14,8 +14,7 @@ import closing
 from conformance.targets import Target, target_params
 from gpu import summary, workers
 
-# The same examples on every run, and no judgement of how long they take: a failure that comes and
-# goes helps nobody.
+# The same examples on every run, without a time limit: a failure must be reproducible.
 hypothesis.settings.register_profile(
     "robustflow",
     deadline=None,
@@ -45,14 +44,14 @@ def target(request: pytest.FixtureRequest) -> Iterator[Target]:
 
 @pytest.fixture(params=target_params(native=True))
 def native_target(request: pytest.FixtureRequest) -> Iterator[Target]:
-    """Every backend but the reference, for what only kernels have or lack."""
+    """Every backend except the reference, for properties of kernels."""
     with request.param.chosen():
         yield request.param
 
 
 @pytest.fixture(params=target_params(each_isa=False))
 def device_target(request: pytest.FixtureRequest) -> Iterator[Target]:
-    """Every backend, with its usual instruction set only: for what kernels have no part in."""
+    """Every backend, with its usual instruction set only: for properties outside the kernels."""
     with request.param.chosen():
         yield request.param
 

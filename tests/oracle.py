@@ -1,8 +1,8 @@
 """The transforms in 100-digit arithmetic, one scalar at a time, by the textbook formulas.
 
-Nothing here is shared with the package: no homogeneous coordinates, no saturation trick, no
-rearranging against rounding. With 100 digits the cancellation of the textbook's quadratic (up to 42
-of them, for the largest derivatives that float32 transforms meet) does not matter.
+Independent of the package: no homogeneous coordinates, no saturation trick, no rearrangement
+against rounding. With 100 digits the cancellation of the textbook's quadratic (up to 42 of them,
+for the largest derivatives that float32 transforms meet) does not matter.
 
 Arguments are Python floats and are taken as the exact numbers that they are.
 """

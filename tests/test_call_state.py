@@ -1,4 +1,4 @@
-"""What a call runs within, and what becomes of the answers where PyTorch lacks an interface."""
+"""What surrounds a call, and the answers if PyTorch lacks a private interface."""
 
 from __future__ import annotations
 

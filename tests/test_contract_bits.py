@@ -1,4 +1,4 @@
-"""Contract: an element has the same bits wherever it lies and however the work is shared out."""
+"""Contract: an element has the same bits wherever it lies and for any number of threads."""
 
 from __future__ import annotations
 
@@ -146,8 +146,8 @@ def test_thread_count_rows(
             assert_all_same_bits(base.gradients(inverse, reduce), wanted, what)
 
 
-# Results beyond 32 MiB are written past the caches, those of one sample alone are not. On lines of
-# the cache, off them, and as rows.
+# Results beyond 32 MiB are written by streaming stores, those of one sample alone are not. Aligned
+# to cache lines, not aligned, and as rows.
 LARGE, OFF_LINES, LARGE_SPLINES = (5, 1, 1024, 1152), (5, 1, 1023, 1025), (5, 1, 384, 384)
 _BEYOND: tuple[tuple[Operation, Layout], ...] = (
     (ModifiedRQ("softclip"), Layout("planar", LARGE)),

@@ -309,7 +309,7 @@ def test_many_bins(target: Target, num_bins: int) -> None:
 
 
 def test_modified_rq_is_the_identity_at_zero(target: Target) -> None:
-    """To half an ulp of the box, and |l| to 3e-7, as DESIGN promises of float32."""
+    """To half an ulp of the box in float32, and |l| to 3e-7."""
     x = torch.linspace(-0.6, 0.6, 10_001, device=target.device)
     params = torch.zeros(10_001, 4, device=target.device)
     for inverse in (False, True):

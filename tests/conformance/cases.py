@@ -1,4 +1,4 @@
-"""Which combinations the suite runs, and how one is run.
+"""The combinations that the suite runs, and how it runs one.
 
 Every configuration in every dtype on the layouts that conditioners make, and one configuration of
 each kernel on every layout in every dtype. Both directions and both reductions always.
@@ -178,7 +178,7 @@ def run_target(target: Target, case: Case, data: Data, inverse: bool, reduce: st
 
 @dataclass(frozen=True)
 class Expected:
-    """What the oracle says of a case: each result, and how far from it one may be."""
+    """The oracle's results for a case, and the allowed distance from each."""
 
     value: Results
     bound: Results
@@ -186,7 +186,7 @@ class Expected:
 
 @functools.lru_cache(maxsize=4)  # the directions and reductions of the case that is running
 def expected(case: Case, inverse: bool, reduce: str) -> tuple[Data, Expected]:
-    """The data of a case, and what it must give."""
+    """The data of a case, and the expected results."""
     data = make_data(case, inverse, reduce)
     operation, shape = case.operation, case.layout.shape
     params = data.params.expand(*shape, operation.num_params)
@@ -216,7 +216,7 @@ def expected(case: Case, inverse: bool, reduce: str) -> tuple[Data, Expected]:
 
 
 def check(target: Target, case: Case, inverse: bool, reduce: str) -> Results:
-    """Run a case on a target, hold every result to the oracle, and return them."""
+    """Run a case on a target, compare every result with the oracle, and return them."""
     data, wanted = expected(case, inverse, reduce)
     actual = run_target(target, case, data, inverse, reduce)
     context = f"{target}, {case}, inverse={inverse}, reduce={reduce!r}"

@@ -1,10 +1,10 @@
 """How far a result may be from the float64 oracle, element by element.
 
-Three things may move a result, and the bound is their sum:
+The bound is the sum of three allowances:
 
 1. arithmetic: a few roundings in the compute dtype, in the unit of the quantity;
-2. conditioning: the oracle itself moves when x, the parameters and the knots move by their own
-   rounding. Measured, not estimated: the oracle is run again on inputs that are moved so;
+2. conditioning: how far the oracle moves when x, the parameters and the knots move by their own
+   rounding. This is measured: the oracle is run again on moved inputs;
 3. storage: half a unit in the last place of the dtype that the result is stored in.
 """
 
@@ -59,8 +59,8 @@ def run_oracle(
     return Results(y.detach(), logabsdet.detach(), grad_x, grad_params)
 
 
-# One column a move: what happens to x, to the parameters (signs at random), to the knots on x (all
-# one way, in turn) and to those on y. Together they span what roundings can do to an element's bin.
+# One column for each move: of x, of the parameters (random signs), of the knots on x (all one way,
+# or in turn) and of those on y. Together they cover what rounding can do to an element's bin.
 _MOVES = torch.tensor(
     [
         [1, -1, 0, 0, 0, 0, 0],

@@ -1,7 +1,7 @@
-"""The splines once more, with their knots moved: how far a rounding of a knot moves the result.
+"""The splines with moved knots: how far rounding of a knot moves the result.
 
-The sizes of the bins follow from the formulas of the parametrisations, written here on their own,
-and the reference is asked for the spline through ready-made knots.
+Bin sizes are computed here, independently of the package; the reference then evaluates the spline
+through ready-made knots.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fill memory that a kernel is about to receive, so that an element it never wrote shows."""
+"""Fills memory before a kernel gets it, so that an element that it does not write is noticed."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def _mallopt_perturb(byte: int) -> bool:
 
 @contextmanager
 def poisoned(device: str = "cpu") -> Iterator[None]:
-    """Within it, new memory holds garbage: NaN from torch.empty, -1.5 or so from malloc.
+    """Within it, new memory holds garbage: NaN from torch.empty, about -1.5 from malloc.
 
-    Two ways, because an operator's C++ side may allocate below ``torch.empty``. On a GPU blocks of
-    NaN are handed back to torch's caching allocator first, a large one and small ones, which it
-    keeps apart.
+    Two ways, because an operator's C++ side may allocate below ``torch.empty``. On a GPU, blocks of
+    NaN are first freed to torch's caching allocator: a large one and small ones, which it keeps in
+    separate pools.
     """
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

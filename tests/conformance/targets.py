@@ -90,7 +90,7 @@ TARGETS = [
 
 
 def replace_targets(*targets: Target) -> None:
-    """Test these and no others in this process; before tests/conftest.py asks for them."""
+    """Test only these targets in this process; call it before tests/conftest.py is imported."""
     TARGETS[:] = targets
 
 

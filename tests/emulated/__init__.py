@@ -5,6 +5,6 @@
 - ``build``: compiles all of it, with AddressSanitizer
 - ``process``: pytest in a process of its own, into which the sanitizer's library is preloaded
 - ``backend``: what such a process does first: a backend "emulated" beside the package's own
-- ``suite``: what it then runs; pytest does not collect it but where it is named
+- ``suite``: the tests that it runs; pytest collects it only by name
 - ``probes``: small kernels with faults, for the tests of the emulator itself
 """

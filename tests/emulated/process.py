@@ -29,7 +29,7 @@ _PYTEST = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a process ended, and all that it said."""
+    """How a process ended, and all of its output."""
 
     status: int
     output: str

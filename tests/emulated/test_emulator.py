@@ -1,4 +1,4 @@
-"""The emulator itself: what is right passes, what only luck would let pass is an error."""
+"""The emulator itself: correct kernels pass, and kernels that work only by luck fail."""
 
 from __future__ import annotations
 

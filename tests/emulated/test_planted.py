@@ -1,4 +1,4 @@
-"""What the emulated suite is for: faults that are planted in copies of the kernels are found."""
+"""The emulated suite finds faults that are planted in copies of the kernels."""
 
 from __future__ import annotations
 

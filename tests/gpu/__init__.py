@@ -1,4 +1,4 @@
-"""What only a GPU shows. The contract itself, tests/conformance and tests/test_contract_*.py, runs
+"""Tests that need a GPU. The contract itself, tests/conformance and tests/test_contract_*.py, runs
 on GPU targets as on any other; `pytest -m gpu` selects both.
 
 - ``properties``: the properties below as functions of a target, so that a CPU can run them too
@@ -6,8 +6,8 @@ on GPU targets as on any other; `pytest -m gpu` selects both.
 - ``test_large``: tensors beyond 2^31 elements
 - ``test_compile``: what Inductor makes of a call
 - ``test_backends``: what "auto" and "reference" do with CUDA tensors
-- ``summary``: what `pytest -m gpu` says last
-- ``workers``: how such a run is shared out over processes
+- ``summary``: the last lines of `pytest -m gpu`
+- ``workers``: distributes such a run over processes
 - ``sanitize``: `python -m tests.gpu.sanitize` runs a small call of each kernel, ``small_run``,
   under compute-sanitizer
 """

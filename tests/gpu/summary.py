@@ -1,4 +1,4 @@
-"""What a run of GPU tests says last: the card, the versions, and how each backend did."""
+"""The last lines of a run of GPU tests: the card, the versions, and each backend's outcomes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Share a run of the tests out over processes, and report it as one.
+"""Distribute a run of the tests over processes, and report it as one.
 
 Triton's kernels are compiled as they are called: one process would take an hour over that. So
 `pytest -m gpu` on a machine with a GPU starts some processes of the same command, each of which

@@ -1,8 +1,8 @@
 """What the interpreting process runs: the kernels against the oracle, float32, small tensors.
 
-A configuration is in the formulas, which know of no layout; layouts are in the plan, which knows of
-no formula. So every configuration runs on one layout of its own, in planes or in rows, and every
-layout with the operations that have few parameters.
+Formulas do not depend on the layout, and the plan does not depend on the formula. So every
+configuration runs on one layout, in planes or in rows, and every layout with the operations that
+have few parameters.
 """
 
 from __future__ import annotations
