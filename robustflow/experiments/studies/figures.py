@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from robustflow.experiments.imaging.evaluation.figures import COLOURS
 from robustflow.experiments.studies.study import Row
 
-COLOURS = ("#2166ac", "#b2182b", "#1a7f37", "#7b3294", "#b35806", "#35978f", "#c51b7d", "#4d4d4d")
+__all__ = ["COLOURS", "in_order", "legend", "lines", "mean", "number", "tidy", "values"]
 
 
 def number(value: Any) -> float:

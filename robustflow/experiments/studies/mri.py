@@ -92,7 +92,13 @@ def prepare(folder: Path) -> None:
     Raises:
         ModuleNotFoundError: nilearn, which ships the template, or nibabel is missing.
     """
-    if all((folder / name).is_dir() for name in _GROUPS):
+    missing = [
+        (file, axis, place)
+        for name, (axis, places) in _GROUPS.items()
+        for place in places
+        if not (file := folder / name / f"{place:03d}.png").exists()
+    ]
+    if not missing:
         return
     nibabel = require("nibabel", "The study 'mri'", "mri")
     spec = find_spec("nilearn")
@@ -100,14 +106,12 @@ def prepare(folder: Path) -> None:
         raise ModuleNotFoundError("The study 'mri' needs nilearn's template.", name="nilearn")
     template = nibabel.load(Path(next(iter(spec.submodule_search_locations)), _TEMPLATE))
     volume = torch.from_numpy(template.get_fdata()).float()
-    for name, (axis, places) in _GROUPS.items():
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for place in places:
-            pixels = volume.select(axis, place).byte()
-            top, left = ((side - _SIDE) // 2 for side in pixels.shape)
-            square = pixels[top : top + _SIDE, left : left + _SIDE].contiguous()
-            with replacing(folder / name / f"{place:03d}.png") as file:
-                Image.fromarray(square.numpy()).save(file, "PNG")
+    for file, axis, place in missing:
+        pixels = volume.select(axis, place).byte()
+        top, left = ((side - _SIDE) // 2 for side in pixels.shape)
+        square = pixels[top : top + _SIDE, left : left + _SIDE].contiguous()
+        with replacing(file) as opened:
+            Image.fromarray(square.numpy()).save(opened, "PNG")
 
 
 def measure(cell: Cell) -> list[Row]:

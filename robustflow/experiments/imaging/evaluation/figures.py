@@ -24,7 +24,7 @@ MAIN = (  # metrics for the figure and the terminal, if available
     "faulty",
     "time",
 )
-_COLOURS = ("#2166ac", "#b2182b", "#1a7f37", "#7b3294", "#b35806", "#35978f", "#c51b7d", "#4d4d4d")
+COLOURS = ("#2166ac", "#b2182b", "#1a7f37", "#7b3294", "#b35806", "#35978f", "#c51b7d", "#4d4d4d")
 _COLUMNS = 5  # of panels, at most
 _STYLES = {"raw": "-", "projected": ":", "fixed": "-.", "guarded": "--"}
 
@@ -53,7 +53,7 @@ def figure_grid(result: Evaluation) -> Figure:
                     for key in result.keys
                     if (key.checkpoint, key.column, key.group) == (checkpoint, column, group)
                 ]
-                colour = _COLOURS[names.index(checkpoint) % len(_COLOURS)]
+                colour = COLOURS[names.index(checkpoint) % len(COLOURS)]
                 _line(axis, result, sorted(keys, key=_temperature), metric, colour)
             unit = f", {metric.unit}" if metric.unit else ""
             arrow = {"higher": " \u2191", "lower": " \u2193"}.get(metric.better, "")
