@@ -32,7 +32,7 @@ from robustflow.diagnostics.posterior.quality import psnr
 from robustflow.experiments.imaging.evaluation.subjects import Subject, subjects_of
 from robustflow.experiments.imaging.model import ImagingFlow
 from robustflow.experiments.imaging.sampling_flow import Conditioned
-from robustflow.experiments.studies.figures import COLOURS, in_order, mean, tidy, values
+from robustflow.experiments.studies.figures import COLOURS, in_order, legend, mean, tidy, values
 from robustflow.experiments.studies.study import Cell, Row, Study
 from robustflow.experiments.tasks import to_8_bits
 from robustflow.experiments.tasks.base import WHITE
@@ -207,7 +207,7 @@ def figure(rows: Sequence[Row], study: Study) -> Figure:
         ("LR-PSNR (dB)", "LR-PSNR, dB"),
         ("CRPS", "CRPS"),
     )
-    made = new_figure(figsize=(13, 3.4))
+    made = new_figure(figsize=(13, 3.8))
     for axis, (column, title) in zip(made.subplots(1, len(panels)), panels, strict=True):
         for place, model in enumerate(models):
             heights = [mean(values(rows, column, model=model, way=way)) for way in ways]
@@ -215,6 +215,6 @@ def figure(rows: Sequence[Row], study: Study) -> Figure:
             axis.bar(at, heights, 0.8 / len(models), color=COLOURS[place], label=model)
         axis.set_xticks(range(len(ways)), ways, rotation=40, fontsize=7, ha="right")
         tidy(axis, title)
-    made.axes[0].legend(fontsize=7, frameon=False)
+    legend(made, made.axes[0])
     made.suptitle(f"{study.title}, T = {study.settings['temperature']:g}", fontsize=10)
     return made

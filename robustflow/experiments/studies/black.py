@@ -15,7 +15,7 @@ from robustflow.diagnostics.artifacts.samples import displayed
 from robustflow.diagnostics.figures import new_figure
 from robustflow.experiments.imaging.evaluation.subjects import subjects_of
 from robustflow.experiments.imaging.model import ImagingFlow
-from robustflow.experiments.studies.figures import COLOURS, in_order, mean, number, tidy
+from robustflow.experiments.studies.figures import COLOURS, in_order, legend, mean, number, tidy
 from robustflow.experiments.studies.study import Cell, Row, Study
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def figure(rows: Sequence[Row], study: Study) -> Figure:
     mine = [row for row in rows if row["temperature"] == hottest]
     models, precisions = in_order(mine, "model"), in_order(mine, "precision")
     panels = ("faulty samples (%)", "samples with NaN (%)", "black where bright (%)")
-    made = new_figure(figsize=(12, 3.8))
+    made = new_figure(figsize=(12, 4.2))
     for axis, column in zip(made.subplots(1, len(panels)), panels, strict=True):
         for place, model in enumerate(models):
             heights = [
@@ -120,7 +120,7 @@ def figure(rows: Sequence[Row], study: Study) -> Figure:
             axis.bar(at, heights, 0.8 / len(models), color=COLOURS[place], label=model)
         axis.set_xticks(range(len(precisions)), precisions, rotation=40, fontsize=7, ha="right")
         tidy(axis, column)
-    made.axes[0].legend(fontsize=7, frameon=False)
+    legend(made, made.axes[0])
     made.suptitle(f"{study.title}, T = {hottest:g}, means over seeds", fontsize=10)
     return made
 

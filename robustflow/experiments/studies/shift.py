@@ -13,7 +13,7 @@ from robustflow.experiments.data.builtin import Split
 from robustflow.experiments.imaging.evaluation.drawing import draw
 from robustflow.experiments.imaging.robustness import observations
 from robustflow.experiments.studies.evaluated import evaluation_of, picture_rows
-from robustflow.experiments.studies.figures import COLOURS, in_order, mean, tidy, values
+from robustflow.experiments.studies.figures import COLOURS, in_order, legend, mean, tidy, values
 from robustflow.experiments.studies.study import Cell, Row, Study
 
 if TYPE_CHECKING:
@@ -71,6 +71,6 @@ def figure(rows: Sequence[Row], study: Study) -> Figure:
             axis.bar(at, heights, 0.8 / len(models), color=COLOURS[place], label=model)
         axis.set_xticks(range(len(kinds)), kinds, rotation=50, fontsize=7, ha="right")
         tidy(axis, title)
-    made.axes[0].legend(fontsize=7, frameon=False)
+    legend(made, made.axes[0])
     made.suptitle(f"{study.title}, T = {hottest:g}", fontsize=10)
     return made
