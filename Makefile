@@ -28,7 +28,7 @@ aot-all: .venv/test.stamp
 bench: .venv/bench.stamp
 	$(BIN)/python -m benchmarks.foundation $(ARGS)
 
-# Fails where a ratio is under its bar (benchmarks/bars.py) by more than its spread.
+# Fails where a ratio is under its bar (robustflow/benchmarks/bars.py) by more than its spread.
 bench-quick: .venv/bench.stamp
 	$(BIN)/robustflow bench --quick --bars --json build/bench-quick.json $(ARGS)
 

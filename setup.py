@@ -427,13 +427,8 @@ if elsewhere & asked:
         "egg_info": {"egg_base": str(workspace.new)},
     }
 
-# A checkout's `benchmarks` is installed under a name that no other project takes. `benchmarks.aot`
-# stays behind: it compiles the sources.
-BENCHMARKS = {"robustflow_benchmarks": "benchmarks", "robustflow_benchmarks.gpu": "benchmarks/gpu"}
-
 setup(
-    packages=[*find_packages(str(ROOT), include=["robustflow", "robustflow.*"]), *BENCHMARKS],
-    package_dir=BENCHMARKS,
+    packages=find_packages(str(ROOT), include=["robustflow", "robustflow.*"]),
     # Without it the wheel is, and is named, one for any platform.
     ext_modules=[] if reason else [Extension("robustflow._C", sources=[])],
     cmdclass={"build_ext": NativeBuild},

@@ -1,11 +1,8 @@
-"""Benchmarks: what robustflow's speed, memory and accuracy are measured with.
+"""Scripts that measure speed, memory and accuracy beyond ``robustflow bench``.
 
-``robustflow bench`` (:mod:`~.command`) measures every workload of :mod:`~.workloads` beside eager
-and compiled PyTorch and the installed flow libraries; ``pytest benchmarks`` runs the same under
-pytest-benchmark. ``python -m benchmarks.foundation`` holds the large cases to their targets, and
+Each is ``python -m benchmarks.NAME``. What they share with ``robustflow bench`` is
+:mod:`robustflow.benchmarks`; ``pytest benchmarks`` runs its workloads under pytest-benchmark.
+``python -m benchmarks.foundation`` holds the large cases to their targets, and
 ``python -m benchmarks.accuracy`` compares float32 results with the float64 oracle.
 ``benchmarks/results/README.md`` has the notes of method.
-
-In a checkout this package is ``benchmarks``; installed with robustflow it is
-``robustflow_benchmarks``, a name that no other project takes. So imports inside it are relative.
 """

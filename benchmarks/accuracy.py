@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import subjects
+from benchmarks.subjects import Parameters, Subject, double
 from robustflow._arguments import output_file
 from robustflow._files import save
-
-from . import machine, subjects
-from .rows import table
-from .subjects import Parameters, Subject, double
+from robustflow.benchmarks import machine
+from robustflow.benchmarks.rows import table
 
 ELEMENTS, QUICK_ELEMENTS = 1 << 17, 1 << 13
 
@@ -332,7 +332,7 @@ def _moves(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.accuracy", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer elements")
     parser.add_argument("--filter", default="", help="only transforms whose name contains this")
     parser.add_argument("--json", type=output_file, help="write the numbers and the machine here")

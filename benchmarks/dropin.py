@@ -2,8 +2,9 @@
 
     python -m benchmarks.dropin [--filter TEXT] [--seconds S] [--json FILE] [--check]
 
-Beside them the bound: the same flow with a transform that costs nothing (benchmarks.dropin_cases).
-A patch reaches what the bound leaves over the time with the patch on; the conditioner is the rest.
+Beside them the bound: the same flow with a transform that costs nothing
+(robustflow/benchmarks/dropin_cases.py). A patch reaches what the bound leaves over the time with
+the patch on; the conditioner is the rest.
 Times are medians of alternating runs, each library and size in a process of its own, under the
 default allocator and one that keeps its memory; peak memory is of a training step beyond the flow.
 """
@@ -19,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from robustflow._arguments import output_file
+from robustflow.benchmarks import allocator, dropin_cases, machine, memory, peers, timing
+from robustflow.benchmarks.dropin_cases import LIBRARIES, MODES, SIZES, TINY, WHATS, Size
+from robustflow.benchmarks.rows import duration, table, write_json
 
-from . import allocator, cases, dropin_cases, machine, memory, peers, timing
-from .dropin_cases import LIBRARIES, MODES, SIZES, TINY, WHATS, Size
-from .rows import duration, table, write_json
-
-WORKER = f"{__package__}.dropin"
+MODULE = "benchmarks.dropin"
 SHARE = 0.9  # of the free transform's speed-up, that training and sampling are to reach
 
 
@@ -63,20 +63,9 @@ class DropInRow:
         return self.speedup / self.bound
 
 
-def differences(library: str, size: Size) -> dict[str, float]:
-    """On against off; raises AssertionError where they are not the same function's results."""
-    off, on = (dropin_cases.results(library, size, mode) for mode in ("off", "on"))
-    found = {}
-    for name, expected in off.items():
-        scale = float(expected.abs().max()) if name == "gradients" else 1.0
-        cases.check_close(f"{library}: {name}", on[name] / scale, expected / scale)
-        found[name] = float((on[name] - expected).abs().max()) / scale
-    return found
-
-
 def time_flow(library: str, size: Size, policy: str, seconds: float) -> list[DropInRow]:
     """The rows of one flow in this process, without peak memory."""
-    different = differences(library, size)
+    different = dropin_cases.differences(library, size)
     rows = []
     for what in WHATS:
         flow = dropin_cases.make_flow(library, size)
@@ -127,13 +116,13 @@ def measure(
         for mode in MODES:
             arguments = ["peak", library, size.name, mode]
             try:
-                peaks[mode] = allocator.run("returning", WORKER, arguments)
+                peaks[mode] = allocator.run("returning", MODULE, arguments)
             except (ValueError, RuntimeError) as error:
                 left_out[f"peak memory of {library}, {size.name}"] = str(error)
         for policy in ("default", "keeping"):
             arguments = ["time", library, size.name, policy, str(seconds)]
             try:
-                made = allocator.run(policy, WORKER, arguments)
+                made = allocator.run(policy, MODULE, arguments)
             except ValueError as error:  # the allocator cannot be set here
                 left_out[f"{policy} allocator"] = str(error)
                 continue
@@ -176,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["peak"] or arguments[:1] == ["time"]:
         _work(*arguments)
         return 0
-    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.dropin", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     parser.add_argument("--filter", default="", help="only flows whose name contains this")
     parser.add_argument("--seconds", type=float, default=10.0, help="of timing for each row")
     parser.add_argument("--tiny", action="store_true", help="a tiny flow, to see that it runs")
@@ -204,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _work(task: str, library: str, size: str, *rest: str) -> None:
-    """What :mod:`benchmarks.allocator` starts: write the result as JSON into the last argument."""
+    """What :func:`allocator.run` starts: write the result as JSON into the last argument."""
     *options, file = rest
     result: Any
     if task == "peak":

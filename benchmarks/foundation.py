@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from robustflow._arguments import output_file
-
-from . import bars, machine, report, suite, workloads
-from .bars import Bar
-from .rows import Measured, write_json
-from .suite import Settings
+from robustflow.benchmarks import bars, machine, report, suite, workloads
+from robustflow.benchmarks.bars import Bar
+from robustflow.benchmarks.rows import Measured, write_json
+from robustflow.benchmarks.suite import Settings
 
 FULL = Settings({"keeping": 6.0, "default": 3.0})
 QUICK = Settings({"keeping": 1.0, "default": 0.5}, quick=True)
@@ -67,9 +66,7 @@ def judge(measured: Measured) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__package__}.foundation", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.foundation", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller tensors, about a minute")
     parser.add_argument("--filter", default="", help="only workloads whose name contains this")
     parser.add_argument(

@@ -22,6 +22,8 @@ import torch
 
 from robustflow import nn as rnn
 from robustflow._arguments import output_file, whole_number
+from robustflow.benchmarks import machine, timing
+from robustflow.benchmarks.rows import duration, table, write_json
 from robustflow.diagnostics import InverseMonitor
 from robustflow.experiments import photographs
 from robustflow.experiments.comparison import square
@@ -35,9 +37,6 @@ from robustflow.experiments.super_resolution import (
     super_resolve,
     train,
 )
-
-from . import machine, timing
-from .rows import duration, table, write_json
 
 SAMPLES = 5
 CASES: tuple[tuple[Picture, float], ...] = (

@@ -42,8 +42,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks import srflow
 from robustflow import nn as rnn
 from robustflow._arguments import output_file, whole_number
+from robustflow.benchmarks import allocator, eager, machine, memory, timing
+from robustflow.benchmarks.rows import duration, table, write_json
 from robustflow.compat.srflow._conditioner import ActNorm
 from robustflow.experiments.encoders import RRDB, RRDBEncoder
 from robustflow.experiments.imaging.config import Config, override, preset
@@ -51,10 +54,7 @@ from robustflow.experiments.imaging.model import ImagingFlow
 from robustflow.experiments.imaging.published.layers import Layers, Split, Step
 from robustflow.nn.level import Activations
 
-from . import allocator, eager, machine, memory, srflow, timing
-from .rows import duration, table, write_json
-
-MODULE = f"{__package__}.paper_flow"
+MODULE = "benchmarks.paper_flow"
 SAMPLES = 10
 TEMPERATURE = 0.8
 KINDS = {"modified_rq": "rqspline", "affine": "affine"}  # our name of a coupling -> published
@@ -393,7 +393,7 @@ def measure_peak(function: timing.Function) -> int:
 
 
 def worker(task: str, file: str) -> None:
-    """What :mod:`benchmarks.allocator` starts: a measurement in a process of its own."""
+    """What :mod:`robustflow.benchmarks.allocator` starts: a measurement in a process of its own."""
     given = json.loads(task)
     shape = Shape(**given["shape"])
     result: Any

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from .plot_style import BLUE, GREY, ORANGE, TEXT, Look, key, looks
-from .rows import duration
+from benchmarks.plot_style import BLUE, GREY, ORANGE, TEXT, Look, key, looks
+from robustflow.benchmarks.rows import duration
 
 Record = Mapping[str, Any]
 

@@ -10,8 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
-from .plot_bars import DIRECTIONS, OPERATIONS
-from .plot_style import BLUE, GREEN, GREY, PURPLE, TEAL, TEXT, Look, looks, not_measured, remark
+from benchmarks.plot_bars import DIRECTIONS, OPERATIONS
+from benchmarks.plot_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    PURPLE,
+    TEAL,
+    TEXT,
+    Look,
+    looks,
+    not_measured,
+    remark,
+)
 
 Record = Mapping[str, Any]
 

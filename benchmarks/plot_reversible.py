@@ -7,8 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from . import plot_style
-from .plot_style import BLUE, ORANGE, RED, TEAL, Look
+from benchmarks import plot_style
+from benchmarks.plot_style import BLUE, ORANGE, RED, TEAL, Look
 
 _LOOKS = {
     "modified RQ": Look(BLUE, "o"),

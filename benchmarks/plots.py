@@ -20,8 +20,8 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from . import plot_bars, plot_lines, plot_reversible, plot_style
-from .rows import read_json
+from benchmarks import plot_bars, plot_lines, plot_reversible, plot_style
+from robustflow.benchmarks.rows import read_json
 
 Record = Mapping[str, Any]
 
@@ -38,7 +38,7 @@ _WRITERS = {
 
 
 def pictures(record: Record) -> Iterator[tuple[str, Figure]]:
-    """The pictures of a file of :func:`benchmarks.rows.write_json`, with their names."""
+    """The pictures of a file of :func:`robustflow.benchmarks.rows.write_json`, with their names."""
     rows = record["rows"]
     if any("sweep" in row for row in rows):
         yield from _scaling(record)
@@ -138,7 +138,7 @@ def draw(file: Path, out: Path) -> list[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.plots", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="JSON", help="what to draw")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to")
     options = parser.parse_args(arguments)

@@ -36,12 +36,11 @@ from torch import Tensor, nn
 
 from robustflow import nn as rnn
 from robustflow._arguments import output_file, whole_number
+from robustflow.benchmarks import allocator, machine, memory
+from robustflow.benchmarks.rows import table, write_json
 from robustflow.nn.level import Activations
 
-from . import allocator, machine, memory
-from .rows import table, write_json
-
-MODULE = f"{__package__}.reversible"
+MODULE = "benchmarks.reversible"
 CHANNELS, CONTEXT = 12, 16
 WAYS: tuple[Activations, ...] = ("store", "reversible")
 
@@ -179,7 +178,7 @@ def measure(kind: str, shape: Shape) -> list[dict[str, Any]]:
 
 
 def worker(task: str, file: str) -> None:
-    """What :mod:`benchmarks.allocator` starts: one kind, in a process of its own."""
+    """What :mod:`robustflow.benchmarks.allocator` starts: one kind, in a process of its own."""
     given = json.loads(task)
     shape = Shape(**{**given["shape"], "depths": tuple(given["shape"]["depths"])})
     Path(file).write_text(json.dumps(measure(given["kind"], shape)))

@@ -25,11 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from robustflow._arguments import output_file
-
-from . import allocator, machine, rows, suite
-from .rows import Measured, duration, table
-from .scaling_points import (
+from benchmarks.scaling_points import (
     FAMILIES,
     THREADS,
     Point,
@@ -40,9 +36,12 @@ from .scaling_points import (
     usable_threads,
     with_bins,
 )
-from .workloads import DIRECTIONS
+from robustflow._arguments import output_file
+from robustflow.benchmarks import allocator, machine, rows, suite
+from robustflow.benchmarks.rows import Measured, duration, table
+from robustflow.benchmarks.workloads import DIRECTIONS
 
-MODULE = f"{__package__}.scaling"
+MODULE = "benchmarks.scaling"
 
 COUNTS = (*(m * 10**e for e in range(2, 8) for m in (1, 3)), 10**8)
 BINS = (2, 4, 8, 10, 16, 32, 64)

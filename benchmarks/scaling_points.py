@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from . import cases, timing
-from .cases import Case, Inputs
-from .rows import Row
-from .timing import Timing
-from .worker import PRIMED_INPUTS
-from .workloads import AFFINE, DIRECTIONS, MODIFIED_RQ, RQ8, Family, Workload
+from robustflow.benchmarks import cases, timing
+from robustflow.benchmarks.cases import Case, Inputs
+from robustflow.benchmarks.rows import Row
+from robustflow.benchmarks.timing import Timing
+from robustflow.benchmarks.worker import PRIMED_INPUTS
+from robustflow.benchmarks.workloads import AFFINE, DIRECTIONS, MODIFIED_RQ, RQ8, Family, Workload
 
 THREADS = (1, 2)
 STRETCH = 10**5  # elements after which the data repeats itself
@@ -79,7 +79,7 @@ class Point:
         return (self.count // (space * channels), channels, space)
 
     def workload(self, verb: str) -> Workload:
-        """``verb`` is one of :data:`benchmarks.workloads.DIRECTIONS`."""
+        """``verb`` is one of :data:`robustflow.benchmarks.workloads.DIRECTIONS`."""
         return Workload(
             f"scaling-{self.sweep}.{self.family.name}.{verb}.n{short(self.count)}",
             self.family.operation,

@@ -11,7 +11,7 @@ network are timed, with the same weights:
 - ``robustflow``: the couplings of :mod:`robustflow.compat.srflow`;
 - ``free``: the same, with a transform that does nothing but keep the parameters' gradient alive;
 - ``published``: one convolution of the concatenation, unfolded actnorms, the transform in plain
-  PyTorch (`benchmarks.eager`, without the published code's masks, which would be slower).
+  PyTorch (`robustflow.benchmarks.eager`, without the published masks, which would be slower).
 
 A training step is encoding, the likelihood and its gradients for all weights and the features.
 "Ten samples" of one condition are ten decodings within ``condition_once``, the projection
@@ -36,11 +36,10 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from robustflow._arguments import output_file
+from robustflow.benchmarks import allocator, eager, machine, timing
+from robustflow.benchmarks.rows import duration, table, write_json
 from robustflow.compat import srflow
 from robustflow.nn import ActNorm, InvertibleConv1x1, Squeeze
-
-from . import allocator, eager, machine, timing
-from .rows import duration, table, write_json
 
 KINDS: dict[str, Any] = {
     "modified_rq": srflow.CondRQsplineSeparatedAndCond,
@@ -443,7 +442,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for policy in given.allocator:
         for kind in given.kind:
             work = json.dumps({"shape": asdict(shape), "kind": kind})
-            result = allocator.run(policy, f"{__package__}.srflow", ["--worker", work])
+            result = allocator.run(policy, "benchmarks.srflow", ["--worker", work])
             results.append({**result, "allocator": policy})
             print(report(results[-1]), end="\n\n", flush=True)
             if given.json:

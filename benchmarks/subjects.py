@@ -16,8 +16,7 @@ from torch import Tensor
 
 import robustflow
 from robustflow import functional as F
-
-from . import eager
+from robustflow.benchmarks import eager
 
 Parameters = dict[str, Tensor]
 Transform = Callable[[Tensor, Parameters, bool], tuple[Tensor, Tensor]]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from . import cases, peers, workloads
-from .workloads import Workload
+from robustflow.benchmarks import cases, peers, workloads
+from robustflow.benchmarks.workloads import Workload
 
 pytest.importorskip("pytest_benchmark", reason="pip install 'robustflow[bench]'")
 

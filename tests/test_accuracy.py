@@ -1,12 +1,11 @@
 """Accuracy in float32, over ordinary and adversarial inputs, judged by the eager formula's own.
 
 The float64 reference is the truth, and the error of the textbook formula in float32
-(benchmarks/eager.py) is the measure. A kernel's error may be 1.5 times that at the median and at
-the 99.9th percentile, and twice at the maximum; or what moving x and the knots by an ulp of the box
-explains (the derivative of the log-determinant jumps at a knot, so an element beside one has two
-values). An inverse may be
-judged by its backward error: a nearly flat spline does not determine x. benchmarks/accuracy.py does
-the same at length.
+(robustflow/benchmarks/eager.py) is the measure. A kernel's error may be 1.5 times that at the
+median and at the 99.9th percentile, and twice at the maximum; or what moving x and the knots by an
+ulp of the box explains (the derivative of the log-determinant jumps at a knot, so an element
+beside one has two values). An inverse may be judged by its backward error: a nearly flat spline
+does not determine x. benchmarks/accuracy.py does the same at length.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import eager
 from conformance.compare import Results, movement, run_oracle
 from conformance.operations import RQ, Affine, ModifiedRQ, Operation, Pair
 from conformance.targets import Target
+from robustflow.benchmarks import eager
 
 COUNT = 30_000
 EPS = torch.finfo(torch.float32).eps

@@ -12,25 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:  # benchmarks is not installed: it lies beside the tests
-    sys.path.append(str(ROOT))
+import robustflow
+from benchmarks import accuracy, foundation, subjects
+from robustflow.benchmarks import allocator, bars, cases, eager, peers, rows, timing, workloads
+from robustflow.benchmarks.rows import Measured
 
-import robustflow  # noqa: E402
-from benchmarks import (  # noqa: E402
-    accuracy,
-    allocator,
-    bars,
-    cases,
-    eager,
-    foundation,
-    peers,
-    rows,
-    subjects,
-    timing,
-    workloads,
-)
-from benchmarks.rows import Measured  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 on_linux = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc"
@@ -319,7 +306,7 @@ def test_memory_target_counts_cotangents_above_the_line_only() -> None:
 
 TEMPORARY = """
 import torch
-from benchmarks import memory
+from robustflow.benchmarks import memory
 
 def function():
     temporary = torch.ones(64 << 18)  # 64 MiB
@@ -353,7 +340,9 @@ def test_allocator_policies_are_set_and_unknown_ones_refused() -> None:
 @pytest.mark.slow
 @on_linux
 def test_a_case_runs_in_a_process_of_its_own() -> None:
-    faults = allocator.run("default", "benchmarks.worker", ["faults"])
+    faults = allocator.run("default", "robustflow.benchmarks.worker", ["faults"])
     assert 0.0 <= faults < 1.1
     with pytest.raises(RuntimeError, match="No workload 'nothing'"):
-        allocator.run("default", "benchmarks.worker", ["memory", "nothing", "robustflow", "full"])
+        allocator.run(
+            "default", "robustflow.benchmarks.worker", ["memory", "nothing", "robustflow", "full"]
+        )

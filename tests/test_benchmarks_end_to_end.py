@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import robustflow
-from benchmarks import allocator, end_to_end, peers, rows, suite
-from benchmarks.end_to_end import JOBS, Job, Within
-from benchmarks.rows import Measured, Row, RowProvider
-from benchmarks.traffic import Traffic
 from robustflow import functional as F
+from robustflow.benchmarks import allocator, end_to_end, peers, rows, suite
+from robustflow.benchmarks.end_to_end import JOBS, Job, Within
+from robustflow.benchmarks.rows import Measured, Row, RowProvider
+from robustflow.benchmarks.traffic import Traffic
 from robustflow.experiments import super_resolution as sr
 
 SR_JOBS = [job for job in JOBS if job.operation == "super_resolution_flow"]
@@ -111,7 +111,7 @@ def test_flows_differ_in_who_computes_alone() -> None:
 
 def test_it_gives_rows_to_the_suite() -> None:
     provider: RowProvider = end_to_end
-    assert "end_to_end" in suite.PROVIDERS
+    assert end_to_end.__name__ in suite.PROVIDERS
     every, quick = provider.names(False), provider.names(True)
     assert len(set(every)) == len(every) and set(quick) < set(every)
     assert all(name.startswith("end-to-end.") for name in every)
@@ -135,7 +135,7 @@ def test_rows(name: str) -> None:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def run(policy: str, module: str, arguments: list[str]) -> Any:
-        assert module == "benchmarks.end_to_end" and arguments[0] == "--worker"
+        assert module == "robustflow.benchmarks.end_to_end" and arguments[0] == "--worker"
         *given, _ = arguments
         seconds = "0.0" if arguments[1] == "time" else arguments[-1]
         end_to_end.worker(*given[1:], seconds, str(tmp_path / "result"))

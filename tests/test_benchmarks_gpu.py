@@ -16,12 +16,12 @@ import pytest
 import torch
 
 import robustflow
-from benchmarks import rows
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import calls, card, cases, meter, report, suite, targets
 from benchmarks.gpu.cases import Case
 from benchmarks.gpu.plan import FULL, QUICK, REHEARSAL, Task, plan
 from benchmarks.gpu.row import GpuRow, clearly_faster, fastest
+from robustflow.benchmarks import rows
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")

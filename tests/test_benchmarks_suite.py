@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import allocator, bars, command, compare, peers, report, suite, workloads
-from benchmarks.rows import Measured, Row, read_json, read_rows, write_json
 from robustflow import cli
+from robustflow.benchmarks import allocator, bars, compare, peers, report, suite, workloads
+from robustflow.benchmarks.rows import Measured, Row, read_json, read_rows, write_json
 
 MACHINE = {"cpu": "x", "cores": 2, "threads": 2, "platform": "Linux", "libc": "glibc"}
 
@@ -76,11 +76,8 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """`robustflow bench`, with the package under the name that the tests know."""
-    from robustflow.cli import bench
-
-    monkeypatch.setattr(bench, "_package", lambda module: command)
+def bench() -> Callable[..., int]:
+    """`robustflow bench`."""
     pytest.importorskip("rich")
     return lambda *arguments: cli.main(["bench", *arguments])
 
@@ -497,7 +494,9 @@ def test_a_record_that_cannot_be_written_is_kept_elsewhere_once_it_is_complete(
 def test_a_path_that_cannot_be_written_costs_no_measurement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("benchmarks.suite.measure_all", lambda *_: pytest.fail("it measured"))
+    monkeypatch.setattr(
+        "robustflow.benchmarks.suite.measure_all", lambda *_: pytest.fail("it measured")
+    )
     with pytest.raises(SystemExit) as exit_:
         cli.main(["bench", "--quick", "--json", str(tmp_path)])
     assert exit_.value.code == 2

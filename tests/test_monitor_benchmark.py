@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import monitor, timing
+from benchmarks import monitor
+from robustflow.benchmarks import timing
 
 
 def test_results(

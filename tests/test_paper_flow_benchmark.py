@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import allocator, paper_flow
+from benchmarks import paper_flow
 from benchmarks.paper_flow import KINDS, PublishedDesign, Shape
+from robustflow.benchmarks import allocator
 
 TINY = Shape(pixels=16, preset_pixels=32, steps=1, features=4, blocks=2, seconds=0.0)
 

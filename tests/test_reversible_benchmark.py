@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import allocator, plots, reversible
+from benchmarks import plots, reversible
 from benchmarks.reversible import Shape
+from robustflow.benchmarks import allocator
 
 TINY = Shape(depths=(2,), side=8, memory_side=8, batch=2, hidden=8)
 

@@ -57,7 +57,7 @@ def tree(tmp_path: Path) -> Path:
     """A copy of what is built, beside a folder of tools and one with a torch."""
     tree = tmp_path / "tree"
     not_sources = shutil.ignore_patterns("*.so", "*.build.json", "__pycache__")
-    for name in ("robustflow", "benchmarks", "csrc"):
+    for name in ("robustflow", "csrc"):
         shutil.copytree(ROOT / name, tree / name, ignore=not_sources)
     for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks import eager
+from robustflow.benchmarks import eager
 from robustflow.compat import srflow
 from robustflow.compat.srflow import _once, condition_once
 from robustflow.nn import Affine, ModifiedRQSpline

@@ -22,6 +22,7 @@ SHARED = "_*.py"  # the private modules of robustflow/ itself
 OPERATORS, HEADERS = "csrc/*.cpp", "csrc/*.h"
 ABOUT = {
     "cli": "the command robustflow",
+    "benchmarks": "robustflow bench",
     "experiments": "training, imaging, the toy",
     "diagnostics": "monitor, bounds, scores",
     "compat": "drop-ins and migration",

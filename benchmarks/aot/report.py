@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from benchmarks.aot.kernels import Compiled
-from benchmarks.rows import table
+from robustflow.benchmarks.rows import table
 
 
 def kernel_table(kernels: Iterable[Compiled]) -> str:

@@ -16,15 +16,14 @@ from typing import Any
 import torch
 
 import robustflow
+from benchmarks.gpu import card, report, targets
+from benchmarks.gpu.calls import AGAINST
+from benchmarks.gpu.meter import CudaMeter, HostMeter, Meter
+from benchmarks.gpu.plan import FULL, QUICK, REHEARSAL, Task, plan
+from benchmarks.gpu.suite import Budget, Suite
 from robustflow._arguments import output_file
 from robustflow._backend import GPU_BACKENDS
-
-from ..rows import write_json
-from . import card, report, targets
-from .calls import AGAINST
-from .meter import CudaMeter, HostMeter, Meter
-from .plan import FULL, QUICK, REHEARSAL, Task, plan
-from .suite import Budget, Suite
+from robustflow.benchmarks.rows import write_json
 
 # Of eight minutes: the rest is for starting up and for the last task, should it take longer.
 _BUDGET_S = 450.0
@@ -114,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.gpu", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     add = parser.add_argument
     add("--quick", action="store_true", help="8 M elements at most, and little more than a minute")
     add("--filter", default="", metavar="TEXT", help="only cases whose name contains this")

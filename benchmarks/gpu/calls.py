@@ -11,17 +11,16 @@ import torch
 from torch import Tensor
 
 import robustflow
+from benchmarks.gpu.cases import Case, Family
 from robustflow import functional as F
-
-from .. import eager, peers
-from ..cases import check_close
-from .cases import Case, Family
+from robustflow.benchmarks import eager, peers
+from robustflow.benchmarks.cases import check_close
 
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 REFERENCE = "reference"  # robustflow's own plain PyTorch, which is a backend too
 COMPILED = "compiled-reference"  # the same under torch.compile
-EAGER = "eager"  # the frozen textbook formulas of benchmarks/eager.py
+EAGER = "eager"  # the frozen textbook formulas of robustflow/benchmarks/eager.py
 MASKED = ("nflows", "normflows")
 ZUKO = "zuko"
 AGAINST = (REFERENCE, COMPILED, EAGER, *MASKED, ZUKO)

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from .. import machine, timing
-from .calls import Call
-from .meter import Meter
+from benchmarks.gpu.calls import Call
+from benchmarks.gpu.meter import Meter
+from robustflow.benchmarks import machine, timing
 
 REHEARSAL = "CPU rehearsal: no figure here is of a GPU"
 
@@ -34,7 +34,7 @@ _UNKNOWN = "unknown"
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """What :func:`benchmarks.machine.describe` says, and ``card``, with its driver and versions."""
+    """What :func:`machine.describe` says, and ``card``, with its driver and versions."""
     return {**machine.describe(), "card": _describe_card(device)}
 
 

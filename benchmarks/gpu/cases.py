@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..traffic import Traffic
-from ..workloads import SPECS, TAIL_BOUND
+from robustflow.benchmarks.traffic import Traffic
+from robustflow.benchmarks.workloads import SPECS, TAIL_BOUND
 
 DIRECTIONS = (
     "forward",

@@ -12,8 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .. import timing
-from .calls import Call
+from benchmarks.gpu.calls import Call
+from robustflow.benchmarks import timing
 
 # Calls captured in one graph: launching the graph itself is then a small part of what is timed.
 GRAPH_CALLS = 16

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from . import cases
-from .calls import AGAINST, COMPILED, EAGER, MASKED, REFERENCE, ZUKO, why_not
-from .cases import Case, Family, Place
+from benchmarks.gpu import cases
+from benchmarks.gpu.calls import AGAINST, COMPILED, EAGER, MASKED, REFERENCE, ZUKO, why_not
+from benchmarks.gpu.cases import Case, Family, Place
 
 FULL, QUICK, REHEARSAL = "full", "quick", "rehearsal"
 # The most elements of a case.

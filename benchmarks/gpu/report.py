@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..rows import duration, table
-from .row import GpuRow, clearly_faster
-from .suite import Results
-from .targets import COPY, Verdict
+from benchmarks.gpu.row import GpuRow, clearly_faster
+from benchmarks.gpu.suite import Results
+from benchmarks.gpu.targets import COPY, Verdict
+from robustflow.benchmarks.rows import duration, table
 
 
 def headline(description: dict[str, Any], state: dict[str, str]) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..rows import Row
+from robustflow.benchmarks.rows import Row
 
 
 @dataclass(frozen=True)
 class GpuRow(Row):
-    """A case by one backend: the keys of :class:`benchmarks.rows.Row`, and these.
+    """A case by one backend: the keys of :class:`robustflow.benchmarks.rows.Row`, and these.
 
     ``dtype`` is that of x alone, ``allocator`` is torch's own on a GPU, ``floor_fraction`` is
     relative to the card's best copy, and ``ratio`` may be of a smaller shape: see

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from .. import peers, timing
-from .calls import Call, check, make_call, make_tensors
-from .cases import Case, dtype_name
-from .meter import GRAPH_CALLS, GraphRefused, Meter
-from .plan import Task
-from .row import GpuRow
+from benchmarks.gpu.calls import Call, check, make_call, make_tensors
+from benchmarks.gpu.cases import Case, dtype_name
+from benchmarks.gpu.meter import GRAPH_CALLS, GraphRefused, Meter
+from benchmarks.gpu.plan import Task
+from benchmarks.gpu.row import GpuRow
+from robustflow.benchmarks import peers, timing
 
 # A contestant that does not fit the memory is tried on half the elements, down to this many.
 _FEWEST_ELEMENTS = 1 << 20

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from .calls import COMPILED, REFERENCE
-from .plan import FULL
-from .row import GpuRow, fastest
+from benchmarks.gpu.calls import COMPILED, REFERENCE
+from benchmarks.gpu.plan import FULL
+from benchmarks.gpu.row import GpuRow, fastest
 
 COPY = "copy"
 # A bf16 kernel may fall this far short of float32's bar: it does the same arithmetic for half the

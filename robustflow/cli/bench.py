@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import sys
 from pathlib import Path
-from typing import Any
 
 from robustflow._arguments import output_file, whole_number
 
@@ -58,18 +55,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Measure or compare; 0, 1 where something failed or is too slow, 2 for a bad request."""
-    code: int = _package("command").run(args)
-    return code
+    from robustflow.benchmarks import command
 
-
-def _package(module: str) -> Any:
-    """A module of the benchmarks: `robustflow_benchmarks` where robustflow is installed, or the
-    folder `benchmarks` of a checkout that is only on the path."""
-    try:
-        return importlib.import_module(f"robustflow_benchmarks.{module}")
-    except ModuleNotFoundError as error:
-        root = Path(__file__).parents[2]
-        if error.name != "robustflow_benchmarks" or not (root / "benchmarks/suite.py").exists():
-            raise
-    sys.path.append(str(root))
-    return importlib.import_module(f"benchmarks.{module}")
+    return command.run(args)

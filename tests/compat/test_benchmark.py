@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import dropin, dropin_cases
-from benchmarks.dropin_cases import LIBRARIES, MODES, TINY, WHATS
+from benchmarks import dropin
 from robustflow import compat
+from robustflow.benchmarks import dropin_cases
+from robustflow.benchmarks.dropin_cases import LIBRARIES, MODES, TINY, WHATS
 
 
 @pytest.fixture(params=LIBRARIES)

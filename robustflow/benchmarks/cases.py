@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from robustflow import functional as F
-
-from . import eager, peers
-from .timing import Function
-from .workloads import Workload
+from robustflow.benchmarks import eager, peers
+from robustflow.benchmarks.timing import Function
+from robustflow.benchmarks.workloads import Workload
 
 Transform = Callable[..., tuple[Tensor, Tensor]]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .rows import Row, duration, read_json, table
+from robustflow.benchmarks.rows import Row, duration, read_json, table
 
 # Where the same machine, an hour later, is allowed to be without anyone having changed anything.
 MINIMUM_NOISE = 0.05

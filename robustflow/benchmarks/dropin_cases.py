@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from robustflow import compat
+from robustflow.benchmarks import cases, peers
 from robustflow.compat._code import CodeChange
-
-from . import peers
 
 LIBRARIES = ("nflows", "normflows", "zuko")
 MODES = ("off", "on", "free")
@@ -301,3 +300,14 @@ def results(library: str, size: Size, mode: str) -> dict[str, Tensor]:
         "samples": samples.detach(),
         "gradients": torch.cat(gradients),
     }
+
+
+def differences(library: str, size: Size) -> dict[str, float]:
+    """On against off; raises AssertionError where they are not the same function's results."""
+    off, on = (results(library, size, mode) for mode in ("off", "on"))
+    found = {}
+    for name, expected in off.items():
+        scale = float(expected.abs().max()) if name == "gradients" else 1.0
+        cases.check_close(f"{library}: {name}", on[name] / scale, expected / scale)
+        found[name] = float((on[name] - expected).abs().max()) / scale
+    return found

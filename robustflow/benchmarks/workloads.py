@@ -13,12 +13,11 @@ from math import pi, prod
 from typing import Any
 
 from robustflow import _transforms
-
-from .traffic import Traffic
+from robustflow.benchmarks.traffic import Traffic
 
 TAIL_BOUND = 3.0
 
-# What --against knows. ``eager`` is the textbook formula in plain PyTorch (benchmarks.eager),
+# What --against knows. ``eager`` is the textbook formula in plain PyTorch (eager.py),
 # ``compiled`` the same under torch.compile; zuko runs under torch.compile too.
 COMPETITORS = ("eager", "compiled", "nflows", "zuko", "normflows")
 
@@ -251,7 +250,7 @@ def chosen(text: str, quick: bool = False) -> Sequence[Workload]:
     return [work for work in SUITE if text in work.name]
 
 
-# One case of every kind of kernel; bars are stated for each (benchmarks.bars).
+# One case of every kind of kernel; bars are stated for each (robustflow.benchmarks.bars).
 QUICK = tuple(
     find(name)
     for name in (

@@ -1,9 +1,9 @@
-"""Measure one workload in this process; :mod:`benchmarks.allocator` starts it.
+"""Measure one workload in this process; :mod:`robustflow.benchmarks.allocator` starts it.
 
-    python -m benchmarks.worker time NAME COMPETITORS ALLOCATOR SECONDS SHAPE FILE
-    python -m benchmarks.worker memory NAME WHO SHAPE FILE
-    python -m benchmarks.worker faults FILE
-    python -m benchmarks.worker threads FILE
+    python -m robustflow.benchmarks.worker time NAME COMPETITORS ALLOCATOR SECONDS SHAPE FILE
+    python -m robustflow.benchmarks.worker memory NAME WHO SHAPE FILE
+    python -m robustflow.benchmarks.worker faults FILE
+    python -m robustflow.benchmarks.worker threads FILE
 
 COMPETITORS are joined by commas, SHAPE is ``full`` or ``quick``; FILE receives the result as JSON.
 """
@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from . import allocator, cases, memory, timing, workloads
-from .rows import Row
+from robustflow.benchmarks import allocator, cases, memory, timing, workloads
+from robustflow.benchmarks.rows import Row
 
 # Heap to touch beforehand, in units of a workload's inputs: eager training holds about as many.
 PRIMED_INPUTS = 12

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 import robustflow
-
-from . import peers
+from robustflow.benchmarks import peers
 
 
 def describe() -> dict[str, Any]:

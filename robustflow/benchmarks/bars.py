@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import workloads
-from .rows import Row
+from robustflow.benchmarks import workloads
+from robustflow.benchmarks.rows import Row
 
 ALLOCATORS = ("keeping", "default")
 

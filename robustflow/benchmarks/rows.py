@@ -21,7 +21,7 @@ class Row:
         direction: ``forward``, ``inverse`` or ``forward+backward``.
         shape: of x.
         dtype: of x and the parameters.
-        allocator: ``default`` or ``keeping`` (see :mod:`benchmarks.allocator`).
+        allocator: ``default`` or ``keeping`` (see :mod:`robustflow.benchmarks.allocator`).
         median_s: robustflow's median seconds a call.
         spread: its interquartile range over its median.
         elements_per_s: elements of x over ``median_s``.
@@ -96,7 +96,7 @@ class Measured:
 
 
 class RowProvider(Protocol):
-    """A module whose rows ``robustflow bench`` includes; ``benchmarks.suite.PROVIDERS`` lists it.
+    """A module whose rows ``robustflow bench`` includes; ``suite.PROVIDERS`` lists it.
 
     Its rows are named as the workloads are, in parts joined by dots, and none twice.
     """
@@ -107,8 +107,8 @@ class RowProvider(Protocol):
     def measure(self, filter: str, quick: bool, say: Callable[[str], None]) -> Measured:
         """Measure every row whose name contains ``filter``, calling ``say(name)`` before each.
 
-        Work is done in processes that :func:`benchmarks.allocator.run` starts, which inherit the
-        number of threads.
+        Work is done in processes that ``allocator.run`` starts, which inherit the number of
+        threads.
         """
 
 

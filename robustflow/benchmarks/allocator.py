@@ -62,16 +62,18 @@ def environment(policy: str) -> dict[str, str]:
 def run(policy: str, module: str, arguments: Sequence[str]) -> Any:
     """Run ``python -m module *arguments FILE`` under ``policy``; return the JSON it leaves in FILE.
 
+    The process imports what this one would.
+
     Raises:
         RuntimeError: the process failed; the message ends with what it wrote to stderr.
     """
-    root = Path(__file__).resolve().parents[1]
+    imported_from = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         process = subprocess.run(
             [sys.executable, "-m", module, *arguments, str(result)],
-            env=environment(policy),
-            cwd=root if (root / "pyproject.toml").exists() else folder,  # installed: importable
+            env={**environment(policy), "PYTHONPATH": imported_from},
+            cwd=folder,  # Python looks there first
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

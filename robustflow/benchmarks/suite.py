@@ -1,7 +1,7 @@
 """The one runner: each workload in processes of its own, under each allocator, checked first.
 
 :func:`measure` runs workloads; :func:`measure_all` adds the rows that other modules give, those
-that ``PROVIDERS`` names (:class:`benchmarks.rows.RowProvider` is what they have to have).
+that ``PROVIDERS`` names (:class:`.RowProvider` is what they have to have).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from . import allocator
-from .rows import Measured, Row, RowProvider
-from .workloads import Workload
+from robustflow.benchmarks import allocator
+from robustflow.benchmarks.rows import Measured, Row, RowProvider
+from robustflow.benchmarks.workloads import Workload
 
-WORKER = f"{__package__}.worker"
-# Modules of this package with rows of their own.
-PROVIDERS = ("end_to_end",)
+WORKER = "robustflow.benchmarks.worker"
+# Modules with rows of their own. They import this one.
+PROVIDERS = ("robustflow.benchmarks.end_to_end",)
 
 Say = Callable[[str], None]
 
@@ -97,9 +97,7 @@ def provided(provider: RowProvider, text: str, quick: bool) -> list[str]:
 
 def providers() -> list[RowProvider]:
     """The modules that ``PROVIDERS`` names."""
-    return [
-        cast(RowProvider, importlib.import_module(f"{__package__}.{name}")) for name in PROVIDERS
-    ]
+    return [cast(RowProvider, importlib.import_module(name)) for name in PROVIDERS]
 
 
 def thread_count() -> int:

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import bars, compare, machine, peers, report, suite, workloads
-from .rows import Measured, RowProvider, write_json
-from .suite import Say
-from .workloads import COMPETITORS, Workload
+from robustflow.benchmarks import bars, compare, machine, peers, report, suite, workloads
+from robustflow.benchmarks.rows import Measured, RowProvider, write_json
+from robustflow.benchmarks.suite import Say
+from robustflow.benchmarks.workloads import COMPETITORS, Workload
 
 
 class BadRequest(ValueError):

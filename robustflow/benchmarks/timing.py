@@ -66,7 +66,7 @@ def ratio_spread(first: Timing, second: Timing) -> float:
 def row_figures(
     ours: Timing, copy: Timing, competitors: Mapping[str, Timing], elements: int
 ) -> dict[str, Any]:
-    """What times, and those of a copy of as many bytes, say in a :class:`benchmarks.rows.Row`.
+    """What times, and those of a copy of as many bytes, say in a ``rows.Row``.
 
     Example:
         >>> figures = row_figures(Timing((2.0,)), Timing((1.0,)), {"eager": Timing((8.0,))}, 100)

@@ -3,7 +3,7 @@
 A profiler sees only what goes through torch's allocator; the high-water mark of the resident set
 (VmHWM) sees every page that was touched, a kernel's own work space included. For it to be exact
 the process must hand memory back as soon as it is freed (the ``returning`` policy of
-:mod:`benchmarks.allocator`) and must have loaded its libraries and started its threads: run a tiny
+``allocator``) and must have loaded its libraries and started its threads: run a tiny
 case first. What remains uncertain is about a megabyte, so measure tensors of tens of megabytes.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .rows import Measured, Row, duration, table
+from robustflow.benchmarks.rows import Measured, Row, duration, table
 
 _HEADER = ["workload", "allocator", "median", "spread", "G el/s", "GB/s", "of copy", "peak MiB"]
 _WORDS = {None: "not measured", True: "met", False: "MISSED"}
