@@ -18,10 +18,11 @@ import torch
 
 from robustflow.benchmarks import cases, timing
 from robustflow.benchmarks.cases import Case, Inputs
+from robustflow.benchmarks.families import AFFINE, MODIFIED_RQ, RQ8, Family
 from robustflow.benchmarks.rows import Row
 from robustflow.benchmarks.timing import Timing
 from robustflow.benchmarks.worker import PRIMED_INPUTS
-from robustflow.benchmarks.workloads import AFFINE, DIRECTIONS, MODIFIED_RQ, RQ8, Family, Workload
+from robustflow.benchmarks.workloads import DIRECTIONS, Workload
 
 THREADS = (1, 2)
 STRETCH = 10**5  # elements after which the data repeats itself
@@ -82,12 +83,10 @@ class Point:
         """``verb`` is one of :data:`robustflow.benchmarks.workloads.DIRECTIONS`."""
         return Workload(
             f"scaling-{self.sweep}.{self.family.name}.{verb}.n{short(self.count)}",
-            self.family.operation,
+            self.family,
             DIRECTIONS[verb],
             self.shape,
             ("nflows",) if "nflows" in self.family.competitors else ("eager",),
-            self.family.num_bins,
-            self.family.options,
         )
 
     @property

@@ -21,7 +21,7 @@ from benchmarks.gpu import calls, card, cases, meter, report, suite, targets
 from benchmarks.gpu.cases import Case
 from benchmarks.gpu.plan import FULL, QUICK, REHEARSAL, Task, plan
 from benchmarks.gpu.row import GpuRow, clearly_faster, fastest
-from robustflow.benchmarks import rows
+from robustflow.benchmarks import families, rows
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -34,12 +34,12 @@ AUTOCAST: Dtypes = (torch.float32, torch.bfloat16)
 
 
 def _tiny(
-    family: cases.Family, direction: str = "forward", dtypes: Dtypes = F32, elements: int = 512
+    family: families.Family, direction: str = "forward", dtypes: Dtypes = F32, elements: int = 512
 ) -> Case:
     return _large(family, direction, dtypes).shrunk(elements, REHEARSAL)
 
 
-def _large(family: cases.Family, direction: str = "forward", dtypes: Dtypes = F32) -> Case:
+def _large(family: families.Family, direction: str = "forward", dtypes: Dtypes = F32) -> Case:
     return Case(family, direction, cases.LARGE[family.layout], *dtypes)
 
 
@@ -155,15 +155,15 @@ def test_the_module_runs() -> None:
 @pytest.mark.parametrize(
     ("family", "dtypes", "call", "backward"),
     [
-        (cases.MODIFIED_RQ, F32, 24, 44),
-        (cases.MODIFIED_RQ, BF16, 12, 22),
-        (cases.MODIFIED_RQ, AUTOCAST, 16, 28),
-        (cases.AFFINE, F32, 16, 28),
-        (cases.RQ_ROWS, F32, 104, 200),
+        (families.MODIFIED_RQ, F32, 24, 44),
+        (families.MODIFIED_RQ, BF16, 12, 22),
+        (families.MODIFIED_RQ, AUTOCAST, 16, 28),
+        (families.AFFINE, F32, 16, 28),
+        (families.RQ8_PACKED_ROWS, F32, 104, 200),
     ],
 )
 def test_bytes_are_those_of_the_contract(
-    family: cases.Family, dtypes: Dtypes, call: int, backward: int
+    family: families.Family, dtypes: Dtypes, call: int, backward: int
 ) -> None:
     def of(direction: str) -> float:
         case = _large(family, direction, dtypes)
@@ -177,7 +177,7 @@ def test_bytes_are_those_of_the_contract(
 
 def test_an_unknown_direction_is_refused() -> None:
     with pytest.raises(ValueError, match="direction must be one of"):
-        _ = _tiny(cases.AFFINE, "sideways").bytes
+        _ = _tiny(families.AFFINE, "sideways").bytes
 
 
 def test_the_large_shapes_have_64_m_elements() -> None:
@@ -204,14 +204,19 @@ def test_every_operation_direction_and_dtype_is_planned() -> None:
     planned = {
         (task.case.family.name, task.case.direction, task.case.dtypes) for task in plan(FULL)
     }
-    for family in (cases.MODIFIED_RQ, cases.RQ_ROWS, cases.RQ_PLANAR, cases.AFFINE):
+    for family in (
+        families.MODIFIED_RQ,
+        families.RQ8_PACKED_ROWS,
+        families.RQ8_PACKED_PLANAR,
+        families.AFFINE,
+    ):
         for direction in cases.DIRECTIONS:
             for dtypes in ("float32", "bfloat16", "float16", "float32xbfloat16"):
                 assert (family.name, direction, dtypes) in planned
 
 
 def test_a_case_shrinks_by_halves() -> None:
-    case = _large(cases.MODIFIED_RQ)
+    case = _large(families.MODIFIED_RQ)
     assert case.shrunk(1 << 26, "memory") is case
     half = case.shrunk(1 << 25, "memory")
     assert half.elements == 1 << 25 and half.scale == "memory" and half.name == case.name
@@ -225,7 +230,7 @@ def test_a_case_shrinks_by_halves() -> None:
 @pytest.mark.parametrize("family", cases.FAMILIES, ids=lambda family: family.name)
 @pytest.mark.parametrize("who", [*BACKENDS, "eager", "nflows", "normflows"])
 def test_contestants_pass_the_check(
-    who: str, family: cases.Family, direction: str, dtypes: Dtypes
+    who: str, family: families.Family, direction: str, dtypes: Dtypes
 ) -> None:
     case = _tiny(family, direction, dtypes)
     if calls.why_not(who, case):
@@ -246,7 +251,7 @@ def test_contestants_pass_the_check(
 
 def _broken(break_it: Callable[[torch.Tensor], None], label: str) -> tuple[calls.Tensors, Any]:
     """A right call but for one result, which ``break_it`` changes."""
-    case = _tiny(cases.MODIFIED_RQ, "forward+backward", elements=1 << 14)
+    case = _tiny(families.MODIFIED_RQ, "forward+backward", elements=1 << 14)
     tensors = calls.make_tensors(case, CPU, 0)
     honest = calls.make_call("reference", tensors)
 
@@ -269,7 +274,7 @@ def test_a_wrong_result_is_found(label: str) -> None:
 
 def test_a_single_number_that_is_not_written_is_found() -> None:
     """A call that fills all of a kept buffer but one: once poisoned, that one stays NaN."""
-    case = _tiny(cases.AFFINE, elements=1 << 14)
+    case = _tiny(families.AFFINE, elements=1 << 14)
     tensors = calls.make_tensors(case, CPU, 0)
     honest = calls.make_call("reference", tensors)
     y, logabsdet = (result.clone() for result in honest())
@@ -289,7 +294,7 @@ def test_large_cases_are_checked_at_both_ends_and_in_the_middle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(calls, "_STRETCH", 100)
-    case = _tiny(cases.RQ_ROWS, elements=1024)
+    case = _tiny(families.RQ8_PACKED_ROWS, elements=1024)
     assert calls._stretches(case) == [(0, 100), (462, 562), (924, 1024)]
     for place in (5, 500, 1023):
 
@@ -317,14 +322,14 @@ def test_no_speed_is_reported_of_a_wrong_result(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(suite, "check", check)
     measured = _suite()
-    name = _tiny(cases.AFFINE).name
-    measured.run([Task(_tiny(cases.AFFINE))], suite.Budget(100.0), lambda task: None)
+    name = _tiny(families.AFFINE).name
+    measured.run([Task(_tiny(families.AFFINE))], suite.Budget(100.0), lambda task: None)
     assert measured.results.rows == []
     assert set(measured.results.wrong) == {f"{name} by {backend}" for backend in BACKENDS}
 
 
 def test_a_wrong_contestant_gets_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = _tiny(cases.AFFINE)
+    case = _tiny(families.AFFINE)
     measured = _suite()
     measured.run([Task(case)], suite.Budget(100.0), lambda task: None)
 
@@ -358,7 +363,7 @@ def test_a_call_that_raises_is_listed_and_the_rest_goes_on(monkeypatch: pytest.M
 
     monkeypatch.setattr(suite, "make_call", sometimes)
     measured = _suite(backends=["reference"])
-    tasks = [Task(_tiny(cases.AFFINE, direction)) for direction in ("inverse", "forward")]
+    tasks = [Task(_tiny(families.AFFINE, direction)) for direction in ("inverse", "forward")]
     measured.run(tasks, suite.Budget(100.0), lambda task: None)
     assert list(measured.results.failed.values()) == ["RuntimeError: no kernel image"]
     assert [row.direction for row in measured.results.rows] == ["forward"]
@@ -366,8 +371,8 @@ def test_a_call_that_raises_is_listed_and_the_rest_goes_on(monkeypatch: pytest.M
 
 def test_the_budget_is_kept_and_cheap_tasks_still_fit() -> None:
     now = 0.0
-    cheap, dear = Task(_tiny(cases.AFFINE)), Task(_tiny(cases.AFFINE), "compiled-reference")
-    other = Task(_tiny(cases.AFFINE, "inverse"))
+    cheap, dear = Task(_tiny(families.AFFINE)), Task(_tiny(families.AFFINE), "compiled-reference")
+    other = Task(_tiny(families.AFFINE, "inverse"))
     finished = []
 
     def done(task: Task) -> None:
@@ -394,7 +399,7 @@ def test_a_contestant_too_large_for_the_memory_is_compared_on_less(
 
     monkeypatch.setattr(suite, "make_call", hungry)
     monkeypatch.setattr(suite, "_FEWEST_ELEMENTS", 1)
-    case = _tiny(cases.MODIFIED_RQ, elements=1024)
+    case = _tiny(families.MODIFIED_RQ, elements=1024)
     measured = _suite(backends=["reference"])
     measured.run([Task(case), Task(case, "eager")], suite.Budget(100.0), lambda task: None)
     (row,) = measured.results.rows
@@ -412,7 +417,7 @@ def test_a_case_too_large_for_the_memory_is_not_measured(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(suite, "make_tensors", make_tensors)
     measured = _suite()
-    measured.run([Task(_tiny(cases.AFFINE))], suite.Budget(100.0), lambda task: None)
+    measured.run([Task(_tiny(families.AFFINE))], suite.Budget(100.0), lambda task: None)
     assert list(measured.results.not_measured) == ["affine.forward.float32.large"]
 
 
@@ -421,7 +426,7 @@ def test_a_device_that_fails_ends_the_run() -> None:
         def release(self) -> None:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    first, second = Task(_tiny(cases.AFFINE)), Task(_tiny(cases.AFFINE, "inverse"))
+    first, second = Task(_tiny(families.AFFINE)), Task(_tiny(families.AFFINE, "inverse"))
     measured = _suite(Dead())
     measured.run([first, second], suite.Budget(100.0), lambda task: None)
     assert "illegal memory access" in measured.results.failed[f"the device after {first.name}"]
@@ -440,7 +445,7 @@ def test_a_small_case_has_its_time_in_a_graph() -> None:
 
     place = cases.TINY["rows"]
     measured = _suite(WithGraphs(), ["reference"])
-    case = Case(cases.RQ_ROWS, "forward", place)
+    case = Case(families.RQ8_PACKED_ROWS, "forward", place)
     measured.run([Task(case)], suite.Budget(100.0), lambda task: None)
     (row,) = measured.results.rows
     assert row.timing == "latency" and row.peak_bytes is None and row.graph_s is not None

@@ -14,8 +14,8 @@ from benchmarks import scaling, scaling_points
 from benchmarks.scaling import Settings
 from benchmarks.scaling_points import FAMILIES, Point, ScalingRow, with_bins
 from robustflow.benchmarks import allocator, cases, rows, suite
+from robustflow.benchmarks.families import AFFINE, MODIFIED_RQ, RQ8
 from robustflow.benchmarks.rows import Measured, read_json
-from robustflow.benchmarks.workloads import AFFINE, MODIFIED_RQ, RQ8
 
 TINY = Settings((100,), (4,), 100, seconds=0.0, min_rounds=1)
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 import robustflow
-from benchmarks.gpu.cases import Case, Family
+from benchmarks.gpu.cases import Case
 from robustflow import functional as F
 from robustflow.benchmarks import eager, peers
 from robustflow.benchmarks.cases import check_close
+from robustflow.benchmarks.families import Family
 
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -90,7 +91,7 @@ def make_call(who: str, tensors: Tensors) -> Call:
     """
     case = tensors.case
     # Of the C++ that Inductor makes, not of its GPU code: peers.compiled says what is wrong.
-    accumulates = tensors.x.is_cpu and case.trains and case.family.transform == "rq"
+    accumulates = tensors.x.is_cpu and case.trains and case.family.spec.name == "rq"
     transform = _transform(who, case, accumulates)
     backend = "" if who in (EAGER, *MASKED, ZUKO) else REFERENCE if who == COMPILED else who
     leaves = (tensors.x, tensors.params)
@@ -125,7 +126,7 @@ def why_not(who: str, case: Case) -> str:
     family = case.family
     if who in (*MASKED, ZUKO):
         wanted = "softclip" if who == ZUKO else "softmax"
-        if family.transform != "rq" or family.options.get("parametrization", "softmax") != wanted:
+        if family.spec.name != "rq" or family.options.get("parametrization", "softmax") != wanted:
             return f"{who} has no {family.name}."
         if family.layout != "rows":
             return f"{who} takes the parameters of an element side by side."
@@ -192,9 +193,9 @@ def _transform(who: str, case: Case, accumulates: bool) -> Transform:
     function = getattr(F, family.operation)
     if who == EAGER:
         function = (
-            _eager_rq(family) if family.transform == "rq" else getattr(eager, family.operation)
+            _eager_rq(family) if family.spec.name == "rq" else getattr(eager, family.operation)
         )
-    elif family.transform == "rq":
+    elif family.spec.name == "rq":
         options["num_bins"] = family.num_bins
 
     def transform(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,9 @@ import torch
 
 from benchmarks.gpu import cases
 from benchmarks.gpu.calls import AGAINST, COMPILED, EAGER, MASKED, REFERENCE, ZUKO, why_not
-from benchmarks.gpu.cases import Case, Family, Place
+from benchmarks.gpu.cases import Case
+from robustflow.benchmarks import families
+from robustflow.benchmarks.families import Family, Place
 
 FULL, QUICK, REHEARSAL = "full", "quick", "rehearsal"
 # The most elements of a case.
@@ -19,8 +21,8 @@ _BF16, _F16 = torch.bfloat16, torch.float16
 _CALLS = ("forward", "inverse", "forward+backward")
 _PLAIN = ("forward", "inverse", "backward", "forward+backward")
 _REST = ("inverse+backward", "inverse-backward")
-_MAIN = (cases.MODIFIED_RQ, cases.RQ_ROWS, cases.AFFINE)
-_MOST = (*_MAIN, cases.RQ_PLANAR)
+_MAIN = (families.MODIFIED_RQ, families.RQ8_PACKED_ROWS, families.AFFINE)
+_MOST = (*_MAIN, families.RQ8_PACKED_PLANAR)
 
 
 @dataclass(frozen=True)
@@ -74,19 +76,19 @@ def _tasks() -> Iterable[Task]:
     yield from _compare((COMPILED,), _MAIN, _CALLS)
     # Small batches, then shapes of practice: with the large ones they say which backend is faster.
     small = [(family, cases.TINY[family.layout]) for family in _MAIN]
-    small += [(cases.RQ_ROWS, place) for place in cases.TABLES if place.small]
+    small += [(families.RQ8_PACKED_ROWS, place) for place in cases.TABLES if place.is_small]
     large = [(family, place) for family in _MAIN[::2] for place in cases.PICTURES]
-    large += [(cases.RQ_ROWS, place) for place in cases.TABLES if not place.small]
+    large += [(families.RQ8_PACKED_ROWS, place) for place in cases.TABLES if not place.is_small]
     for family, place in (*small, *large):
         for direction in _CALLS:
             yield Task(Case(family, direction, place))
     # The peers.
-    yield from _compare(MASKED, (cases.RQ_ROWS,), _CALLS)
+    yield from _compare(MASKED, (families.RQ8_PACKED_ROWS,), _CALLS)
     for direction in _CALLS:
         for who in MASKED:
-            yield Task(Case(cases.RQ_ROWS, direction, cases.TINY["rows"]), who)
-    yield from _measure((cases.RQ_SOFTCLIP,), _CALLS)
-    yield from _compare((ZUKO,), (cases.RQ_SOFTCLIP,), _CALLS)
+            yield Task(Case(families.RQ8_PACKED_ROWS, direction, cases.TINY["rows"]), who)
+    yield from _measure((families.RQ8_PACKED_SOFTCLIP,), _CALLS)
+    yield from _compare((ZUKO,), (families.RQ8_PACKED_SOFTCLIP,), _CALLS)
     # The rest of the table.
     yield from _measure(_MOST, _PLAIN, torch.float32, _BF16)
     yield from _measure(_MOST, _PLAIN, _F16, _F16)
@@ -94,7 +96,7 @@ def _tasks() -> Iterable[Task]:
     for dtype in (_BF16, _F16):
         yield from _measure(_MOST, _REST, dtype, dtype)
     yield from _measure(_MOST, _REST, torch.float32, _BF16)
-    yield from _compare((REFERENCE, EAGER, COMPILED), (cases.RQ_PLANAR,), _CALLS)
+    yield from _compare((REFERENCE, EAGER, COMPILED), (families.RQ8_PACKED_PLANAR,), _CALLS)
     for family, place in (*small, *large):
         for direction in _CALLS:
             yield Task(Case(family, direction, place), REFERENCE)

@@ -134,7 +134,7 @@ class Suite:
             self.results.failed[case.name] = _sentence(error)
 
     def _rows(self, case: Case, calls: dict[str, Call]) -> list[GpuRow]:
-        small = case.place.small
+        small = case.place.is_small
         times = self._alternate(case, calls)
         graphs = self._graph_times(case, calls) if small else {}
         rows = []
@@ -224,7 +224,7 @@ class Suite:
         return True
 
     def _alternate(self, case: Case, calls: dict[str, Call]) -> dict[str, timing.Timing]:
-        small = case.place.small
+        small = case.place.is_small
         return timing.alternate(
             calls,
             seconds=self.seconds,

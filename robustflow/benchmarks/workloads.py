@@ -8,100 +8,34 @@ samples first. ``SUITE`` is what ``robustflow bench`` measures, ``QUICK`` the pa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import pi, prod
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
-from robustflow import _transforms
+from robustflow.benchmarks.families import (
+    AFFINE,
+    AFFINE_ZUKO,
+    CUBIC_BSPLINE,
+    LOW_LIGHT,
+    MODIFIED_RQ,
+    RQ8,
+    RQ8_CIRCULAR,
+    RQ8_ZUKO,
+    RQ10,
+    SMALL,
+    SR,
+    Family,
+    Place,
+)
 from robustflow.benchmarks.traffic import Traffic
-
-TAIL_BOUND = 3.0
 
 # What --against knows. ``eager`` is the textbook formula in plain PyTorch (eager.py),
 # ``compiled`` the same under torch.compile; zuko runs under torch.compile too.
 COMPETITORS = ("eager", "compiled", "nflows", "zuko", "normflows")
 
-# What a function of robustflow.functional computes.
-SPECS = {
-    "modified_rq_spline": _transforms.MODIFIED_RQ,
-    "rq_spline": _transforms.RQ,
-    "rq_spline_packed": _transforms.RQ,
-    "conditional_affine": _transforms.AFFINE,
-    "cubic_bspline": _transforms.CUBIC_BSPLINE,
-}
-
 DIRECTIONS = {"forward": "forward", "inverse": "inverse", "train": "forward+backward"}
 
 
-@dataclass(frozen=True)
-class Family:
-    """A transform.
-
-    Attributes:
-        name: what workloads are named after.
-        operation: a function of ``robustflow.functional``.
-        competitors: of :data:`COMPETITORS`, those that compute the same function.
-        num_bins: K of ``rq_spline``, else 0.
-        options: further arguments of the operation.
-    """
-
-    name: str
-    operation: str
-    competitors: tuple[str, ...]
-    num_bins: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-_PLAIN = ("eager", "compiled")
-
-
-def _rq(
-    name: str,
-    num_bins: int,
-    *peers: str,
-    tails: str = "linear",
-    tail_bound: float = TAIL_BOUND,
-    parametrization: str = "softmax",
-) -> Family:
-    options = {"tails": tails, "tail_bound": tail_bound, "parametrization": parametrization}
-    return Family(name, "rq_spline", (*_PLAIN, *peers), num_bins, options)
-
-
-MODIFIED_RQ = Family("modified_rq", "modified_rq_spline", _PLAIN)
-AFFINE = Family("affine", "conditional_affine", _PLAIN)
-CUBIC_BSPLINE = Family("cubic_bspline", "cubic_bspline", _PLAIN)
-# The parametrisation of nflows and normflows, at the default K of nflows' users and of sbi.
-RQ8 = _rq("rq8", 8, "nflows", "normflows")
-RQ10 = _rq("rq10", 10, "nflows", "normflows")
-# normflows alone has circular tails; angles lie in (-pi, pi).
-RQ8_CIRCULAR = _rq("rq8-circular", 8, "normflows", tails="circular", tail_bound=pi)
-# zuko's transforms are other functions: soft-clipped logits, which ours take too.
-RQ8_ZUKO = _rq("rq8-softclip", 8, "zuko", parametrization="softclip")
-AFFINE_ZUKO = Family(
-    "affine-softclip",
-    "conditional_affine",
-    ("zuko",),
-    options={"scale": "softclip_exp", "shift_first": False},
-)
-
-
-@dataclass(frozen=True)
-class Place:
-    """A shape of x, by the name of where it comes from; ``quick_shape`` for a quick look."""
-
-    name: str
-    shape: tuple[int, ...]
-    quick_shape: tuple[int, ...] | None = None
-
-
-# The levels of the published 4x super-resolution network, and low-light enhancement's 192 channels
-# at an eighth of 400 x 600, in batches of 16.
-SR = (
-    Place("sr1", (16, 12, 80, 80), (2, 12, 80, 80)),
-    Place("sr2", (16, 24, 40, 40), (4, 24, 40, 40)),
-    Place("sr3", (16, 96, 20, 20), (4, 96, 20, 20)),
-)
-LOW_LIGHT = Place("low-light", (16, 192, 50, 75), (1, 192, 50, 75))
 # Neural spline flows of simulation-based inference: training batches, then samples of a posterior.
 NSF = (
     Place("nsf-1e2", (100, 2)),
@@ -126,30 +60,37 @@ class Workload:
 
     Attributes:
         name: unique; what ``--filter`` looks in.
-        operation: a function of ``robustflow.functional``.
+        family: the transform.
         direction: ``forward``, ``inverse`` or ``forward+backward``; the first two without grad.
         shape: of x.
         competitors: of :data:`COMPETITORS`; and ``forward``, robustflow's own, for an inverse.
-        num_bins: K, of ``rq_spline``.
-        options: further arguments of the operation.
         quick_shape: a smaller shape for a quick look.
     """
 
     name: str
-    operation: str
+    family: Family
     direction: str
     shape: tuple[int, ...]
     competitors: tuple[str, ...]
-    num_bins: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
     quick_shape: tuple[int, ...] | None = None
+
+    @property
+    def operation(self) -> str:
+        return self.family.operation
+
+    @property
+    def num_bins(self) -> int:
+        return self.family.num_bins
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return self.family.options
 
     @property
     def parameters(self) -> tuple[int, ...]:
         """Parameters an element, tensor by tensor."""
-        spec = SPECS[self.operation]
-        counts = spec.counts({**spec.defaults, **self.options, "num_bins": self.num_bins})
-        return counts if self.operation == "rq_spline" else (sum(counts),)
+        groups = self.family.groups
+        return groups if self.operation == "rq_spline" else (sum(groups),)
 
     @property
     def elements(self) -> int:
@@ -171,7 +112,7 @@ class Workload:
     @property
     def is_small(self) -> bool:
         """Whether the Python path, not the kernel, is what the case measures."""
-        return self.elements < 1 << 16
+        return self.elements < SMALL
 
     def quick(self) -> Workload:
         return self if self.quick_shape is None else replace(self, shape=self.quick_shape)
@@ -189,12 +130,10 @@ class Workload:
 def _workload(place: Place, family: Family, verb: str, *more_competitors: str) -> Workload:
     return Workload(
         f"{place.name}.{family.name}.{verb}",
-        family.operation,
+        family,
         DIRECTIONS[verb],
         place.shape,
         (*family.competitors, *more_competitors),
-        family.num_bins,
-        family.options,
         place.quick_shape,
     )
 
