@@ -644,7 +644,7 @@ def test_rows_survive_json(tmp_path: Path) -> None:
 def test_the_tables_show_the_share_of_the_copys_speed() -> None:
     line = _row(FORWARD, floor_fraction=0.91)
     header, shown = report.measured([line]).splitlines()
-    assert "floor" in header and "91%" in shown
+    assert "of copy" in header and "91%" in shown
     verdicts = report.targets([_verdict(FORWARD, line)])
     assert "91.0%" in verdicts and verdicts.endswith("met")
 

@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.gpu.row import GpuRow, clearly_faster
 from benchmarks.gpu.suite import Results
 from benchmarks.gpu.targets import COPY, Verdict
+from robustflow.benchmarks.report import MEASURED, RATIOS, Columns, row_table
 from robustflow.benchmarks.rows import duration, table
 
 
@@ -35,25 +36,15 @@ def copies(speeds: Sequence[dict[str, float]]) -> str:
 
 
 def measured(rows: Sequence[GpuRow]) -> str:
-    """Every row. ``floor`` is the fraction of the copy's speed; a small case's latency has none.
-    ``faster``: the backend that was faster on this case, by more than the spread."""
-    lines = [
-        [
-            row.name,
-            row.backend,
-            duration(row.median_s),
-            f"{row.spread:.1%}",
-            f"{row.elements_per_s / 1e9:.3g}",
-            "-" if row.timing == "latency" else f"{row.floor_fraction:.0%}",
-            "-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}",
-            "-" if row.graph_s is None else duration(row.graph_s),
-            clearly_faster(rows, row.name) or "-",
-            ", ".join(f"{ratio:.3g}x {who}" for who, ratio in row.ratio.items()),
-        ]
-        for row in rows
-    ]
-    header = ["case", "backend", "median", "spread", "G el/s", "floor"]
-    return table([*header, "peak MiB", "in a graph", "faster", "ratios"], lines)
+    """Every row. A small case's latency has no share of the copy's speed. ``faster``: the backend
+    that was faster on this case, by more than the spread."""
+    case: Columns = {"case": lambda row: row.name, "backend": lambda row: row.backend}
+    on_gpu: Columns = {
+        "of copy": lambda row: "-" if row.timing == "latency" else MEASURED["of copy"](row),
+        "in a graph": lambda row: "-" if row.graph_s is None else duration(row.graph_s),
+        "faster": lambda row: clearly_faster(rows, row.name) or "-",
+    }
+    return row_table(rows, {**case, **MEASURED, **on_gpu, **RATIOS})
 
 
 def notes(results: Results) -> str:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from benchmarks.gpu.calls import COMPILED, REFERENCE
 from benchmarks.gpu.plan import FULL
 from benchmarks.gpu.row import GpuRow, fastest
+from robustflow.benchmarks.report import WORDS
 
 COPY = "copy"
 # A bf16 kernel may fall this far short of float32's bar: it does the same arithmetic for half the
@@ -47,7 +48,7 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        return {None: "not measured", True: "met", False: "MISSED"}[self.met]
+        return WORDS[self.met]
 
 
 _FRACTIONS = {

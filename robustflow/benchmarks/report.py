@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from robustflow.benchmarks.rows import Measured, Row, duration, table
 
-_HEADER = ["workload", "allocator", "median", "spread", "G el/s", "GB/s", "of copy", "peak MiB"]
-_WORDS = {None: "not measured", True: "met", False: "MISSED"}
+# What a verdict says, by whether the target was met.
+WORDS = {None: "not measured", True: "met", False: "MISSED"}
+
+Columns = Mapping[str, Callable[[Any], str]]  # of a row, by their titles
+
+# Of every suite's rows, on a CPU and on a GPU.
+MEASURED: Columns = {
+    "median": lambda row: duration(row.median_s),
+    "spread": lambda row: f"{row.spread:.1%}",
+    "G el/s": lambda row: f"{row.elements_per_s / 1e9:.3g}",
+    "GB/s": lambda row: f"{row.bytes / row.median_s / 1e9:.3g}",
+    "of copy": lambda row: f"{row.floor_fraction:.0%}",
+    "peak MiB": lambda row: "-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}",
+}
+RATIOS: Columns = {
+    "ratios": lambda row: ", ".join(f"{ratio:.3g}x {who}" for who, ratio in row.ratio.items()),
+}
+
+
+def row_table(rows: Sequence[Row], columns: Columns) -> str:
+    """The rows as a table."""
+    return table(list(columns), [[text(row) for text in columns.values()] for row in rows])
 
 
 def measured_rows(rows: Sequence[Row]) -> str:
-    """The rows as a table."""
-    lines = [
-        [
-            row.name,
-            row.allocator,
-            duration(row.median_s),
-            f"{row.spread:.0%}",
-            f"{row.elements_per_s / 1e9:.3g}",
-            f"{row.bytes / row.median_s / 1e9:.3g}",
-            f"{row.floor_fraction:.0%}",
-            "-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}",
-            ", ".join(f"{ratio:.3g}x {name}" for name, ratio in row.ratio.items()),
-        ]
-        for row in rows
-    ]
-    return table([*_HEADER, "ratios"], lines)
+    """The rows of a CPU's suite as a table."""
+    case: Columns = {"workload": lambda row: row.name, "allocator": lambda row: row.allocator}
+    return row_table(rows, {**case, **MEASURED, **RATIOS})
 
 
 def verdict_table(verdicts: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
@@ -36,7 +43,7 @@ def verdict_table(verdicts: Sequence[dict[str, Any]], columns: Sequence[str]) ->
         [
             f"{verdict['workload']}: {verdict['target']}",
             *("-" if verdict[name] is None else f"{verdict[name]:.3g}" for name in columns),
-            _WORDS[verdict["met"]],
+            WORDS[verdict["met"]],
         ]
         for verdict in verdicts
     ]
