@@ -76,7 +76,7 @@ bool plan_planes(Params& p, const Problem& problem, const Piece& piece, int opti
     if (!aligned(view, p.space, vector)) return false;
   }
   if (piece.length % vector) return false;
-  const Index step = kPlanesThreads * Index(vector);
+  const Index step = kPlanesThreads<decltype(p.op)> * Index(vector);
   const Index vectors = ceil_div(piece.samples * piece.length, step * kManyTiles);
   const Index most = std::min(Index(kPlanesVectors), ceil_div(piece.length, step));
   p.tiling = tiles_of(piece.samples, piece.length, step * std::min(vectors, most));
@@ -86,41 +86,39 @@ bool plan_planes(Params& p, const Problem& problem, const Piece& piece, int opti
 template <class Op, bool inverse>
 std::optional<Prepared> prepare_planes(const Problem& problem, const Op& op, const Piece& piece,
                                        Stream stream) {
-  return with_planar_types(problem.in[0].dtype, problem.in[1].dtype,
-                           [&](auto x, auto parameter) -> std::optional<Prepared> {
-                             using X = decltype(x);
-                             using P = decltype(parameter);
-                             PlanesTransform<Op> p{op};
-                             if (!plan_planes(p, problem, piece, 1 + Op::kGroups, kVector<X, P>))
-                               return {};
-                             return Prepared{
-                                 p.tiling.per_sample.value, [=](double* partial) mutable {
-                                   p.partial = partial;
-                                   launch(planes_transform<Op, X, P, inverse>, p.tiling.tiles,
-                                          kPlanesThreads, kWarp * int(sizeof(float)), stream, p);
-                                 }};
-                           });
+  return with_planar_types(
+      problem.in[0].dtype, problem.in[1].dtype,
+      [&](auto x, auto parameter) -> std::optional<Prepared> {
+        using X = decltype(x);
+        using P = decltype(parameter);
+        PlanesTransform<Op> p{op};
+        if (!plan_planes(p, problem, piece, 1 + Op::kGroups, kVector<X, P>)) return {};
+        return Prepared{p.tiling.per_sample.value, [=](double* partial) mutable {
+                          p.partial = partial;
+                          launch(planes_transform<Op, X, P, inverse>, p.tiling.tiles,
+                                 kPlanesThreads<Op>, kWarp * int(sizeof(float)), stream, p);
+                        }};
+      });
 }
 
 template <class Op, bool inverse>
 std::optional<Prepared> prepare_planes_gradient(const Problem& problem, const Op& op,
                                                 const Piece& piece, Stream stream) {
-  return with_planar_types(problem.in[0].dtype, problem.in[1].dtype,
-                           [&](auto x, auto parameter) -> std::optional<Prepared> {
-                             using X = decltype(x);
-                             using P = decltype(parameter);
-                             PlanesGradient<Op> p{op};
-                             if (!plan_planes(p, problem, piece, 1 + Op::kGroups, kVector<X, P>))
-                               return {};
-                             const DType gy = p.in[kGradYAt<Op>].dtype,
-                                         gl = p.in[kGradYAt<Op> + 1].dtype;
-                             if (p.in[kGradYAt<Op>].data && gy != problem.in[0].dtype) return {};
-                             if (p.in[kGradYAt<Op> + 1].data && gl != DType::float32) return {};
-                             return Prepared{0, [=](double*) {
-                                               launch(planes_gradient<Op, X, P, inverse>,
-                                                      p.tiling.tiles, kPlanesThreads, 0, stream, p);
-                                             }};
-                           });
+  return with_planar_types(
+      problem.in[0].dtype, problem.in[1].dtype,
+      [&](auto x, auto parameter) -> std::optional<Prepared> {
+        using X = decltype(x);
+        using P = decltype(parameter);
+        PlanesGradient<Op> p{op};
+        if (!plan_planes(p, problem, piece, 1 + Op::kGroups, kVector<X, P>)) return {};
+        const DType gy = p.in[kGradYAt<Op>].dtype, gl = p.in[kGradYAt<Op> + 1].dtype;
+        if (p.in[kGradYAt<Op>].data && gy != problem.in[0].dtype) return {};
+        if (p.in[kGradYAt<Op> + 1].data && gl != DType::float32) return {};
+        return Prepared{0, [=](double*) {
+                          launch(planes_gradient<Op, X, P, inverse>, p.tiling.tiles,
+                                 kPlanesThreads<Op>, 0, stream, p);
+                        }};
+      });
 }
 
 // ---- any layout --------------------------------------------------------------------------------

@@ -10,11 +10,11 @@
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
-inline constexpr int kPlanesThreads = 256;
-// Blocks that the registers of a multiprocessor must leave room for: one where the
-// numbers of so many planes would spill from 128 registers.
+// Threads of a block. Two blocks must fit the registers of a multiprocessor: smaller ones where the
+// numbers of so many planes would spill from the 128 registers that larger ones leave a thread.
 template <class Op>
-inline constexpr int kPlanesBlocks = Op::kPlanes > 8 ? 1 : 2;
+inline constexpr int kPlanesThreads = Op::kPlanes > 8 ? 128 : 256;
+inline constexpr int kPlanesBlocks = 2;
 // Vectors of a thread in a tile: one logarithm, and one reduction, for all their elements.
 inline constexpr int kPlanesVectors = 4;
 static_assert(kPlanesVectors * 16 / sizeof(bfloat16) <= LogProduct<Single>::kMostFactors);
@@ -155,7 +155,7 @@ struct PackedParameters {
 };
 
 template <class Op, class X, class P, bool inverse>
-ROBUSTFLOW_KERNEL(kPlanesThreads, kPlanesBlocks<Op>)
+ROBUSTFLOW_KERNEL(kPlanesThreads<Op>, kPlanesBlocks)
 planes_transform(ROBUSTFLOW_PARAMETER PlanesTransform<Op> p) {
   constexpr int N = kVector<X, P>;
   for (std::uint32_t tile = block_index(); tile < p.tiling.tiles; tile += grid_blocks()) {
@@ -196,7 +196,7 @@ planes_transform(ROBUSTFLOW_PARAMETER PlanesTransform<Op> p) {
 }
 
 template <class Op, class X, class P, bool inverse>
-ROBUSTFLOW_KERNEL(kPlanesThreads, kPlanesBlocks<Op>)
+ROBUSTFLOW_KERNEL(kPlanesThreads<Op>, kPlanesBlocks)
 planes_gradient(ROBUSTFLOW_PARAMETER PlanesGradient<Op> p) {
   constexpr int N = kVector<X, P>, kEach = Op::kPlanes / Op::kGroups;
   const int inner = p.space.dims - 1;

@@ -42,7 +42,7 @@ STACK = (
         archs=(80,),
     ),
     Allowance(
-        "cuda:planes_gradient<CubicBsplineOp Single *float16 *float16 true>",
+        "cuda:planes_gradient<CubicBsplineOp Single *float16 true>",
         8,
         "Eight elements of 11 planes fill all 255 registers; one number is stored once and loaded "
         "once.",
