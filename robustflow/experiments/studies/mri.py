@@ -139,7 +139,7 @@ def figure(rows: Sequence[Row], study: Study) -> Figure:
     """By temperature: PSNR of samples and of their mean, faults; a line of panels for a group."""
     panels = (
         ("PSNR (dB)", "PSNR, dB"),
-        ("PSNR of the mean (dB)", "PSNR of the mean, dB (grey: zero-filled)"),
+        ("PSNR of the mean (dB)", "PSNR of the mean, dB"),
         ("CRPS", "CRPS"),
         ("faulty (%)", "faulty, %"),
     )
@@ -154,5 +154,5 @@ def figure(rows: Sequence[Row], study: Study) -> Figure:
         line[1].axhline(mine[0]["PSNR of zero-filled (dB)"], color="0.6", linewidth=0.8)
         line[0].set_ylabel(group, fontsize=8)
     legend(made, axes[0, 0])
-    made.suptitle(study.title, fontsize=10)
+    made.suptitle(f"{study.title} (grey: zero filling)", fontsize=10)
     return made
