@@ -11,13 +11,13 @@ from dataclasses import replace
 from conformance import layouts, operations
 from conformance.cases import DTYPES, Case
 from conformance.layouts import Layout
-from conformance.operations import RQ, Affine, ModifiedRQ, Operation
+from conformance.operations import RQ, Affine, CubicBspline, ModifiedRQ, Operation
 
 # The planar kernels take 16 bytes at a time, and sizes that fill them; with four tiles of a sample
 # that is long enough for a sum of parts on a device of three multiprocessors.
 _WIDE_IMAGE = (2, 3, 8, 16)
 _LONG_IMAGE = (2, 1, 32, 64)
-_PLANAR_KERNELS: tuple[Operation, ...] = (ModifiedRQ("exp"), Affine("sigmoid"))
+_PLANAR_KERNELS: tuple[Operation, ...] = (ModifiedRQ("exp"), Affine("sigmoid"), CubicBspline())
 # Shared memory holds a row for each thread: so many bins leave a block few threads.
 _MANY_BINS = (RQ(100, "linear", "softmax"), RQ(256, "circular", "softclip"))
 
