@@ -14,28 +14,11 @@ from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
+
+from robustflow._patchable import LIBRARIES
 
 VARIABLE = "ROBUSTFLOW_PATCH"
-
-
-class Library(NamedTuple):
-    """A library that ``robustflow.compat.patch`` knows."""
-
-    changes: str  # our module, which says what to change
-    imported: str  # the library's module without which none of it is in use
-
-
-LIBRARIES = {
-    "nflows": Library("robustflow.compat.nflows", "nflows"),
-    "normflows": Library("robustflow.compat.normflows", "normflows"),
-    "zuko": Library("robustflow.compat.zuko", "zuko"),
-    "FrEIA": Library("robustflow.compat.freia", "FrEIA"),
-    "glasflow": Library("robustflow.compat.glasflow", "glasflow"),
-    "transformers": Library(
-        "robustflow.compat.transformers", "transformers.models.vits.modeling_vits"
-    ),
-}
 
 
 def errors() -> list[str]:

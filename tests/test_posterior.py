@@ -262,6 +262,6 @@ def test_without_sbi_the_command_says_what_to_install(
 
 
 def test_every_estimator_has_a_library_that_can_be_patched() -> None:
-    from robustflow._patch_on_import import LIBRARIES as patchable
+    from robustflow._patchable import LIBRARIES as patchable
 
     assert set(neural_posterior.LIBRARIES.values()) <= set(patchable)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from robustflow import compat
 from robustflow.benchmarks import cases, peers
-from robustflow.compat._code import CodeChange
+from robustflow.compat._patch.code import CodeChange
 
 LIBRARIES = ("nflows", "normflows", "zuko")
 MODES = ("off", "on", "free")

@@ -4,14 +4,8 @@
 library in place; ``patch_module`` does so for a copy of nflows' functions in another package.
 """
 
-from robustflow.compat._registry import (
-    Patch,
-    PatchError,
-    patch,
-    patch_module,
-    patched,
-    unpatch,
-)
-from robustflow.compat._workers import worker_init
+from robustflow.compat._patch.errors import PatchError
+from robustflow.compat._patch.registry import Patch, patch, patch_module, patched, unpatch
+from robustflow.compat._patch.workers import worker_init
 
 __all__ = ["Patch", "PatchError", "patch", "patch_module", "patched", "unpatch", "worker_init"]

@@ -155,7 +155,7 @@ class Faulty:
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch) -> Faulty:
     """In the middle of nflows' changes, some of which are undone before and some after it."""
-    nflows = importlib.import_module("robustflow.compat.nflows")
+    nflows = importlib.import_module("robustflow.compat._patch.nflows")
     change, changes = Faulty(), nflows.changes
 
     def with_fault() -> list[Any]:
@@ -208,7 +208,7 @@ def test_a_change_that_cannot_be_made_leaves_nothing(monkeypatch: pytest.MonkeyP
         raise ZeroDivisionError
 
     monkeypatch.setattr(changes[-1], "apply", fail)
-    nflows = importlib.import_module("robustflow.compat.nflows")
+    nflows = importlib.import_module("robustflow.compat._patch.nflows")
     monkeypatch.setattr(nflows, "changes", lambda: changes)
     with pytest.raises(ZeroDivisionError):
         compat.patch("nflows")
@@ -216,12 +216,12 @@ def test_a_change_that_cannot_be_made_leaves_nothing(monkeypatch: pytest.MonkeyP
 
 
 def nflows_changes() -> list[Any]:
-    made: list[Any] = importlib.import_module("robustflow.compat.nflows").changes()
+    made: list[Any] = importlib.import_module("robustflow.compat._patch.nflows").changes()
     return [change for change in made if hasattr(change, "function")]
 
 
 def test_a_fallback_is_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    compat._registry._logged.clear()
+    compat._patch.counts._logged.clear()
     tensors = arguments(derivatives=6)  # K + 1, which nflows' own tests pass with linear tails
     expected = FUNCTION(*tensors, tail_bound=3.0)
     with compat.patch("nflows"), caplog.at_level(logging.DEBUG, "robustflow.compat"):

@@ -137,7 +137,7 @@ def test_what_keeps_the_passes(
         layer.autoregressive_net = Wrapped(layer.autoregressive_net)
     y = torch.rand(BATCH, FEATURES).double()
     counter = Counter(monkeypatch)
-    compat._registry._logged.clear()
+    compat._patch.counts._logged.clear()
     with torch.no_grad(), compat.patch(library), caplog.at_level("DEBUG", "robustflow.compat"):
         assert counter.of(lambda: layer.inverse(y)) == FEATURES * units(layer)
         assert compat.patched()[library]["fallback"] >= 1
@@ -194,7 +194,7 @@ def keeps_its_passes(
     """The results, the work, the count; said when it is patched and when it is called."""
     y = torch.randn(BATCH, FEATURES).double()
     counter = Counter(monkeypatch)
-    compat._registry._logged.clear()
+    compat._patch.counts._logged.clear()
     with torch.no_grad(), caplog.at_level("DEBUG", "robustflow.compat"):
         expected = layer.inverse(y)
         with compat.patch(library):

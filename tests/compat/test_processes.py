@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from compat import spawned
 from compat.served import counts
-from robustflow import _patch_on_import, compat
+from robustflow import _patch_on_import, _patchable, compat
 from robustflow.cli.doctor import diagnose
 
 pytest.importorskip("nflows")
@@ -77,7 +77,7 @@ def test_a_library_that_was_imported_before() -> None:
 @pytest.fixture
 def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A library `impostor` that the variable names; ``write`` says what it is."""
-    library = _patch_on_import.Library("robustflow.compat.nflows", "impostor")
+    library = _patchable.Library("robustflow.compat._patch.nflows", "impostor")
     monkeypatch.setattr(_patch_on_import, "LIBRARIES", {"impostor": library})
     monkeypatch.setenv(_patch_on_import.VARIABLE, "impostor")
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
@@ -182,7 +182,7 @@ def test_a_fork_while_another_thread_counts() -> None:
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with compat._registry._lock:
+        with compat._patch.locking.lock:
             held.set()
             done.wait(60)
 
@@ -201,11 +201,11 @@ def test_a_fork_while_another_thread_counts() -> None:
 
 def test_the_registry_is_free_while_a_library_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread may be importing it, and patch it by the environment before it is done."""
-    nflows = importlib.import_module("robustflow.compat.nflows")
+    nflows = importlib.import_module("robustflow.compat._patch.nflows")
     modules, seen = nflows.modules, []
 
     def look() -> None:
-        lock = compat._registry._lock
+        lock = compat._patch.locking.lock
         seen.append(lock.acquire(timeout=60))
         lock.release()
 
@@ -230,7 +230,7 @@ def test_the_examples_of_the_docs(
     names: dict[str, Any] = {"__name__": "__main__"}
     exec(patched, names)
     assert names["counts"] == {"nflows": counts(kernel=1)}
-    compat._registry._logged.clear()
+    compat._patch.counts._logged.clear()
     level = logging.getLogger("robustflow.compat").level
     try:
         exec(logged + counted, names)

@@ -164,7 +164,7 @@ def test_one_that_cannot_be_settled_stops_no_other(monkeypatch: pytest.MonkeyPat
         transforms = [RQS(*phi) for _ in range(3)]
         spline = next(
             change.spline
-            for change in compat._registry._sessions["zuko"].changes
+            for change in compat._patch.registry._sessions["zuko"].changes
             if hasattr(change, "spline")
         )
         settle = spline.settle
@@ -319,7 +319,7 @@ def test_layers_keep_their_parameters_packed(name: str, monkeypatch: pytest.Monk
 
 def test_another_transforms_parameters_are_not_kept() -> None:
     """What a layer has cut is forgotten with the layer's call."""
-    from robustflow.compat import zuko as ours
+    from robustflow.compat._patch.zuko import transform as ours
 
     layer = zuko.flows.MaskedAutoregressiveTransform(4, 2, hidden_features=(8,))
     with compat.patch("zuko"):
@@ -438,7 +438,7 @@ def test_what_keeps_zukos_passes() -> None:
 
 
 def test_transforms_that_died_are_forgotten() -> None:
-    from robustflow.compat.zuko import _Made
+    from robustflow.compat._patch.zuko.transform import _Made
 
     class Thing:
         pass

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustflow.compat._calls import broadcasts_to, runs_own_code
-from robustflow.compat._code import Change, CodeChange, original_of
-from robustflow.compat._probe import require_function, require_parameters
-from robustflow.compat._registry import fell_back
+from robustflow.compat._patch.code import Change, CodeChange, original_of
+from robustflow.compat._patch.counts import fell_back
+from robustflow.compat._patch.obstacles import broadcasts_to
+from robustflow.compat._patch.own_code import runs_own_code
+from robustflow.compat._patch.recognise import require_function, require_parameters
 from robustflow.nn._in_order import (
     Add,
     Masked,

@@ -1,86 +1,21 @@
-"""Which libraries are patched, how many patches each has, and who served their calls."""
+"""Which libraries are patched, and how many patches each has: what users call."""
 
 from __future__ import annotations
 
 import importlib
-import logging
-import os
-import sys
-import threading
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import ModuleType, TracebackType
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from robustflow import ops
-from robustflow._call_state import asked_while_tracing
 from robustflow._checks import describe
-from robustflow._patch_on_import import LIBRARIES
-from robustflow._transforms import RQ
-from robustflow.compat._code import Change
+from robustflow._patchable import LIBRARIES
+from robustflow.compat._patch import counts, locking
+from robustflow.compat._patch.code import Change
+from robustflow.compat._patch.recognise import standard_modes
+from robustflow.compat._patch.session import Session
+from robustflow.compat._patch.splines import changes_of_module
 
-logger = logging.getLogger("robustflow.compat")
-
-# Who served a call: a kernel, robustflow's PyTorch reference, or the library's own code.
-KERNEL, REFERENCE, FALLBACK = SERVERS = ("kernel", "reference", "fallback")
-
-
-class PatchError(RuntimeError):
-    """A library cannot be patched: it is missing, or is not the one that the kernels know."""
-
-
-@dataclass
-class _Session:
-    """One library from its first patch to its last restore."""
-
-    name: str
-    changes: Sequence[Change]
-    uses: int = 0
-    applied: list[Change] = field(default_factory=list)  # what is in force now
-
-    def apply(self) -> None:
-        """Apply the changes that are not in force yet; after an error, none of them."""
-        if len(self.applied) == len(self.changes):
-            return
-        with ExitStack() as undone_on_error:
-            for change in self.changes:
-                if not any(change is each for each in self.applied):
-                    change.apply()
-                    self.applied.append(change)
-                    undone_on_error.callback(self._undo, change)
-            undone_on_error.pop_all()
-        _forget_compiled()
-
-    def undo(self) -> None:
-        """Undo all changes, even if one fails; those that fail stay in force."""
-        with ExitStack() as last_first:
-            last_first.callback(_forget_compiled)
-            for change in self.applied:
-                last_first.callback(self._undo, change)
-
-    def _undo(self, change: Change) -> None:
-        change.undo()
-        self.applied = [each for each in self.applied if each is not change]
-
-
-_lock = threading.RLock()
-
-
-def _new_lock() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):  # in the parent another thread may have held the old one
-    os.register_at_fork(after_in_child=_new_lock)
-
-_sessions: dict[str, _Session] = {}
-_counts: dict[str, dict[str, int]] = {}
-_logged: set[tuple[str, str, str]] = set()
+_sessions: dict[str, Session] = {}
 _modules: set[str] = set()  # given to patch_module, whether patched now or not
 
 
@@ -91,13 +26,13 @@ class Patch:
     own code back when the last of them has ended.
     """
 
-    def __init__(self, session: _Session) -> None:
-        self._session: _Session | None = session
+    def __init__(self, session: Session) -> None:
+        self._session: Session | None = session
         self.name = session.name
 
     def restore(self) -> None:
         """End this patch; a second call does nothing."""
-        with _lock:
+        with locking.lock:
             session, self._session = self._session, None
             if session is None or _sessions.get(session.name) is not session:
                 return
@@ -157,9 +92,9 @@ def patch(name: str) -> Patch:
             f"name must be one of {_names(LIBRARIES)}, got {name!r}; use patch_module for a module "
             "that holds a copy of nflows' functions."
         )
-    library = importlib.import_module(LIBRARIES[name].changes)
+    library = importlib.import_module(LIBRARIES[name].module)
     library.modules()  # import it without our lock: a thread that imports it may wait for the lock
-    with _lock:
+    with locking.lock:
         return _begin(name, library.changes)
 
 
@@ -183,11 +118,10 @@ def patch_module(module: ModuleType) -> Patch:
     """
     if not isinstance(module, ModuleType):
         raise TypeError(f"module must be an imported module, got {type(module).__name__}.")
-    from robustflow.compat import _splines
-
-    with _lock:
-        _modules.add(module.__name__)
-        return _begin(module.__name__, lambda: _splines.changes_of_module(module, module.__name__))
+    name = module.__name__
+    with locking.lock:
+        _modules.add(name)
+        return _begin(name, lambda: changes_of_module(module, name))
 
 
 def unpatch(name: str) -> None:
@@ -202,7 +136,7 @@ def unpatch(name: str) -> None:
         ValueError: a name that neither function knows.
     """
     check_known(name)
-    with _lock:
+    with locking.lock:
         if name in _sessions:
             _end(_sessions[name])
 
@@ -252,72 +186,36 @@ def patched() -> dict[str, dict[str, int]]:
         >>> robustflow.compat.patched()  # nothing is patched
         {}
     """
-    with _lock:
-        return {name: dict(counts) for name, counts in _counts.items()}
+    return counts.current()
 
 
 def _begin(name: str, changes: Callable[[], Sequence[Change]]) -> Patch:
     session = _sessions.get(name)
     if session is None:
-        from robustflow.compat._probe import standard_modes
-
         with standard_modes():
-            session = _Session(name, changes())
+            session = Session(name, changes())
     try:
         session.apply()
     finally:
         _register(session)
     if session.uses == 0:
-        _counts[name] = dict.fromkeys(SERVERS, 0)
+        counts.start(name)
     session.uses += 1
     return Patch(session)
 
 
-def _end(session: _Session) -> None:
+def _end(session: Session) -> None:
     try:
         session.undo()
     finally:  # its handles are void, and must not end a later patch
         _register(replace(session, uses=0))
 
 
-def _register(session: _Session) -> None:
+def _register(session: Session) -> None:
     """A library is in the registry while any change of its patch is in force."""
     if session.applied:
         _sessions[session.name] = session
-        _counts.setdefault(session.name, dict.fromkeys(SERVERS, 0))
+        counts.keep(session.name)
     else:
         _sessions.pop(session.name, None)
-        _counts.pop(session.name, None)
-
-
-def _forget_compiled() -> None:
-    """torch.compile guards on functions, not on their code: drop what it compiled before."""
-    if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()
-
-
-@asked_while_tracing
-def served(library: str, by: str) -> None:
-    """Count a call; torch.compile calls this when it traces, and leaves it out of the graph."""
-    with _lock:
-        counts = _counts.get(library)
-        if counts is not None:  # a call may end after the patch does
-            counts[by] += 1
-
-
-def served_rq(library: str, x: Tensor, widths: Tensor, num_bins: int, inverse: bool) -> Any:
-    """Count a call of the K-bin spline before it is made; returns what serves it, for ``by``."""
-    spline = ops.of(RQ)
-    by = spline.route(x, num_bins)
-    served(library, REFERENCE if by is spline.reference else KERNEL)
-    return by
-
-
-@asked_while_tracing
-def fell_back(library: str, function: str, reason: str) -> None:
-    """Count a call that the library's own code serves, and say why the first time."""
-    served(library, FALLBACK)
-    key = (library, function, reason)
-    if key not in _logged:
-        _logged.add(key)
-        logger.debug("%s: the library's own %s runs, since %s.", library, function, reason)
+        counts.stop(session.name)

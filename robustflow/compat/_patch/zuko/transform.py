@@ -28,15 +28,22 @@ from robustflow._checks import static
 from robustflow._rq_arguments import box_of
 from robustflow._transforms import RQ
 from robustflow._versions import versions
-from robustflow.compat._calls import in_dtype, number_obstacle, promoted_dtype, tensor_obstacle
-from robustflow.compat._code import (
+from robustflow.compat._patch.code import (
     AttributeChange,
     Change,
     CodeChange,
     Function,
     original_of,
 )
-from robustflow.compat._probe import (
+from robustflow.compat._patch.counts import fell_back, served_rq
+from robustflow.compat._patch.errors import PatchError
+from robustflow.compat._patch.obstacles import (
+    in_dtype,
+    number_obstacle,
+    promoted_dtype,
+    tensor_obstacle,
+)
+from robustflow.compat._patch.recognise import (
     COUNT,
     compare,
     import_library,
@@ -45,8 +52,7 @@ from robustflow.compat._probe import (
     require_parameters,
     uniform,
 )
-from robustflow.compat._registry import PatchError, fell_back, served_rq
-from robustflow.compat._zuko_in_order import in_order_change
+from robustflow.compat._patch.zuko.inverse import in_order_change
 
 _LIBRARY = "zuko"
 _KNOTS = ("horizontal", "vertical", "derivatives")

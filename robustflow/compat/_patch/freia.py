@@ -19,16 +19,17 @@ from torch import Tensor, nn
 
 from robustflow import functional as F
 from robustflow._checks import static
-from robustflow.compat._calls import tensor_obstacle
-from robustflow.compat._code import Change, CodeChange, Function, original_of
-from robustflow.compat._probe import (
+from robustflow.compat._patch.code import Change, CodeChange, Function, original_of
+from robustflow.compat._patch.counts import fell_back, served_rq
+from robustflow.compat._patch.errors import PatchError
+from robustflow.compat._patch.obstacles import tensor_obstacle
+from robustflow.compat._patch.recognise import (
     compare,
     import_library,
     normal,
     require_function,
     require_parameters,
 )
-from robustflow.compat._registry import PatchError, fell_back, served_rq
 from robustflow.nn._precision import float32_at_least, sum_per_sample
 
 _LIBRARY = "FrEIA"

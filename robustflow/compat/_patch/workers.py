@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 
-from robustflow._patch_on_import import LIBRARIES
-from robustflow.compat import _registry
+from robustflow._patchable import LIBRARIES
+from robustflow.compat._patch.registry import check_known, patch, patch_module, patched
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class WorkerInit:
     def __call__(self, *args: object) -> None:
         """For the rest of the process; the arguments, such as a worker's number, are not used."""
         for name in self.names:
-            if name in _registry.patched():  # a process that was forked has its parent's
+            if name in patched():  # a process that was forked has its parent's
                 continue
             if name in LIBRARIES:
-                _registry.patch(name)
+                patch(name)
             else:
-                _registry.patch_module(importlib.import_module(name))
+                patch_module(importlib.import_module(name))
 
 
 def worker_init(*names: str) -> WorkerInit:
@@ -52,8 +52,8 @@ def worker_init(*names: str) -> WorkerInit:
         >>> loader = DataLoader(range(3), num_workers=2, worker_init_fn=worker_init("nflows"))
     """
     for name in names:
-        _registry.check_known(name)
-    chosen = names or tuple(_registry.patched())
+        check_known(name)
+    chosen = names or tuple(patched())
     if not chosen:
         raise ValueError("Nothing is patched: name the libraries, such as worker_init('nflows').")
     return WorkerInit(chosen)

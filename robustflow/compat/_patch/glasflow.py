@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from robustflow.compat import nflows
-from robustflow.compat._code import Change
-from robustflow.compat._probe import import_library
+from robustflow.compat._patch import nflows
+from robustflow.compat._patch.code import Change
+from robustflow.compat._patch.recognise import import_library
 
 
 def modules() -> list[ModuleType]:

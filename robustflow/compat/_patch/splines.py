@@ -18,18 +18,19 @@ from robustflow import functional as F
 from robustflow._backend import is_recorded
 from robustflow._checks import static
 from robustflow._transforms import EXTRA_DERIVATIVES
-from robustflow.compat._calls import (
+from robustflow.compat._patch.code import Change, CodeChange, Function, original_of
+from robustflow.compat._patch.counts import fell_back, logger, served_rq
+from robustflow.compat._patch.errors import PatchError
+from robustflow.compat._patch.obstacles import (
     bound_obstacle,
     broadcasts_to,
     in_dtype,
     minimum_obstacle,
     promoted_dtype,
-    run_own_code,
-    runs_own_code,
     tensor_obstacle,
 )
-from robustflow.compat._code import Change, CodeChange, Function, original_of
-from robustflow.compat._probe import (
+from robustflow.compat._patch.own_code import run_own_code, runs_own_code
+from robustflow.compat._patch.recognise import (
     COUNT,
     compare,
     normal,
@@ -37,7 +38,6 @@ from robustflow.compat._probe import (
     require_parameters,
     uniform,
 )
-from robustflow.compat._registry import PatchError, fell_back, logger, served_rq
 
 TENSORS = (
     "inputs",

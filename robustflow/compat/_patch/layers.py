@@ -3,7 +3,7 @@
 The libraries' methods split the conditioner's output (N, D, P) into widths, heights and derivatives
 and scale two of them in place. The kernels read the packed tensor and write one packed gradient.
 Calls that they do not support run the library's own method, which calls the functions of
-:mod:`robustflow.compat._splines`.
+:mod:`robustflow.compat._patch.splines`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from robustflow import ops
 from robustflow._checks import once, static
 from robustflow._rq_arguments import box_of
 from robustflow._transforms import EXTRA_DERIVATIVES, RQ
-from robustflow.compat._calls import (
+from robustflow.compat._patch.code import Change, CodeChange, Function, original_of
+from robustflow.compat._patch.counts import fell_back, served_rq
+from robustflow.compat._patch.made import Made
+from robustflow.compat._patch.obstacles import (
     bound_obstacle,
     in_dtype,
     minimum_obstacle,
     number_obstacle,
-    runs_own_code,
     tensor_obstacle,
 )
-from robustflow.compat._code import Change, CodeChange, Function, original_of
-from robustflow.compat._made import Made
-from robustflow.compat._probe import (
+from robustflow.compat._patch.own_code import runs_own_code
+from robustflow.compat._patch.recognise import (
     COUNT,
     compare,
     normal,
@@ -39,8 +40,7 @@ from robustflow.compat._probe import (
     require_parameters,
     uniform,
 )
-from robustflow.compat._registry import fell_back, served_rq
-from robustflow.compat._splines import is_outside
+from robustflow.compat._patch.splines import is_outside
 from robustflow.nn._in_order import NotInOrder, check_can_run, invert_in_order
 from robustflow.nn._precision import no_change
 

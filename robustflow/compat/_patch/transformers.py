@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from robustflow.compat._code import Change, CodeChange, Function, original_of
-from robustflow.compat._probe import (
+from robustflow.compat._patch.code import Change, CodeChange, Function, original_of
+from robustflow.compat._patch.recognise import (
     COUNT,
     compare,
     import_library,
@@ -17,7 +17,7 @@ from robustflow.compat._probe import (
     require_parameters,
     uniform,
 )
-from robustflow.compat._splines import MINIMA, TENSORS, unconstrained
+from robustflow.compat._patch.splines import MINIMA, TENSORS, unconstrained
 
 _NAME = "_unconstrained_rational_quadratic_spline"
 

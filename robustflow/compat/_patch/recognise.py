@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from robustflow._backend import current_backend
-from robustflow.compat._code import Function
-from robustflow.compat._registry import PatchError
+from robustflow.compat._patch.code import Function
+from robustflow.compat._patch.errors import PatchError
 
 # In float64, between two formulas of the same function. Other functions differ by 0.1 and more.
 TOLERANCE = 1e-6

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustflow.compat._probe import normal, refusals
-from robustflow.compat._registry import logger
+from robustflow.compat._patch.counts import logger
+from robustflow.compat._patch.recognise import normal, refusals
 from robustflow.nn._in_order import (
     ELEMENTWISE,
     Add,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from robustflow.compat._code import Change
-from robustflow.compat._layers import layer_changes
-from robustflow.compat._probe import import_library
-from robustflow.compat._splines import changes_of_module
+from robustflow.compat._patch.code import Change
+from robustflow.compat._patch.layers import layer_changes
+from robustflow.compat._patch.recognise import import_library
+from robustflow.compat._patch.splines import changes_of_module
 
 _NAMES = ("splines.rational_quadratic", "coupling", "autoregressive", "nonlinearities", "made")
 
