@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from robustflow._versions import Unchanged
 from robustflow.diagnostics._find import find_layers
 from robustflow.diagnostics._layers import (
     Block,
@@ -37,7 +38,7 @@ from robustflow.diagnostics.onsets import (
     grouped,
     spread,
 )
-from robustflow.diagnostics.runs import Unchanged, Value, WatchedRun
+from robustflow.diagnostics.runs import Value, WatchedRun
 from robustflow.diagnostics.table import LayerRecord, MonitorReport
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,30 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from robustflow._versions import Unchanged
 from robustflow.diagnostics._layers import Layer, Watched
 from robustflow.diagnostics._moments import Summary
 from robustflow.diagnostics.figures import LayerMap
 from robustflow.diagnostics.onsets import Mask, Onset, any_channel
 
 _KEPT = 8  # number of latest tensors to recognise: the branches that a graph may have
-
-
-class Unchanged:
-    """A tensor, recognised as long as nothing was written to it."""
-
-    __slots__ = ("reference", "version")
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.reference = weakref.ref(tensor)
-        self.version = None if tensor.is_inference() else tensor._version
-
-    def holds(self, tensor: Tensor) -> bool:
-        """Whether this is the tensor, unchanged."""
-        return (
-            self.reference() is tensor
-            and self.version is not None
-            and self.version == tensor._version
-        )
 
 
 class Value(Unchanged):

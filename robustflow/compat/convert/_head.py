@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from robustflow._versions import Unchanged
 
 PLAIN: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -83,7 +84,7 @@ class HeadWatch:
     """
 
     def __init__(self, modules: Iterable[nn.Module], kinds: tuple[type[nn.Module], ...]) -> None:
-        self._made: dict[nn.Module, tuple[weakref.ref[Tensor], int]] = {}
+        self._outputs: dict[nn.Module, Unchanged] = {}
         layers = {
             layer: None
             for module in modules
@@ -96,12 +97,12 @@ class HeadWatch:
 
     def _note(self, layer: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
-            self._made[layer] = (weakref.ref(output), output._version)
+            self._outputs[layer] = Unchanged(output)
 
     def maker(self, tensor: Tensor) -> nn.Module | None:
         """The layer whose output this tensor object is, unless written to since; or None."""
-        for layer, (made, version) in self._made.items():
-            if made() is tensor and tensor._version == version:
+        for layer, output in self._outputs.items():
+            if output.holds(tensor):
                 return layer
         return None
 

@@ -6,6 +6,7 @@ feature tensor and the same weights, none of them written to since, under the sa
 
 from __future__ import annotations
 
+import operator
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from robustflow._call_state import PLAIN_TYPES, is_plain_eager
+from robustflow._versions import are_counted, versions
 
 Compute = Callable[[Tensor], Tensor]
 Weights = Callable[[], Sequence[Tensor]]
@@ -28,19 +30,19 @@ class _Snapshot:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = tuple(tensors)
-        self._versions = tuple(tensor._version for tensor in tensors)
+        self._versions = versions(tensors)
         # Aliases keep the storage: its address says nothing once something else may have taken it.
         self._storages = tuple(tensor.detach() for tensor in tensors)
 
     def holds_for(self, tensors: Sequence[Tensor]) -> bool:
         """Whether these are the same objects, unwritten, on the same storage."""
-        return len(tensors) == len(self._tensors) and all(
-            tensor is before
-            and tensor._version == version
-            and tensor.dtype == storage.dtype
-            and tensor.is_set_to(storage)
-            for tensor, before, version, storage in zip(
-                tensors, self._tensors, self._versions, self._storages, strict=True
+        return (
+            len(tensors) == len(self._tensors)
+            and all(map(operator.is_, tensors, self._tensors))
+            and versions(tensors) == self._versions
+            and all(
+                tensor.dtype == storage.dtype and tensor.is_set_to(storage)
+                for tensor, storage in zip(tensors, self._storages, strict=True)
             )
         )
 
@@ -135,7 +137,7 @@ def _can_be_followed(tensors: Sequence[Tensor]) -> bool:
         return False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return False  # a graph serves one backward
-    if any(tensor.is_inference() for tensor in tensors):
+    if not are_counted(tensors):
         if not _memory.warned:
             _memory.warned = True
             warnings.warn(
