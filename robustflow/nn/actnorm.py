@@ -11,7 +11,7 @@ from torch import Tensor, distributed, nn
 from robustflow._call_state import in_torch_func
 from robustflow._checks import check_at_least_zero
 from robustflow.nn._checks import check_counts, check_shape
-from robustflow.nn._precision import float32_at_least, wide_dtype
+from robustflow.nn.precision import float32_at_least, wide_dtype
 
 
 class ActNorm(nn.Module):

@@ -16,8 +16,6 @@ from robustflow.nn._checks import (
     check_shape,
     check_transform,
 )
-from robustflow.nn._in_order import NotInOrder, check_can_run, invert_in_order
-from robustflow.nn._precision import no_change
 from robustflow.nn.circle import CircularShift, circles_from
 from robustflow.nn.elementwise import (
     Affine,
@@ -27,8 +25,10 @@ from robustflow.nn.elementwise import (
     circles_of,
     select,
 )
+from robustflow.nn.incremental import call_obstacle, context_obstacle, incremental_inverse
 from robustflow.nn.layer import ConditionalLayer
 from robustflow.nn.masked import MaskedConditioner, MaskedConditionerOptions
+from robustflow.nn.precision import no_change
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -111,10 +111,10 @@ class Autoregressive(ConditionalLayer):
         if not inverse:
             return self.transform(z, self.params_of(z, state))
         if not torch.compiler.is_compiling():
-            try:
-                return self._invert_in_order(z, state)
-            except NotInOrder as reason:
-                _log.debug("%s: its inverse takes D passes, since %s.", type(self).__name__, reason)
+            found = self._inverse_incrementally(z, state)
+            if not isinstance(found, str):
+                return found
+            _log.debug("%s: its inverse takes D passes, since %s.", type(self).__name__, found)
         # After pass i the first i features of the order are final. The parameters of the last pass
         # depend on features - 1 of them at most.
         x = torch.zeros_like(z)
@@ -122,25 +122,23 @@ class Autoregressive(ConditionalLayer):
             x, _ = self.transform(z, self.params_of(x, state), inverse=True)
         return self.transform(z, self.params_of(x, state), inverse=True)
 
-    def _invert_in_order(self, y: Tensor, state: Any) -> tuple[Tensor, Tensor]:
-        """The inverse, each unit of the conditioner computed once.
-
-        Raises:
-            NotInOrder: that cannot be.
-        """
+    def _inverse_incrementally(self, y: Tensor, state: Any) -> tuple[Tensor, Tensor] | str:
+        """The inverse, each unit of the conditioner computed once; or why that cannot be."""
         if not isinstance(self.conditioner, MaskedConditioner):
-            raise NotInOrder("its conditioner is not the default one")
+            return "its conditioner is not the default one"
         if type(self).params_of is not ConditionalLayer.params_of:
-            raise NotInOrder("a subclass makes the parameters otherwise")
+            return "a subclass makes the parameters otherwise"
         if type(self.transform) not in (Affine, CircularShift, ModifiedRQSpline, RQSpline):
-            raise NotInOrder("its transform may tell the features apart")
-        if state is not None and (state.dim() != 2 or len(state) not in (1, len(y))):
-            raise NotInOrder("its context is not one row for each sample, or one for all")
+            return "its transform may tell the features apart"
         states = [] if state is None else [state]
-        check_can_run(y, *self.conditioner.parameters(), *states)
-        ready = self.conditioner.in_order(state)
+        obstacle = context_obstacle(state, len(y)) or call_obstacle(
+            y, *self.conditioner.parameters(), *states
+        )
+        network = obstacle or self.conditioner.planned(state)
+        if isinstance(network, str):
+            return network
         logabsdet = no_change(y)
-        steps = iter(ready[0].members)
+        steps = iter(network.plan.members)
 
         def invert(y: Tensor, params: Tensor) -> Tensor:
             transform = select(self.transform, next(steps))
@@ -149,7 +147,7 @@ class Autoregressive(ConditionalLayer):
             logabsdet.add_(change)
             return x
 
-        x = invert_in_order(*ready, y, invert, embed=self.conditioner.features_of)
+        x = incremental_inverse(network, y, invert, embed=self.conditioner.features_of)
         return x, logabsdet
 
     def extra_repr(self) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from robustflow._checks import describe
-from robustflow.nn._precision import float32_at_least, sum_per_sample
+from robustflow.nn.precision import float32_at_least, sum_per_sample
 
 
 class LatentBase(nn.Module, ABC):

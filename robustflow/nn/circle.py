@@ -21,8 +21,8 @@ from robustflow import functional as F
 from robustflow._checks import check_positive, fits
 from robustflow.nn._checks import check_counts, check_shape
 from robustflow.nn._constants import per_channel, take_channels
-from robustflow.nn._precision import no_change, sum_per_sample, wide_dtype
 from robustflow.nn.base import LatentBase, normal_log_prob
+from robustflow.nn.precision import no_change, sum_per_sample, wide_dtype
 
 # For each channel half the length of its circle, or None where it is none.
 Circles = tuple[float | None, ...]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustflow._backend import is_onnx_export
 from robustflow.nn._checks import check_counts, check_flags, check_shape
-from robustflow.nn._precision import float32_at_least
+from robustflow.nn.precision import float32_at_least
 
 
 class InvertibleConv1x1(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustflow._checks import check_count, check_interval, check_tensor
-from robustflow.nn._precision import float32_at_least, wide_dtype
+from robustflow.nn.precision import float32_at_least, wide_dtype
 
 
 class Dequantize(nn.Module):

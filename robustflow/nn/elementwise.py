@@ -24,7 +24,7 @@ from robustflow._checks import check_choice
 from robustflow._transforms import AFFINE, CUBIC_BSPLINE, MODIFIED_RQ, RQ, count_derivatives
 from robustflow.nn._checks import check_flags
 from robustflow.nn._constants import per_channel, take_channels
-from robustflow.nn._precision import wide_dtype
+from robustflow.nn.precision import wide_dtype
 
 Scale = Literal["sigmoid", "exp", "softplus", "atan_exp", "tanh_exp", "softclip_exp"]
 Derivative = Literal["exp", "softclip"]

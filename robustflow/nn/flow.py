@@ -19,10 +19,10 @@ from robustflow.nn._checks import (
     check_one_batch_size,
     check_shape,
 )
-from robustflow.nn._precision import no_change
 from robustflow.nn.base import Base, LatentBase, StandardNormal, as_base
 from robustflow.nn.condition import Condition
 from robustflow.nn.level import Activations, FlowLevel, States
+from robustflow.nn.precision import no_change
 from robustflow.nn.sampling import Gathered, Order, SamplingOptions, block_size
 
 if TYPE_CHECKING:

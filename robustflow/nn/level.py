@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 from robustflow._checks import check_choice
 from robustflow.nn._checks import check_layers
-from robustflow.nn._precision import no_change
 from robustflow.nn.actnorm import ActNorm
 from robustflow.nn.condition import Unprojected, projected
 from robustflow.nn.conditioner import (
@@ -26,6 +25,7 @@ from robustflow.nn.coupling import Coupling
 from robustflow.nn.elementwise import ElementwiseTransform
 from robustflow.nn.injector import Injector
 from robustflow.nn.layer import ConditionalLayer
+from robustflow.nn.precision import no_change
 from robustflow.nn.reversible import run_reversibly
 from robustflow.nn.split import Split
 

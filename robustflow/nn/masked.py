@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustflow.nn._checks import check_counts
-from robustflow.nn._in_order import Masked, NotInOrder, Operation, Plan, Plans, check_plain
 from robustflow.nn.circle import PeriodicFeatures, periodic
 from robustflow.nn.conditioner import TwoPartConditioner, periodic_features
+from robustflow.nn.incremental import Masked, Operation, PlannedNetwork, Planner, module_obstacle
 
-_PLANS = Plans()
+_planner = Planner()
 
 
 class MaskedConditionerOptions(TypedDict, total=False):
@@ -98,25 +98,26 @@ class MaskedConditioner(TwoPartConditioner):
         )
         self.features = features
 
-    def in_order(self, projected: Tensor | None) -> tuple[Plan, list[Operation]]:
-        """For :mod:`robustflow.nn._in_order`.
+    def planned(self, projected: Tensor | None) -> PlannedNetwork | str:
+        """For :mod:`robustflow.nn.incremental`: the network, or a clause that says why not.
 
         Args:
             projected: what :meth:`project` returned.
-
-        Raises:
-            NotInOrder: the layers were replaced, or are watched.
         """
+        replaced = "layers of its network were replaced"
         if type(self.trunk) is not nn.Sequential or self.z_layer is None:
-            raise NotInOrder("layers of its network were replaced")
+            return replaced
         modules = [self.z_layer, *self.trunk]
         parts: list[nn.Module] = [self, self.trunk]
         if self.z_features is not None:
             parts.append(self.z_features)
-        check_plain(parts, MaskedConditioner, nn.Sequential, PeriodicFeatures)
-        check_plain(modules, MaskedLinear)
+        obstacle = module_obstacle(
+            parts, MaskedConditioner, nn.Sequential, PeriodicFeatures
+        ) or module_obstacle(modules, MaskedLinear)
+        if obstacle is not None:
+            return obstacle
         if (projected is None) != (self.context_layer is None):
-            raise NotInOrder("its context is missing, or has no part in it")
+            return "its context is missing, or has no part in it"
         operations: list[Operation] = [
             Masked(module.weight, module.bias, module.mask)
             if isinstance(module, MaskedLinear)
@@ -125,10 +126,10 @@ class MaskedConditioner(TwoPartConditioner):
         ]
         first = operations[0]
         if not isinstance(first, Masked):
-            raise NotInOrder("layers of its network were replaced")
+            return replaced
         operations[0] = first._replace(offset=projected)
         sources = None if self.z_features is None else self.z_features.sources
-        return _PLANS.of(self, operations, self.features, sources=sources), operations
+        return _planner.plan(self, operations, self.features, sources=sources)
 
     def features_of(self, found: Tensor, chosen: Sequence[int]) -> Tensor:
         """What the first layer reads of some features, which are known, (N, n)."""

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from robustflow.nn._precision import no_change
 from robustflow.nn.condition import projected
+from robustflow.nn.precision import no_change
 
 Apply = Callable[..., tuple[Tensor, Tensor]]  # apply(layer, z, state, inverse=...)
 

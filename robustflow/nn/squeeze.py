@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustflow.nn._checks import check_counts
-from robustflow.nn._precision import no_change
+from robustflow.nn.precision import no_change
 
 
 class Squeeze(nn.Module):

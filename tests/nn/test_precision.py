@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustflow.nn import ActNorm, Autoregressive, ConditionalFlow, RQSplineCoupling, Squeeze
-from robustflow.nn._precision import sum_per_sample
+from robustflow.nn.precision import sum_per_sample
 
 HALF = [torch.float16, torch.bfloat16]
 

@@ -30,7 +30,7 @@ from robustflow.compat._patch.recognise import (
     require_function,
     require_parameters,
 )
-from robustflow.nn._precision import float32_at_least, sum_per_sample
+from robustflow.nn.precision import float32_at_least, sum_per_sample
 
 _LIBRARY = "FrEIA"
 _PARAMETERS = ("left", "bottom", "widths", "heights", "deltas")

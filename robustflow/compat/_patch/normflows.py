@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import ModuleType
 
 from robustflow.compat._patch.code import Change
-from robustflow.compat._patch.layers import layer_changes
+from robustflow.compat._patch.nflows_like.functions import changes_of_module
+from robustflow.compat._patch.nflows_like.layers import layer_changes
 from robustflow.compat._patch.recognise import import_library
-from robustflow.compat._patch.splines import changes_of_module
 
 
 def modules() -> list[ModuleType]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustflow._backend import is_recorded
 from robustflow._checks import FLOATING, fits
 
 HALF = (torch.float16, torch.bfloat16)
@@ -63,6 +64,20 @@ def broadcasts_to(tensor: Tensor, x: Tensor) -> bool:
     return missing >= 0 and all(
         fits(size, full) for size, full in zip(tensor.shape, x.shape[missing:], strict=True)
     )
+
+
+def is_outside(inputs: Tensor, low: Any, high: Any) -> bool:
+    """Whether any input is outside a closed interval; on a GPU this synchronises.
+
+    The interval is rounded to the inputs' dtype, as torch does when it compares with a number. A
+    traced program cannot raise: it gives NaN for such an input.
+    """
+    if is_recorded():
+        return False
+    low, high = (
+        in_dtype(edge, inputs.dtype) if isinstance(edge, Tensor) else edge for edge in (low, high)
+    )
+    return bool(((inputs < low) | (inputs > high)).any())
 
 
 def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:

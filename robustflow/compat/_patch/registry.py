@@ -11,9 +11,9 @@ from robustflow._checks import describe
 from robustflow._patchable import LIBRARIES
 from robustflow.compat._patch import counts, locking
 from robustflow.compat._patch.code import Change
+from robustflow.compat._patch.nflows_like.functions import changes_of_module
 from robustflow.compat._patch.recognise import standard_modes
 from robustflow.compat._patch.session import Session
-from robustflow.compat._patch.splines import changes_of_module
 
 _sessions: dict[str, Session] = {}
 _modules: set[str] = set()  # given to patch_module, whether patched now or not

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from robustflow.compat._patch.code import Change, CodeChange, Function, original_of
+from robustflow.compat._patch.nflows_like.arguments import MINIMA, TENSORS
+from robustflow.compat._patch.nflows_like.unconstrained import unconstrained
 from robustflow.compat._patch.recognise import (
     COUNT,
     compare,
@@ -17,7 +19,6 @@ from robustflow.compat._patch.recognise import (
     require_parameters,
     uniform,
 )
-from robustflow.compat._patch.splines import MINIMA, TENSORS, unconstrained
 
 _NAME = "_unconstrained_rational_quadratic_spline"
 

@@ -21,7 +21,7 @@ from robustflow.compat.convert._nflows_like import (
     overrides,
 )
 from robustflow.compat.convert._spline import RescaledModifiedRQSpline, joined
-from robustflow.nn._precision import sum_per_sample
+from robustflow.nn.precision import sum_per_sample
 
 HEAD_KINDS = (MaskedLinear,)
 

@@ -20,22 +20,21 @@ from robustflow.compat._patch.counts import fell_back
 from robustflow.compat._patch.obstacles import broadcasts_to
 from robustflow.compat._patch.own_code import runs_own_code
 from robustflow.compat._patch.recognise import require_function, require_parameters
-from robustflow.nn._in_order import (
+from robustflow.nn.incremental import (
     Add,
     Masked,
-    NotInOrder,
     Operation,
-    Plan,
-    Plans,
-    check_can_run,
-    check_plain,
-    invert_in_order,
+    PlannedNetwork,
+    Planner,
+    call_obstacle,
+    incremental_inverse,
+    module_obstacle,
 )
 
 Invert = Callable[[Any, Tensor, Tensor], Tensor]
 
 
-def in_order_change(
+def inverse_change(
     library: str,
     transforms: ModuleType,
     layers: ModuleType,
@@ -55,52 +54,75 @@ def in_order_change(
     method = require_function(library, transforms.AutoregressiveTransform, "_inverse")
     require_parameters(library, method, ("self", "y"))
     original = original_of(method)
-    known = Networks(networks)
     layer_class = layers.MaskedAutoregressiveTransform
+    incremental = _Incremental(layer_class, networks, invert)
 
-    def spline_layer(self: Any) -> Any:
-        """The layer, if its univariate transform is a spline that the kernels invert, else None."""
-        meta = self.meta
-        layer = getattr(meta.func, "__self__", None) if type(meta) is partial else None
-        return layer if isinstance(layer, layer_class) and is_direct(layer) else None
+    def inverse(self: Any, y: Tensor) -> Tensor:
+        if not (torch.compiler.is_compiling() or runs_own_code()):
+            layer = _layer_of(self)
+            if isinstance(layer, layer_class) and is_direct(layer):
+                found = incremental.inverse(self, layer, y)
+                if not isinstance(found, str):
+                    return found
+                fell_back(library, "AutoregressiveTransform._inverse", found)
+        return original(self, y)
 
-    def in_order(self: Any, layer: Any, y: Tensor) -> Tensor:
-        meta = self.meta
+    return CodeChange(method, inverse)
+
+
+def _layer_of(transform: Any) -> Any:
+    """The layer that made an AutoregressiveTransform, or None."""
+    meta = transform.meta
+    return getattr(meta.func, "__self__", None) if type(meta) is partial else None
+
+
+class _Incremental:
+    """Inverses that compute each unit of zuko's own network once."""
+
+    def __init__(self, layer_class: type, networks: ModuleType, invert: Invert) -> None:
+        self._layer_class = layer_class
+        self._network_class = networks.MaskedMLP
+        self._networks = Networks(networks)
+        self._invert = invert
+
+    def inverse(self, transform: Any, layer: Any, y: Tensor) -> Tensor | str:
+        """A transform's inverse, or why it takes passes."""
+        obstacle = self._obstacle(transform, layer, y)
+        if obstacle is not None:
+            return obstacle
+        (context,) = transform.meta.args
+        if context is not None:
+            context = context.expand(*y.shape[:-1], -1).reshape(-1, context.shape[-1])
+        context_features = 0 if context is None else context.shape[-1]
+        network = self._networks.planned(layer.hyper, y.shape[-1], context_features)
+        if isinstance(network, str):
+            return network
+        if len(network.plan.features) > transform.passes:
+            return "it takes fewer passes than its order has steps"
+        rows = y.reshape(-1, y.shape[-1])
+        invert = partial(self._invert, layer.univariate)
+        return incremental_inverse(network, rows, invert, context).view(y.shape)
+
+    def _obstacle(self, transform: Any, layer: Any, y: Tensor) -> str | None:
+        meta, kind, network_class = transform.meta, type(layer), type(layer.hyper)
         if (
-            type(layer) is not layer_class
-            or meta.func.__func__ is not vars(layer_class)["meta"]
+            kind is not self._layer_class
+            or meta.func.__func__ is not vars(self._layer_class)["meta"]
             or len(meta.args) != 1
             or meta.keywords
         ):
-            raise NotInOrder("a subclass may compute otherwise")
-        if type(layer.hyper) is not networks.MaskedMLP:
-            raise NotInOrder("its network is not the library's own")
+            return "a subclass may compute otherwise"
+        if network_class is not self._network_class:
+            return "its network is not the library's own"
         if not _same_for_all(layer.univariate):
-            raise NotInOrder("settings of its splines belong to single features")
-        context = meta.args[0]
-        check_can_run(y, *layer.hyper.parameters(), *([] if context is None else [context]))
-        if context is not None:
-            if not broadcasts_to(context[..., 0], y[..., 0]):
-                raise NotInOrder("its context does not broadcast to the input")
-            context = context.expand(*y.shape[:-1], -1).reshape(-1, context.shape[-1])
-        ready = known.find(layer.hyper, y.shape[-1], 0 if context is None else context.shape[-1])
-        if len(ready[0].features) > self.passes:
-            raise NotInOrder("it takes fewer passes than its order has steps")
-        rows = y.reshape(-1, y.shape[-1])
-        x = invert_in_order(*ready, rows, partial(invert, layer.univariate), context)
-        return x.view(y.shape)
-
-    def call(self: Any, y: Tensor) -> Tensor:
-        if not (torch.compiler.is_compiling() or runs_own_code()):
-            layer = spline_layer(self)
-            if layer is not None:
-                try:
-                    return in_order(self, layer, y)
-                except NotInOrder as reason:
-                    fell_back(library, "AutoregressiveTransform._inverse", str(reason))
-        return original(self, y)
-
-    return CodeChange(method, call)
+            return "settings of its splines belong to single features"
+        (context,) = meta.args
+        contexts = [] if context is None else [context]
+        if obstacle := call_obstacle(y, *layer.hyper.parameters(), *contexts):
+            return obstacle
+        if context is not None and not broadcasts_to(context[..., 0], y[..., 0]):
+            return "its context does not broadcast to the input"
+        return None
 
 
 def _same_for_all(univariate: Any) -> bool:
@@ -119,22 +141,21 @@ class Networks:
         self._network: type[nn.Module] = module.MaskedMLP
         self._linear: type[nn.Linear] = module.MaskedLinear
         self._residual: type[nn.Module] = module.Residual
-        self._plans = Plans()
+        self._planner = Planner()
 
-    def find(
+    def planned(
         self, network: nn.Module, features: int, context_features: int
-    ) -> tuple[Plan, list[Operation]]:
-        """A network's plan and operations.
-
-        Raises:
-            NotInOrder: the network is another, is watched, or does not fit the order.
-        """
+    ) -> PlannedNetwork | str:
+        """A network's operations and plan, or why they are not known."""
         _, *parts = network.modules()
-        check_plain([network], self._network)
-        check_plain(parts, self._linear, self._residual)
+        obstacle = module_obstacle([network], self._network) or module_obstacle(
+            parts, self._linear, self._residual
+        )
+        if obstacle is not None:
+            return obstacle
         operations: list[Operation] = []
         self._collect(network, operations)
-        return self._plans.of(network, operations, features, context_features), operations
+        return self._planner.plan(network, operations, features, context_features)
 
     def _collect(self, network: nn.Module, operations: list[Operation]) -> None:
         """Append those of a Sequential."""

@@ -52,7 +52,7 @@ from robustflow.compat._patch.recognise import (
     require_parameters,
     uniform,
 )
-from robustflow.compat._patch.zuko.inverse import in_order_change
+from robustflow.compat._patch.zuko.inverse import inverse_change
 
 _LIBRARY = "zuko"
 _KNOTS = ("horizontal", "vertical", "derivatives")
@@ -142,7 +142,7 @@ def changes() -> list[Change]:
         ),
         _layer_change(coupling.GeneralCouplingTransform, "meta", ("self", "c", "x"), direct),
         _layer_change(gaussianization.ElementWiseTransform, "forward", ("self", "c"), direct),
-        in_order_change(_LIBRARY, transforms, autoregressive, networks, direct, _invert_pieces),
+        inverse_change(_LIBRARY, transforms, autoregressive, networks, direct, _invert_pieces),
     ]
 
 

@@ -12,8 +12,15 @@ from torch import Tensor, nn
 
 from nn_checks import normal, perturbed
 from robustflow import nn as rnn
-from robustflow.nn import _in_order
-from robustflow.nn._in_order import Add, Masked, Operation, invert_in_order, make_plan
+from robustflow.nn.incremental import (
+    ELEMENTWISE,
+    Add,
+    Masked,
+    Operation,
+    PlannedNetwork,
+    incremental_inverse,
+    make_plan,
+)
 
 FEATURES, CONTEXT_FEATURES = 5, 2
 
@@ -145,8 +152,8 @@ def test_a_graph_of_features_with_residual_connections_and_a_context() -> None:
         return run(last, hidden).view(-1, 4, 2)
 
     y, context = normal(6, 4), normal(6, 1)
-    found = invert_in_order(
-        plan, operations, y, lambda y, p: y * p[..., 0].exp() + p[..., 1], context
+    found = incremental_inverse(
+        PlannedNetwork(operations, plan), y, lambda y, p: y * p[..., 0].exp() + p[..., 1], context
     )
     params = network(found, context)
     torch.testing.assert_close(found, y * params[..., 0].exp() + params[..., 1])
@@ -166,7 +173,7 @@ def test_what_has_no_plan(why: str) -> None:
 
 def test_every_elementwise_class_is() -> None:
     x = normal(6, 4)
-    for kind in _in_order.ELEMENTWISE:
+    for kind in ELEMENTWISE:
         module = kind()
         torch.testing.assert_close(module(x)[:, 1:3], module(x[:, 1:3]), msg=kind.__name__)
         assert not list(module.parameters())

@@ -16,17 +16,16 @@ from torch.nn import functional
 
 from robustflow.compat._patch.counts import logger
 from robustflow.compat._patch.recognise import normal, refusals
-from robustflow.nn._in_order import (
+from robustflow.nn.incremental import (
     ELEMENTWISE,
     Add,
     Gate,
     Masked,
-    NotInOrder,
     Operation,
-    Plan,
-    Plans,
-    check_plain,
-    run,
+    PlannedNetwork,
+    Planner,
+    module_obstacle,
+    run_network,
 )
 
 _FUNCTIONS = frozenset(
@@ -62,7 +61,7 @@ class Convention(NamedTuple):
 _EVERY = tuple(Convention(*choice) for choice in itertools.product((False, True), repeat=3))
 
 
-class Made:
+class MadeNetworks:
     """A library's masked networks as operations, and their plans.
 
     Args:
@@ -88,21 +87,20 @@ class Made:
                     "a" if context else "no",
                     found,
                 )
-        self._plans = Plans()
+        self._planner = Planner()
 
-    def find(
+    def planned(
         self, network: nn.Module, features: int, context: Tensor | None
-    ) -> tuple[Plan, list[Operation]]:
-        """The network's plan and operations.
-
-        Raises:
-            NotInOrder: the network is another, is watched, or does not fit the order.
-        """
+    ) -> PlannedNetwork | str:
+        """The network's operations and plan, or why they are not known."""
         convention = self._conventions[_is_residual(network), context is not None]
         if isinstance(convention, str):
-            raise NotInOrder(convention)
+            return convention
+        obstacle = _obstacle(network)
+        if obstacle is not None:
+            return obstacle
         operations = _operations(network, context, convention)
-        return self._plans.of(network, operations, features), operations
+        return self._planner.plan(network, operations, features)
 
     def _find_convention(self, residual: bool, with_context: bool) -> Convention | str:
         """The convention that a small random network agrees with; or why none does."""
@@ -119,11 +117,12 @@ class Made:
                 parameter.copy_(normal(*parameter.shape, seed=seed))
             x, context = normal(5, 3, seed=100), normal(5, 2, seed=101) if with_context else None
             wanted = network(x, context)
+            if obstacle := _obstacle(network):
+                return obstacle
             for convention in _EVERY:
-                if torch.allclose(run(_operations(network, context, convention), x), wanted):
+                operations = _operations(network, context, convention)
+                if torch.allclose(run_network(operations, x), wanted):
                     return convention
-        except NotInOrder as reason:
-            return str(reason)
         except refusals(self._made.__init__) as error:
             return f"a small one of the library's raised {error!r}"
         return "robustflow does not know how the library puts them together"
@@ -133,26 +132,29 @@ def _is_residual(network: Any) -> bool:
     return any(hasattr(block, "linear_layers") for block in network.blocks)
 
 
-def _operations(network: Any, context: Tensor | None, convention: Convention) -> list[Operation]:
-    """A network's operations.
-
-    Raises:
-        NotInOrder: a part is unknown, or mixes samples or units (batch norm, dropout).
-    """
+def _obstacle(network: Any) -> str | None:
+    """Why a part is unknown, or mixes samples or units (batch norm, dropout)."""
     linear, blocks = type(network.initial_layer), list(network.blocks)
     allowed = (linear, nn.Linear, nn.ModuleList, nn.Dropout, type(network), *map(type, blocks))
     if not blocks:
-        raise NotInOrder("its network has no blocks")
-    check_plain(network.modules(), *allowed)
+        return "its network has no blocks"
+    if obstacle := module_obstacle(network.modules(), *allowed):
+        return obstacle
     if any(block.dropout.training and block.dropout.p > 0 for block in blocks):
-        raise NotInOrder("dropout is on")
+        return "dropout is on"
     if not isinstance(getattr(network, "preprocessing", None), (nn.Identity, type(None))):
-        raise NotInOrder("its network preprocesses the input")
+        return "its network preprocesses the input"
     activation = blocks[0].activation
     if any(block.activation is not activation for block in blocks):
-        raise NotInOrder("its blocks differ in their activation")
+        return "its blocks differ in their activation"
     if not (type(activation) in ELEMENTWISE or activation in _FUNCTIONS):
-        raise NotInOrder("its activation is none that is known to be elementwise")
+        return "its activation is none that is known to be elementwise"
+    return None
+
+
+def _operations(network: Any, context: Tensor | None, convention: Convention) -> list[Operation]:
+    """The operations of a network without an obstacle."""
+    activation = network.blocks[0].activation
     first = _masked(network.initial_layer)
     if context is not None:
         offset = network.context_layer(context)
@@ -162,7 +164,7 @@ def _operations(network: Any, context: Tensor | None, convention: Convention) ->
     residual = _is_residual(network)
     if not residual and convention.plain_begin_activated:
         operations.append(activation)
-    for block in blocks:
+    for block in network.blocks:
         if not residual:
             operations += [_masked(block.linear), activation]
             continue

@@ -1,0 +1,1 @@
+"""What nflows, normflows, glasflow and copies of nflows' functions have in common."""
