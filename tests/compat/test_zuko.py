@@ -15,6 +15,8 @@ from torch import Tensor
 from compat.served import counts
 from compat.test_layers import calls
 from robustflow import compat
+from robustflow.compat._patch.zuko import packed
+from robustflow.compat._patch.zuko.knots import SettleOnRestore
 
 zuko = pytest.importorskip("zuko")
 RQS = zuko.transforms.MonotonicRQSTransform
@@ -162,19 +164,19 @@ def test_one_that_cannot_be_settled_stops_no_other(monkeypatch: pytest.MonkeyPat
     expected = RQS(*phi)(x)
     with pytest.raises(ZeroDivisionError), compat.patch("zuko"):
         transforms = [RQS(*phi) for _ in range(3)]
-        spline = next(
-            change.spline
+        knots = next(
+            change.knots
             for change in compat._patch.registry._sessions["zuko"].changes
-            if hasattr(change, "spline")
+            if isinstance(change, SettleOnRestore)
         )
-        settle = spline.settle
+        settle = knots.settle
 
         def failing(transform: Any) -> None:
             if transform is transforms[1]:
                 raise ZeroDivisionError
             settle(transform)
 
-        monkeypatch.setattr(spline, "settle", failing)
+        monkeypatch.setattr(knots, "settle", failing)
     for transform in (transforms[0], transforms[2]):
         torch.testing.assert_close(transform(x), expected)
     monkeypatch.undo()
@@ -319,13 +321,11 @@ def test_layers_keep_their_parameters_packed(name: str, monkeypatch: pytest.Monk
 
 def test_another_transforms_parameters_are_not_kept() -> None:
     """What a layer has cut is forgotten with the layer's call."""
-    from robustflow.compat._patch.zuko import transform as ours
-
     layer = zuko.flows.MaskedAutoregressiveTransform(4, 2, hidden_features=(8,))
     with compat.patch("zuko"):
         layer(torch.randn(7, 2))(torch.randn(7, 4))
         zuko.utils.unpack(torch.randn(7, 14), [(5,), (5,), (4,)])
-        assert ours._THREAD.layer is None
+        assert packed._thread.layer is None
 
 
 def test_threads_patch_and_call() -> None:
@@ -435,20 +435,6 @@ def test_what_keeps_zukos_passes() -> None:
                 assert compat.patched()["zuko"] == (counts() if affine else counts(3, 0, 1))
                 torch.testing.assert_close(layer().inv(y), expected, rtol=1e-7, atol=1e-7)
     assert len(calls) == 4 * 3
-
-
-def test_transforms_that_died_are_forgotten() -> None:
-    from robustflow.compat._patch.zuko.transform import _Made
-
-    class Thing:
-        pass
-
-    made, kept = _Made(), [Thing() for _ in range(5)]
-    for thing in kept:
-        made.add(thing)
-    for _ in range(10_000):
-        made.add(Thing())
-    assert made.alive() == kept and len(made._references) == 5
 
 
 def test_a_loaded_order_and_an_activation_that_is_used_twice() -> None:

@@ -20,6 +20,7 @@ from robustflow.compat._patch.counts import fell_back
 from robustflow.compat._patch.obstacles import broadcasts_to
 from robustflow.compat._patch.own_code import runs_own_code
 from robustflow.compat._patch.recognise import require_function, require_parameters
+from robustflow.compat._patch.zuko.direct import DirectLayers
 from robustflow.nn.incremental import (
     Add,
     Masked,
@@ -39,7 +40,7 @@ def inverse_change(
     transforms: ModuleType,
     layers: ModuleType,
     networks: ModuleType,
-    is_direct: Callable[[Any], bool],
+    direct: DirectLayers,
     invert: Invert,
 ) -> Change:
     """The change of ``AutoregressiveTransform._inverse``.
@@ -48,7 +49,7 @@ def inverse_change(
         library: for messages.
         transforms, layers, networks: ``zuko.transforms``, ``zuko.flows.autoregressive``,
             ``zuko.nn``.
-        is_direct: whether a layer's univariate transform is the spline.
+        direct: layers whose univariate transform is the spline.
         invert: ``invert(univariate, y, params)`` for packed parameters.
     """
     method = require_function(library, transforms.AutoregressiveTransform, "_inverse")
@@ -60,7 +61,7 @@ def inverse_change(
     def inverse(self: Any, y: Tensor) -> Tensor:
         if not (torch.compiler.is_compiling() or runs_own_code()):
             layer = _layer_of(self)
-            if isinstance(layer, layer_class) and is_direct(layer):
+            if isinstance(layer, layer_class) and layer in direct:
                 found = incremental.inverse(self, layer, y)
                 if not isinstance(found, str):
                     return found
