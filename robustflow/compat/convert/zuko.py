@@ -89,28 +89,62 @@ _TARGETS: dict[type[nn.Module], tuple[type[nn.Module], tuple[str, ...]]] = {
 }
 
 
-class _Watched(Transform):
-    """An affine transform that says when it is used; ``seen(x, inverse)``."""
+class _WatchedTransform(Transform):
+    """An affine transform that reports what it is called with."""
 
     domain = constraints.real
     codomain = constraints.real
     bijective = True
 
-    def __init__(self, transform: Transform, seen: Callable[[Tensor, bool], None]) -> None:
+    def __init__(self, transform: Transform, report: Callable[[Tensor, bool], None]) -> None:
         super().__init__()
         self.transform = transform
-        self.seen = seen
+        self.report = report  # called with the argument, and whether it is the inverse's
 
     def _call(self, x: Tensor) -> Tensor:
-        self.seen(x, False)
+        self.report(x, False)
         return self.transform(x)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        self.seen(y, True)
+        self.report(y, True)
         return self.transform.inv(y)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return self.transform.log_abs_det_jacobian(x, y)
+
+
+class _Watch:
+    """Stands for a layer's network and its ``univariate``, and reports the transform's calls."""
+
+    def __init__(self, layer: AffineLayer) -> None:
+        self._layer = layer
+        self._make: Callable[..., Transform] = layer.module.univariate
+        self._network = layer.module.hyper
+        self._passes = getattr(layer.module, "passes", 1)
+        self._inverses = 0
+        self._params: Tensor | None = None  # the network's latest output
+
+    def network(self, x: Tensor) -> Tensor:
+        params: Tensor = self._network(x)
+        self._params = params
+        return params
+
+    def univariate(self, *phi: Tensor) -> Transform:
+        assert self._params is not None
+        return _WatchedTransform(self._make(*phi), partial(self._report, self._params))
+
+    def _report(self, params: Tensor, x: Tensor, inverse: bool) -> None:
+        self._inverses += inverse
+        # Only the last pass of an autoregressive inverse has the final parameters.
+        if inverse and self._inverses % self._passes:
+            return
+        shape = torch.broadcast_shapes(x.shape[:-1], params.shape[:-1])
+        elementwise = partial(self._elementwise, inverse)
+        self._layer.observe("", x.expand(*shape, -1), (params,), inverse, elementwise)
+
+    def _elementwise(self, inverse: bool, x: Tensor, params: Tensor) -> Tensor:
+        transform = self._make(*params.unflatten(-1, (-1, 2)).unbind(-1))
+        return transform.inv(x) if inverse else transform(x)
 
 
 class _Layer(AffineLayer):
@@ -119,35 +153,9 @@ class _Layer(AffineLayer):
     channel_dim: ClassVar[int] = -1
 
     def watch(self) -> None:
-        make, network = self.module.univariate, self.module.hyper
-        made: list[Tensor] = []  # the network's latest output
-        inverses = 0
-
-        def hyper(x: Tensor) -> Tensor:
-            made[:] = [network(x)]
-            return made[0]
-
-        def univariate(*phi: Tensor) -> Transform:
-            (params,) = made
-
-            def seen(x: Tensor, inverse: bool) -> None:
-                nonlocal inverses
-                inverses += inverse
-                # Only the last pass of an autoregressive inverse has the final parameters.
-                if inverse and inverses % getattr(self.module, "passes", 1):
-                    return
-
-                def elementwise(x: Tensor, params: Tensor) -> Tensor:
-                    transform = make(*params.unflatten(-1, (-1, 2)).unbind(-1))
-                    return transform.inv(x) if inverse else transform(x)
-
-                shape = torch.broadcast_shapes(x.shape[:-1], params.shape[:-1])
-                self.observe("", x.expand(*shape, -1), (params,), inverse, elementwise)
-
-            return _Watched(make(*phi), seen)
-
-        self.shadow("hyper", hyper)
-        self.shadow("univariate", univariate)
+        watch = _Watch(self)
+        self.shadow("hyper", watch.network)
+        self.shadow("univariate", watch.univariate)
 
     def convert(self, splines: Splines) -> None:
         module, size = self.module, RescaledModifiedRQSpline.num_params
