@@ -16,7 +16,7 @@ Names = dict[str, Any]
 
 # Pages whose blocks run in a test of their own: they start processes, or export files.
 ELSEWHERE = {
-    "docs/drop-ins.md": "tests/compat/test_processes.py",
+    "docs/drop-ins.md": "tests/compat/patch/test_workers.py",
     "docs/onnx.md": "tests/test_onnx.py",
 }
 

@@ -17,7 +17,7 @@ import pytest
 
 from compat.own_suite import MARK
 
-TESTS = Path(__file__).resolve().parents[1]
+TESTS = Path(__file__).resolve().parents[2]
 SPLINES = ("utils/splines_test.py", "flows/neural_spline")
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -12,10 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compat.served import counts
-from robustflow import compat, ops
-from robustflow._transforms import RQ
-from robustflow.ops.registry import Transform
+from compat.served import calls, counts
+from robustflow import compat
 
 FEATURES, BINS = 3, 5
 LINEAR = 3 * BINS - 1
@@ -69,22 +66,6 @@ def coupling(library: str, net: Callable[[int, int], nn.Module], **options: Any)
     mask = torch.tensor([0, 1, 0, 1, 0, 1])
     settings = {"num_bins": BINS, "tails": "linear", "tail_bound": 3.0, **options}
     return getattr(module, LAYERS[library][1])(mask, net, **settings).double()
-
-
-@contextmanager
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
-    """The tensors that reach the operator."""
-    found: list[tuple[Any, ...]] = []
-    own = Transform.apply
-
-    def call(transform: Transform, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
-        if transform is ops.of(RQ):
-            found.append(args)
-        return own(transform, *args, **options)
-
-    with monkeypatch.context() as context:
-        context.setattr(Transform, "apply", call)
-        yield found
 
 
 def outcome(layer: Any, x: Tensor, inverse: bool = False) -> tuple[Tensor, ...]:

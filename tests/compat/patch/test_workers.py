@@ -24,7 +24,7 @@ from robustflow import _patch_on_import, _patchable, compat
 from robustflow.cli.doctor import diagnose
 
 pytest.importorskip("nflows")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 IMPORTED_LATER = """
 import sys, warnings

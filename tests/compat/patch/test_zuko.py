@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compat.served import counts
-from compat.test_layers import calls
+from compat.served import calls, counts
 from robustflow import compat
 from robustflow.compat._patch.zuko import packed
 from robustflow.compat._patch.zuko.knots import SettleOnRestore

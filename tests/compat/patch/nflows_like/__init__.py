@@ -1,0 +1,1 @@
+"""The three layers and two functions of nflows, and of its copies."""
