@@ -54,7 +54,7 @@ def served(library: str, by: str) -> None:
             counts[by] += 1
 
 
-def served_rq(library: str, x: Tensor, widths: Tensor, num_bins: int, inverse: bool) -> Any:
+def served_rq(library: str, x: Tensor, num_bins: int) -> Any:
     """Count a call of the K-bin spline before it is made; returns what serves it, for ``by``."""
     spline = ops.of(RQ)
     by = spline.route(x, num_bins)

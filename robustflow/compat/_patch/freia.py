@@ -75,7 +75,7 @@ def _binned_spline(original: Function, coupling: type, elementwise: type) -> Fun
             fell_back(_LIBRARY, "binned_spline", reason)
             return original(self, x, parameters, spline, rev)
         widths = parameters["widths"]
-        served_rq(_LIBRARY, x, widths, static(widths.shape[-1]), bool(rev))
+        served_rq(_LIBRARY, x, static(widths.shape[-1]))
         z, log_jac_det = _unit_spline(
             x.movedim(1, -1), *(parameters[name] for name in _PARAMETERS), inverse=bool(rev)
         )

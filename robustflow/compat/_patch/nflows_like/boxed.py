@@ -70,7 +70,7 @@ def _boxed(library: str, original: Function) -> Function:
         if reason is not None:
             fell_back(library, NAME, reason)
             return run_own_code(original, *tensors, inverse, *box, *minima, *identity_init)
-        served_rq(library, inputs, widths, static(widths.shape[-1]), bool(inverse))
+        served_rq(library, inputs, static(widths.shape[-1]))
         dtype = promoted_dtype(*tensors)
         y, logabsdet = F.rq_spline(
             in_dtype(inputs, dtype),

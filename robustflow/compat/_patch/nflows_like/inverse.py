@@ -107,7 +107,7 @@ class _Incremental:
         logabsdet = no_change(inputs)
 
         def invert(y: Tensor, params: Tensor) -> Tensor:
-            by = served_rq(self._library, y, params, num_bins, True)
+            by = served_rq(self._library, y, num_bins)
             x, change = ops.of(RQ).apply(y, params, None, None, None, *config, by=by)
             logabsdet.add_(change)
             return x

@@ -77,7 +77,7 @@ def serve(
     )
     if config is None:
         return None
-    by = served_rq(library, inputs, params, num_bins, inverse)
+    by = served_rq(library, inputs, num_bins)
     y, logabsdet = ops.of(RQ).apply(inputs, params, None, None, box, *config, by=by)
     return y, in_dtype(logabsdet, inputs.dtype)
 

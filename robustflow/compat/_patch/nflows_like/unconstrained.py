@@ -103,7 +103,7 @@ def unconstrained(library: str, name: str, original: Function, kinds: frozenset[
             return run_own_code(
                 original, *tensors, inverse, tails, tail_bound, *minima, *identity_init
             )
-        served_rq(library, inputs, widths, static(widths.shape[-1]), bool(inverse))
+        served_rq(library, inputs, static(widths.shape[-1]))
         if listed:
             tails, derivatives = _mixed(tails, derivatives, min_derivative)
         y, logabsdet = F.rq_spline(

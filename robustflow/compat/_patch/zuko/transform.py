@@ -113,7 +113,7 @@ def new_method(
         if kept is None or reason is not None:
             fell_back(library, name, str(reason))
             return original(self, x)
-        by = served_rq(library, x, kept.parameters[0], kept.num_bins, inverse)
+        by = served_rq(library, x, kept.num_bins)
         y, ladj = spline(kept.parameters, kept.num_bins, kept.bound, kept.slope, x, inverse, by)
         return (y, ladj) if with_ladj else y
 
