@@ -11,7 +11,7 @@ from torch import Tensor, distributed, nn
 from robustflow._call_state import in_torch_func
 from robustflow._checks import check_at_least_zero
 from robustflow.nn._checks import check_counts, check_shape
-from robustflow.nn.precision import float32_at_least, wide_dtype
+from robustflow.nn.precision import upcast_dtype, upcast_half
 
 
 class ActNorm(nn.Module):
@@ -74,7 +74,7 @@ class ActNorm(nn.Module):
             self._initialise_once(z)
         shape = (1, self.channels) + (1,) * (z.dim() - 2)
         bias, log_scale = self.bias.view(shape), self.log_scale.view(shape)
-        total = float32_at_least(self.log_scale).sum()
+        total = upcast_half(self.log_scale).sum()
         logabsdet = (total * math.prod(z.shape[2:])).expand(z.shape[0])
         if inverse:
             return z * torch.exp(-log_scale) - bias, -logabsdet
@@ -138,13 +138,13 @@ def standardisation(z: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor] | Non
     rounding = _ROUNDINGS * torch.finfo(z.dtype).eps * largest
     told = (count >= _FEWEST_VALUES) & (deviation > rounding)
     log_scale = torch.where(told, -torch.log(deviation + eps), 0.0)
-    dtype = wide_dtype(z.dtype)
+    dtype = upcast_dtype(z.dtype)
     return -mean.to(dtype), log_scale.to(dtype)
 
 
 def _moments(z: Tensor) -> _Moments:
     """In float32 at least, on values scaled to magnitude 1, so that no square overflows."""
-    values = float32_at_least(z.transpose(0, 1).flatten(1))
+    values = upcast_half(z.transpose(0, 1).flatten(1))
     finite = values.isfinite()
     values = torch.where(finite, values, 0.0)
     count = finite.sum(dim=1)

@@ -28,7 +28,7 @@ from robustflow.nn.elementwise import (
 from robustflow.nn.incremental import call_obstacle, context_obstacle, incremental_inverse
 from robustflow.nn.layer import ConditionalLayer
 from robustflow.nn.masked import MaskedConditioner, MaskedConditionerOptions
-from robustflow.nn.precision import no_change
+from robustflow.nn.precision import zero_logabsdet
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -137,7 +137,7 @@ class Autoregressive(ConditionalLayer):
         network = obstacle or self.conditioner.planned(state)
         if isinstance(network, str):
             return network
-        logabsdet = no_change(y)
+        logabsdet = zero_logabsdet(y)
         steps = iter(network.plan.members)
 
         def invert(y: Tensor, params: Tensor) -> Tensor:

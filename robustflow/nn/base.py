@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from robustflow._checks import describe
-from robustflow.nn.precision import float32_at_least, sum_per_sample
+from robustflow.nn.precision import sum_per_sample, upcast_half
 
 
 class LatentBase(nn.Module, ABC):
@@ -31,7 +31,7 @@ class LatentBase(nn.Module, ABC):
 def normal_log_prob(latent: Tensor) -> Tensor:
     """Standard normal log-density of (N, C, \\*S), in nats, (N,)."""
     size = math.prod(latent.shape[1:])
-    square = sum_per_sample(float32_at_least(latent).square())
+    square = sum_per_sample(upcast_half(latent).square())
     return -0.5 * (square + size * math.log(2 * math.pi))
 
 
@@ -107,7 +107,7 @@ class _OfDistribution(LatentBase):
             return draw(torch.Size(shape[:1])).to(like)
 
     def log_prob(self, latent: Tensor) -> Tensor:
-        return sum_per_sample(self._of(latent.shape).log_prob(float32_at_least(latent)))
+        return sum_per_sample(self._of(latent.shape).log_prob(upcast_half(latent)))
 
     def extra_repr(self) -> str:
         return repr(self.distribution)
@@ -131,7 +131,7 @@ class _OfMethods(LatentBase):
         return drawn.to(like)
 
     def log_prob(self, latent: Tensor) -> Tensor:
-        density = self.source.log_prob(float32_at_least(latent))
+        density = self.source.log_prob(upcast_half(latent))
         if not isinstance(density, Tensor) or density.shape[:1] != latent.shape[:1]:
             raise ValueError(
                 f"base: log_prob(z) must return a tensor of shape ({latent.shape[0]},), got "

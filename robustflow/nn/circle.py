@@ -22,7 +22,7 @@ from robustflow._checks import check_positive, fits
 from robustflow.nn._checks import check_counts, check_shape
 from robustflow.nn._constants import per_channel, take_channels
 from robustflow.nn.base import LatentBase, normal_log_prob
-from robustflow.nn.precision import no_change, sum_per_sample, wide_dtype
+from robustflow.nn.precision import sum_per_sample, upcast_dtype, zero_logabsdet
 
 # For each channel half the length of its circle, or None where it is none.
 Circles = tuple[float | None, ...]
@@ -167,7 +167,7 @@ class PhaseShift(nn.Module):
         """z (N, channels, \\*S) -> (z, logabsdet (N,)); the context is not used."""
         check_shape("z", z, self.channels)
         phase = self.phase.view(-1, *[1] * (z.dim() - 2))
-        return wrap(z - phase if inverse else z + phase, self.bounds), no_change(z)
+        return wrap(z - phase if inverse else z + phase, self.bounds), zero_logabsdet(z)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, bounds={self.bounds}"
@@ -223,7 +223,7 @@ class CircularShift:
                 f"{tuple(params.shape)}."
             )
         y = wrap((x - params if inverse else x + params).to(x.dtype), self.circles(x.shape[1]))
-        dtype = torch.promote_types(wide_dtype(x.dtype), params.dtype)
+        dtype = torch.promote_types(upcast_dtype(x.dtype), params.dtype)
         return y, x.new_zeros(x.shape if reduce == "none" else x.shape[:1], dtype=dtype)
 
 

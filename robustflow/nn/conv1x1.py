@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustflow._backend import is_onnx_export
 from robustflow.nn._checks import check_counts, check_flags, check_shape
-from robustflow.nn.precision import float32_at_least
+from robustflow.nn.precision import upcast_half
 
 
 class InvertibleConv1x1(nn.Module):
@@ -71,16 +71,16 @@ class InvertibleConv1x1(nn.Module):
     def weight(self, *, inverse: bool = False) -> Tensor:
         """W or its inverse, (channels, channels), in float32 at least."""
         if not self.lu:
-            matrix = float32_at_least(self.matrix)
+            matrix = upcast_half(self.matrix)
             if inverse and is_onnx_export():
                 return _iterated_inverse(matrix)
             # inv_ex and slogdet do not check the factorisation, so they do not synchronise.
             return torch.linalg.inv_ex(matrix).inverse if inverse else matrix
-        lower, upper = float32_at_least(self.lower), float32_at_least(self.upper)
+        lower, upper = upcast_half(self.lower), upcast_half(self.upper)
         permutation = self.permutation.to(lower.dtype)
         eye = torch.eye(self.channels, dtype=lower.dtype, device=lower.device)
         lower = lower.tril(-1) + eye
-        diagonal = self.sign * float32_at_least(self.log_diagonal).exp()
+        diagonal = self.sign * upcast_half(self.log_diagonal).exp()
         upper = torch.where(eye.bool(), diagonal, upper.triu(1))
         if not inverse:
             return permutation @ lower @ upper
@@ -109,7 +109,7 @@ class InvertibleConv1x1(nn.Module):
 
     def _logabsdet(self) -> Tensor:
         if self.lu:
-            return float32_at_least(self.log_diagonal).sum()
+            return upcast_half(self.log_diagonal).sum()
         weight = self.weight()
         if is_onnx_export():  # ONNX has the determinant alone: take that of a matrix near 1
             size = weight.square().mean(0).sum().sqrt()

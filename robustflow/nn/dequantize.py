@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustflow._checks import check_count, check_interval, check_tensor
-from robustflow.nn.precision import float32_at_least, wide_dtype
+from robustflow.nn.precision import upcast_dtype, upcast_half
 
 
 class Dequantize(nn.Module):
@@ -63,11 +63,11 @@ class Dequantize(nn.Module):
         check_tensor("z", z)
         low, high = self.interval
         step = (high - low) / (self.levels - 1)
-        wide = float32_at_least(z)
+        wide = upcast_half(z)
         change = z.new_full(
             z.shape[:1],
             math.prod(z.shape[1:]) * math.log(self.levels),
-            dtype=wide_dtype(z.dtype),
+            dtype=upcast_dtype(z.dtype),
         )
         if inverse:
             scaled = wide * self.levels

@@ -24,7 +24,7 @@ from robustflow._checks import check_choice
 from robustflow._transforms import AFFINE, CUBIC_BSPLINE, MODIFIED_RQ, RQ, count_derivatives
 from robustflow.nn._checks import check_flags
 from robustflow.nn._constants import per_channel, take_channels
-from robustflow.nn.precision import wide_dtype
+from robustflow.nn.precision import upcast_dtype
 
 Scale = Literal["sigmoid", "exp", "softplus", "atan_exp", "tanh_exp", "softclip_exp"]
 Derivative = Literal["exp", "softclip"]
@@ -373,7 +373,7 @@ class RQSpline:
             return self._spline(x, params, self.tails, self.tail_bound, inverse, reduce)
         kinds, bounds = self._of_channels(x.shape[1])
         if len(self._kinds) == 1:
-            box = per_channel(bounds, x, wide_dtype(x.dtype))
+            box = per_channel(bounds, x, upcast_dtype(x.dtype))
             return self._spline(x, params, kinds[0], box, inverse, reduce)
         return self._mixed(x, params, kinds, bounds, inverse, reduce)
 
@@ -410,7 +410,7 @@ class RQSpline:
         for kind in sorted(self._kinds, key=kinds.index):
             chosen = [i for i, each in enumerate(kinds) if each == kind]
             size = 2 * self.num_bins + count_derivatives(self.num_bins, kind)
-            box = per_channel([bounds[i] for i in chosen], x, wide_dtype(x.dtype))
+            box = per_channel([bounds[i] for i in chosen], x, upcast_dtype(x.dtype))
             its_params = take_channels(params, chosen)[..., :size]
             value, change = self._spline(
                 take_channels(x, chosen), its_params, kind, box, inverse, reduce

@@ -22,7 +22,7 @@ from robustflow.nn._checks import (
 from robustflow.nn.base import Base, LatentBase, StandardNormal, as_base
 from robustflow.nn.condition import Condition
 from robustflow.nn.level import Activations, FlowLevel, States
-from robustflow.nn.precision import no_change
+from robustflow.nn.precision import zero_logabsdet
 from robustflow.nn.sampling import Gathered, Order, SamplingOptions, block_size
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class ConditionalFlow(nn.Module):
         self._check_x(x)
         every_state = self._states(context, condition, x.shape[0])
         latents = []
-        total = no_change(x)
+        total = zero_logabsdet(x)
         z = x
         for level, states in zip(self._levels(), every_state, strict=True):
             z, latent, logabsdet = level(z, states)
@@ -189,7 +189,7 @@ class ConditionalFlow(nn.Module):
         self._check_latents(latents)
         every_state = self._states(context, condition, latents[-1].shape[0])
         *left, z = latents
-        total = no_change(z)
+        total = zero_logabsdet(z)
         for level, states in zip(reversed(self._levels()), reversed(every_state), strict=True):
             latent = left.pop() if level.split is not None else None
             z, logabsdet = level.inverse(z, latent, states)
@@ -209,7 +209,7 @@ class ConditionalFlow(nn.Module):
         Summed in float32, or float64 where a latent is.
         """
         self._check_latents(latents)
-        total = no_change(latents[0])
+        total = zero_logabsdet(latents[0])
         for base, latent in zip(self._bases(), latents, strict=True):
             total = total + base.log_prob(latent)
         return total

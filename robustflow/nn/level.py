@@ -25,7 +25,7 @@ from robustflow.nn.coupling import Coupling
 from robustflow.nn.elementwise import ElementwiseTransform
 from robustflow.nn.injector import Injector
 from robustflow.nn.layer import ConditionalLayer
-from robustflow.nn.precision import no_change
+from robustflow.nn.precision import zero_logabsdet
 from robustflow.nn.reversible import run_reversibly
 from robustflow.nn.split import Split
 
@@ -182,7 +182,7 @@ class FlowLevel(nn.Module):
         if self.activations == "reversible" and torch.is_grad_enabled():
             z, logabsdet = run_reversibly(list(self.layers), states, z, _apply)
         else:
-            logabsdet = no_change(z)
+            logabsdet = zero_logabsdet(z)
             for layer, state in zip(self.layers, states, strict=True):
                 z, change = self._forward_of(layer, z, state)
                 logabsdet = logabsdet + change
@@ -202,7 +202,7 @@ class FlowLevel(nn.Module):
         """What :meth:`forward` returned -> z, logabsdet (N,) of this direction."""
         if latent is not None:
             z = torch.cat([z, latent], dim=1)
-        logabsdet = no_change(z)
+        logabsdet = zero_logabsdet(z)
         for layer, state in zip(reversed(self.layers), reversed(states), strict=True):
             z, change = _apply(layer, z, state, inverse=True)
             logabsdet = logabsdet + change

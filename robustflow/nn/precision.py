@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 
 
-def float32_at_least(tensor: Tensor) -> Tensor:
-    """The tensor in its own precision, or in float32 where that is half."""
-    return tensor.to(wide_dtype(tensor.dtype))
+def upcast_half(tensor: Tensor) -> Tensor:
+    """The tensor, in float32 if it is in half precision."""
+    return tensor.to(upcast_dtype(tensor.dtype))
 
 
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+def upcast_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums and log-determinants, for values of this dtype: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def no_change(z: Tensor) -> Tensor:
+def zero_logabsdet(z: Tensor) -> Tensor:
     """The log-determinant of a layer that changes no volume, (N,)."""
-    return z.new_zeros(z.shape[0], dtype=wide_dtype(z.dtype))
+    return z.new_zeros(z.shape[0], dtype=upcast_dtype(z.dtype))
 
 
 # Elements of one sum: so few that PyTorch does not share a single result out to threads.
@@ -31,7 +31,7 @@ def sum_per_sample(tensor: Tensor) -> Tensor:
     The order does not depend on the layout nor, on a CPU, on the batch size or the number of
     threads. (PyTorch cuts a long sum with a single result into as many parts as it has threads.)
     """
-    sums = float32_at_least(tensor)
+    sums = upcast_half(tensor)
     sums = sums.flatten(1) if sums.dim() > 1 else sums.unsqueeze(1)
     if sums.stride(1) != 1:  # another memory layout would be another order
         sums = sums.contiguous()

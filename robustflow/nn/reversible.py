@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from robustflow.nn.condition import projected
-from robustflow.nn.precision import no_change
+from robustflow.nn.precision import zero_logabsdet
 
 Apply = Callable[..., tuple[Tensor, Tensor]]  # apply(layer, z, state, inverse=...)
 
@@ -100,7 +100,7 @@ class _Reversible(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, z: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         states = call.states(tensors[: len(tensors) - len(call.weights)])
-        logabsdet = no_change(z)
+        logabsdet = zero_logabsdet(z)
         for layer, state in zip(call.layers, states, strict=True):
             z, change = call.apply(layer, z, state, inverse=False)
             logabsdet = logabsdet + change

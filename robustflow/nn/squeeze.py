@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustflow.nn._checks import check_counts
-from robustflow.nn.precision import no_change
+from robustflow.nn.precision import zero_logabsdet
 
 
 class Squeeze(nn.Module):
@@ -42,8 +42,8 @@ class Squeeze(nn.Module):
         """Shuffle pixels into channels, or back; the context is not used."""
         if not inverse:
             self.output_size(z.shape[2:])  # checks it
-            return functional.pixel_unshuffle(z, self.factor), no_change(z)
-        return functional.pixel_shuffle(z, self.factor), no_change(z)
+            return functional.pixel_unshuffle(z, self.factor), zero_logabsdet(z)
+        return functional.pixel_shuffle(z, self.factor), zero_logabsdet(z)
 
     def output_size(self, size: Sequence[int]) -> torch.Size:
         """The spatial size of the result, for z of this one.

@@ -30,7 +30,7 @@ from robustflow.compat._patch.recognise import (
     require_function,
     require_parameters,
 )
-from robustflow.nn.precision import float32_at_least, sum_per_sample
+from robustflow.nn.precision import sum_per_sample, upcast_half
 
 _LIBRARY = "FrEIA"
 _PARAMETERS = ("left", "bottom", "widths", "heights", "deltas")
@@ -139,7 +139,7 @@ def _unit_spline(
         top=1.0,
         parametrization="knots",
     )
-    log_scale = torch.log(float32_at_least(height)) - torch.log(float32_at_least(width))
+    log_scale = torch.log(upcast_half(height)) - torch.log(upcast_half(width))
     y = left + width * z if inverse else bottom + height * z
     total = logabsdet - log_scale if inverse else logabsdet + log_scale
     return y, sum_per_sample(total)

@@ -25,7 +25,7 @@ from robustflow.compat._patch.recognise import (
     require_parameters,
 )
 from robustflow.nn.incremental import call_obstacle, context_obstacle, incremental_inverse
-from robustflow.nn.precision import no_change
+from robustflow.nn.precision import zero_logabsdet
 
 Inverted = tuple[Tensor, Tensor | None]
 
@@ -104,7 +104,7 @@ class _Incremental:
         )
         if config is None:
             return "the kernels do not support its settings"
-        logabsdet = no_change(inputs)
+        logabsdet = zero_logabsdet(inputs)
 
         def invert(y: Tensor, params: Tensor) -> Tensor:
             by = served_rq(self._library, y, num_bins)
