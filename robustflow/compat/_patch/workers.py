@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass
 
 from robustflow._patchable import LIBRARIES
-from robustflow.compat._patch.registry import check_known, patch, patch_module, patched
+from robustflow.compat._patch.interface import check_known, patch, patch_module, patched
 
 
 @dataclass(frozen=True)

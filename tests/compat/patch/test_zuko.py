@@ -165,7 +165,7 @@ def test_one_that_cannot_be_settled_stops_no_other(monkeypatch: pytest.MonkeyPat
         transforms = [RQS(*phi) for _ in range(3)]
         knots = next(
             change.knots
-            for change in compat._patch.registry._sessions["zuko"].changes
+            for change in compat._patch.session._sessions["zuko"].changes
             if isinstance(change, SettleOnRestore)
         )
         settle = knots.settle

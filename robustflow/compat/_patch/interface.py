@@ -1,59 +1,18 @@
-"""Which libraries are patched, and how many patches each has: what users call."""
+"""What users call: ``patch``, ``patch_module``, ``unpatch`` and ``patched``."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from types import ModuleType, TracebackType
+from collections.abc import Iterable
+from types import ModuleType
 
 from robustflow._checks import describe
 from robustflow._patchable import LIBRARIES
-from robustflow.compat._patch import counts, locking
-from robustflow.compat._patch.code import Change
+from robustflow.compat._patch import counts, locking, session
 from robustflow.compat._patch.nflows_like.functions import changes_of_module
-from robustflow.compat._patch.recognise import standard_modes
-from robustflow.compat._patch.session import Session
+from robustflow.compat._patch.session import Patch
 
-_sessions: dict[str, Session] = {}
 _modules: set[str] = set()  # given to patch_module, whether patched now or not
-
-
-class Patch:
-    """A patch in force: what :func:`patch` returns.
-
-    As a context manager it ends at exit. Patches of one library are counted, so that it gets its
-    own code back when the last of them has ended.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self._session: Session | None = session
-        self.name = session.name
-
-    def restore(self) -> None:
-        """End this patch; a second call does nothing."""
-        with locking.lock:
-            session, self._session = self._session, None
-            if session is None or _sessions.get(session.name) is not session:
-                return
-            session.uses -= 1
-            if session.uses == 0:
-                _end(session)
-
-    def __enter__(self) -> Patch:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.restore()
-
-    def __repr__(self) -> str:
-        state = "" if self._session else ", restored"
-        return f"Patch({self.name!r}{state})"
 
 
 def patch(name: str) -> Patch:
@@ -95,7 +54,7 @@ def patch(name: str) -> Patch:
     library = importlib.import_module(LIBRARIES[name].module)
     library.modules()  # import it without our lock: a thread that imports it may wait for the lock
     with locking.lock:
-        return _begin(name, library.changes)
+        return session.begin(name, library.changes)
 
 
 def patch_module(module: ModuleType) -> Patch:
@@ -121,7 +80,7 @@ def patch_module(module: ModuleType) -> Patch:
     name = module.__name__
     with locking.lock:
         _modules.add(name)
-        return _begin(name, lambda: changes_of_module(module, name))
+        return session.begin(name, lambda: changes_of_module(module, name))
 
 
 def unpatch(name: str) -> None:
@@ -137,8 +96,7 @@ def unpatch(name: str) -> None:
     """
     check_known(name)
     with locking.lock:
-        if name in _sessions:
-            _end(_sessions[name])
+        session.end(name)
 
 
 def check_known(name: str) -> None:
@@ -187,35 +145,3 @@ def patched() -> dict[str, dict[str, int]]:
         {}
     """
     return counts.current()
-
-
-def _begin(name: str, changes: Callable[[], Sequence[Change]]) -> Patch:
-    session = _sessions.get(name)
-    if session is None:
-        with standard_modes():
-            session = Session(name, changes())
-    try:
-        session.apply()
-    finally:
-        _register(session)
-    if session.uses == 0:
-        counts.start(name)
-    session.uses += 1
-    return Patch(session)
-
-
-def _end(session: Session) -> None:
-    try:
-        session.undo()
-    finally:  # its handles are void, and must not end a later patch
-        _register(replace(session, uses=0))
-
-
-def _register(session: Session) -> None:
-    """A library is in the registry while any change of its patch is in force."""
-    if session.applied:
-        _sessions[session.name] = session
-        counts.keep(session.name)
-    else:
-        _sessions.pop(session.name, None)
-        counts.stop(session.name)
