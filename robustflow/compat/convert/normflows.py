@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,23 +76,21 @@ class ModifiedRQMaskedFlow(Flow):
 class _Coupling(AffineLayer):
     def watch(self) -> None:
         for name, inverse in ((FORWARD, False), (INVERSE, True)):
-            self.shadow(name, self._watched(getattr(self.module, name), inverse))
+            self.shadow(name, partial(self._watched, getattr(self.module, name), inverse))
 
-    def _watched(self, original: Any, inverse: bool) -> Any:
-        own = getattr(AffineCoupling, INVERSE if inverse else FORWARD)
+    def _watched(self, original: Any, inverse: bool, z: list[Tensor]) -> Any:
+        z1, z2 = z
+        elementwise = partial(self._elementwise, inverse, z1)
+        self.observe("", z2, (self.module.param_map(z1),), inverse, elementwise)
+        return original(z)
 
-        def call(z: list[Tensor]) -> Any:
-            z1, z2 = z
-
-            def elementwise(x: Tensor, params: Tensor) -> Tensor:
-                settings = {"scale": True, "scale_map": self.module.scale_map}
-                layer = SimpleNamespace(param_map=lambda _: params, **settings)
-                return own(layer, [z1, x])[0][1]
-
-            self.observe("", z2, (self.module.param_map(z1),), inverse, elementwise)
-            return original(z)
-
-        return call
+    def _elementwise(self, inverse: bool, z1: Tensor, x: Tensor, params: Tensor) -> Tensor:
+        own: Any = getattr(AffineCoupling, INVERSE if inverse else FORWARD)
+        layer = SimpleNamespace(
+            param_map=lambda _: params, scale=True, scale_map=self.module.scale_map
+        )
+        y: Tensor = own(layer, [z1, x])[0][1]
+        return y
 
     def convert(self, splines: Splines) -> None:
         for name in ("scale", "scale_map"):
@@ -103,34 +102,32 @@ class _Coupling(AffineLayer):
 class _Masked(AffineLayer):
     def watch(self) -> None:
         for name, inverse in ((FORWARD, False), (INVERSE, True)):
-            self.shadow(name, self._watched(getattr(self.module, name), inverse))
+            self.shadow(name, partial(self._watched, getattr(self.module, name), inverse))
 
-    def _watched(self, original: Any, inverse: bool) -> Any:
-        own = getattr(MaskedAffineFlow, INVERSE if inverse else FORWARD)
+    def _watched(self, original: Any, inverse: bool, z: Tensor) -> Any:
+        mask = self.module.b
+        masked = mask * z
+        shifted = isinstance(self.module.t, nn.Module)
+        params = (self.module.s(masked), *([self.module.t(masked)] if shifted else []))
+        self.observe(
+            "",
+            z,
+            params,
+            inverse,
+            partial(self._elementwise, inverse, mask),
+            wanted=APART if shifted else TOGETHER,
+            counted=mask == 0,
+        )
+        return original(z)
 
-        def call(z: Tensor) -> Any:
-            mask = self.module.b
-            masked = mask * z
-            shifted = isinstance(self.module.t, nn.Module)
-            params = (self.module.s(masked), *([self.module.t(masked)] if shifted else []))
-
-            def elementwise(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
-                shift = torch.zeros_like(scale) if shift is None else shift
-                layer = SimpleNamespace(b=mask.double(), s=lambda _: scale, t=lambda _: shift)
-                return own(layer, x)[0]
-
-            self.observe(
-                "",
-                z,
-                params,
-                inverse,
-                elementwise,
-                wanted=APART if shifted else TOGETHER,
-                counted=mask == 0,
-            )
-            return original(z)
-
-        return call
+    def _elementwise(
+        self, inverse: bool, mask: Tensor, x: Tensor, scale: Tensor, shift: Tensor | None = None
+    ) -> Tensor:
+        own: Any = getattr(MaskedAffineFlow, INVERSE if inverse else FORWARD)
+        shift = torch.zeros_like(scale) if shift is None else shift
+        layer = SimpleNamespace(b=mask.double(), s=lambda _: scale, t=lambda _: shift)
+        y: Tensor = own(layer, x)[0]
+        return y
 
     def convert(self, splines: Splines) -> None:
         self.module.__class__ = self.target
