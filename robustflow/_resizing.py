@@ -38,6 +38,8 @@ def upsample(y: Tensor, scale: int) -> Tensor:
 
 
 def _resize(x: Tensor, down: int, up: int) -> Tensor:
+    if x.dtype.itemsize < 4:  # on CPUs PyTorch has no antialiased resizing of half types
+        return _resize(x.float(), down, up).to(x.dtype)
     margin = 4  # pixels of the smaller picture; the kernel reaches 2 to each side
     cut = slice(margin * up, -margin * up)
     padded = symmetric_pad(x, margin * down)
