@@ -59,9 +59,10 @@ def _short(value: float) -> str:
 def _print(result: Evaluation, console: Console) -> None:
     metrics = [metric for metric in main_metrics(result) if metric.name in _SHOWN]
     for group, titles in result.titles.items():
+        pictures = "1 picture" if len(titles) == 1 else f"{len(titles)} pictures"
         table = Table(
             box=SIMPLE_HEAD,
-            title=f"{escape(group)}: {len(titles)} pictures",
+            title=f"{escape(group)}: {pictures}",
             title_justify="left",
             padding=(0, 1, 0, 0),
         )
