@@ -9,6 +9,7 @@ import torch
 
 from robustflow.benchmarks.families import (
     AFFINE,
+    CUBIC_BSPLINE,
     LOW_LIGHT,
     MODIFIED_RQ,
     RQ8_PACKED_PLANAR,
@@ -29,7 +30,14 @@ DIRECTIONS = (
     "inverse+backward",
 )
 
-FAMILIES = (MODIFIED_RQ, RQ8_PACKED_ROWS, AFFINE, RQ8_PACKED_PLANAR, RQ8_PACKED_SOFTCLIP)
+FAMILIES = (
+    MODIFIED_RQ,
+    RQ8_PACKED_ROWS,
+    AFFINE,
+    RQ8_PACKED_PLANAR,
+    RQ8_PACKED_SOFTCLIP,
+    CUBIC_BSPLINE,
+)
 
 # 64 M elements: the shapes that the targets are stated for.
 LARGE = {"planar": Place("large", (16, 64, 256, 256)), "rows": Place("large", (1 << 26,))}

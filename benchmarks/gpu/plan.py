@@ -22,7 +22,7 @@ _CALLS = ("forward", "inverse", "forward+backward")
 _PLAIN = ("forward", "inverse", "backward", "forward+backward")
 _REST = ("inverse+backward", "inverse-backward")
 _MAIN = (families.MODIFIED_RQ, families.RQ8_PACKED_ROWS, families.AFFINE)
-_MOST = (*_MAIN, families.RQ8_PACKED_PLANAR)
+_MOST = (*_MAIN, families.RQ8_PACKED_PLANAR, families.CUBIC_BSPLINE)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def _tasks() -> Iterable[Task]:
     for dtype in (_BF16, _F16):
         yield from _measure(_MOST, _REST, dtype, dtype)
     yield from _measure(_MOST, _REST, torch.float32, _BF16)
-    yield from _compare((REFERENCE, EAGER, COMPILED), (families.RQ8_PACKED_PLANAR,), _CALLS)
+    others = (families.RQ8_PACKED_PLANAR, families.CUBIC_BSPLINE)
+    yield from _compare((REFERENCE, EAGER, COMPILED), others, _CALLS)
     for family, place in (*small, *large):
         for direction in _CALLS:
             yield Task(Case(family, direction, place), REFERENCE)
