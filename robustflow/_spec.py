@@ -1,9 +1,9 @@
-"""What a transform is described by, once for all backends: its parameters and its settings.
+"""The description of a transform, one for all backends: its parameters and its settings.
 
-A :class:`Spec` is the one place for a transform's names, numbers, defaults and ranges. From it come
-the operators' schemas (robustflow/ops), their configurations and the errors of wrong settings
-(robustflow/functional and what stands on it), and the arguments of the Triton kernels. The C++ side
-repeats the numbers of choices and the order of fields; tests/test_spec.py compares them.
+A :class:`Spec` is the one place for a transform's names, numbers, defaults and ranges. The
+operators' schemas (robustflow/ops), their configurations, the errors for wrong settings
+(robustflow/functional.py and its callers) and the arguments of the Triton kernels are made from it.
+C++ repeats the numbers of choices and the order of fields; tests/test_spec.py compares them.
 """
 
 from __future__ import annotations
@@ -15,32 +15,33 @@ from typing import Any, ClassVar
 from robustflow._checks import check_choice, check_count, check_interval, once
 
 Settings = Mapping[str, Any]
-"""The size and settings by name, those that stand before the one that is asked about."""
+"""The size and settings by name. A setting's own functions get only those before it."""
 
 _REDUCE = ("sum", "none")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters of an element that can come as a tensor of their own.
+    """Parameters of an element that can be passed as a tensor of their own.
 
-    If the others are None, the tensor of the first group holds the parameters of all groups, one
-    group after the other.
+    If the tensors of the other groups are None, that of the first group holds the parameters of all
+    groups, one group after the other.
     """
 
     name: str
     count: int | Callable[[Settings], int]
 
     def size(self, settings: Settings) -> int:
-        """How many parameters of an element."""
+        """The number of parameters per element."""
         return self.count if isinstance(self.count, int) else self.count(settings)
 
 
 @dataclass(frozen=True)
 class Number:
-    """A setting that is a number: ``check(name, value, settings)`` raises where it is a wrong one.
+    """A setting that is a number.
 
-    ``otherwise`` gives the number to use for None.
+    ``check(name, value, settings)`` raises an error if the value is not allowed. If the value is
+    None, ``otherwise(settings)`` is used in its place.
     """
 
     name: str
@@ -82,10 +83,10 @@ class Flag:
 
 @dataclass(frozen=True)
 class Choice:
-    """A setting that is one of some names. A name's number is its place among them.
+    """A setting that is one of several names. In the schema it is the name's index in ``names``.
 
-    ``field`` is its name in the schema, where that is another, and ``type`` is "bool" there for one
-    of two names.
+    ``field`` is the setting's name in the schema, if that differs from ``name``. ``type`` is its
+    type in the schema: "int", or "bool" if there are only two names.
     """
 
     name: str
@@ -120,7 +121,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Box:
-    """A setting that is four numbers, left, right, bottom and top, or one that stands for them."""
+    """A setting that is four numbers, left, right, bottom and top, or a value that implies them.
+
+    ``check`` returns the four numbers, or raises an error if the value is not allowed.
+    """
 
     name: str
     default: float
@@ -137,23 +141,25 @@ Setting = Number | Flag | Choice | Interval | Box
 
 
 class Spec:
-    """A transform: one number of each element to another, by some parameters of its own.
+    """A transform maps each element, a number, to another number; each has its own parameters.
 
     Args:
         name: of its operators, and of its functions in robustflow/reference and robustflow/kernels.
         groups: its parameters.
         settings: its settings, in the order of the schema.
-        size: a setting that is a count, which stands before the direction in the schema, if any.
-        max_size: the largest that kernels take: the reference answers beyond.
+        size: name of a setting that is a count, such as the number of bins. It comes before
+            ``inverse`` in the schema. "": there is none.
+        max_size: the largest size that the kernels support. Beyond it the reference is used.
         constants: names of tensors without a gradient, which may be None.
-        check: raises where settings do not go together.
+        check: raises an error if the settings do not fit together.
 
     Attributes:
         config: ``config([size,] inverse, *settings, reduce, dims)``, the operator's configuration
-            (its arguments after the tensors, in the order of the schema) for an x of so many
-            dimensions. Settings are values of the public functions, in the order of ``settings``;
-            a wrong one raises a TypeError or ValueError that names it. Results are cached.
-        num_params: parameters of an element; 0 where it depends on the settings.
+            (its arguments after the tensors, in the order of the schema) for an x with ``dims``
+            dimensions. The settings are given as in the public functions, in the order of
+            ``settings``; a wrong one raises a TypeError or ValueError that names it. Results are
+            cached.
+        num_params: parameters per element; 0 if it depends on the settings.
 
     Example:
         >>> from robustflow._transforms import MODIFIED_RQ
@@ -193,18 +199,18 @@ class Spec:
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """Arguments of the schema that are tensors, after x."""
+        """The schema's tensor arguments after x."""
         first, *others = (group.name for group in self.groups)
         return (f"Tensor {first}", *(f"Tensor? {name}" for name in (*others, *self.constants)))
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """The other arguments of the schema: a configuration."""
+        """The schema's other arguments, which are a configuration."""
         return tuple(self.fields)
 
     @property
     def fields(self) -> dict[str, str]:
-        """Those arguments, as in a schema, and their names."""
+        """A configuration's arguments: from the schema's text, ``"bool inverse"``, to the name."""
         arguments = {f"int {self.size}": self.size} if self.size else {}
         arguments["bool inverse"] = "inverse"
         for each in self.settings:
@@ -214,15 +220,15 @@ class Spec:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Of the settings, by name."""
+        """The default of each setting, by name."""
         return {each.name: each.default for each in self.settings}
 
     def counts(self, settings: Settings) -> tuple[int, ...]:
-        """Parameters of an element, group by group, given the size and the settings that count."""
+        """Parameters per element in each group, given the size and settings that decide it."""
         return tuple(group.size(settings) for group in self.groups)
 
     def named(self, config: Sequence[Any]) -> tuple[Any, ...]:
-        """A configuration with names in place of the numbers of choices."""
+        """A configuration with the value of each ``Choice`` as a name instead of a number."""
         values = list(config)
         for at, names in self._choices:
             values[at] = names[values[at]]

@@ -1,5 +1,5 @@
-// Runs one kernel on a problem, block by block. Copies inputs into planes, unless they are planes
-// already, and outputs back.
+// Runs one kernel on a problem, block by block. kernels.h says what planes are: a block's inputs are
+// copied into planes unless they are planes already, and its outputs are copied back.
 #pragma once
 
 #include <cstdlib>
@@ -41,11 +41,11 @@ T* buffer(Index elements) {
   return static_cast<T*>(memory.get());
 }
 
-// For one task of one thread.
+// Runs the blocks of one task, on one thread.
 template <class T>
 class BlockRunner {
  public:
-  // Over the elements of `order`. `gradient`: of a backward problem.
+  // `order`: the elements and their order. `gradient`: whether to run the backward kernel.
   BlockRunner(const Problem& problem, const Order& order, bool gradient)
       : problem_(problem), kernel_(kernel_of(problem, gradient)) {
     Index planes = 0;
@@ -77,24 +77,24 @@ class BlockRunner {
   BlockRunner(const BlockRunner&) = delete;
   BlockRunner& operator=(const BlockRunner&) = delete;
 
-  // The most elements of a block.
+  // The largest number of elements in a block.
   Index capacity() const { return capacity_; }
 
-  // From now on kernels add their blocks' log-determinants to *sum instead of writing them.
+  // From now on the kernel adds each block's log-determinants to *sum instead of writing them.
   void sum_logabsdet_into(double* sum) {
     sums_logabsdet_ = true;
     block_.logabsdet_sum = sum;
   }
 
-  // Leaves an output in a buffer, for the caller to take from kept_output(i) after each block: its
-  // planes are capacity() apart.
+  // From now on output i stays in a buffer. After each block the caller can read it from
+  // kept_output(i), where its planes are capacity() apart.
   void keep_output(int i) { kept_[i] = true; }
   const T* kept_output(int i) const { return out_buffer_[i]; }
 
-  // For parameters that several elements share: the order is over the parameters, and `sharers`
-  // over the elements that share one. After move_to_sharer(s), blocks have element s of each
-  // parameter: x, the cotangents and the gradient by x are those elements', and the parameters
-  // stay.
+  // For parameters that several elements share. The runner's order then goes through the parameters,
+  // and `sharers` through the elements that share one of them. After move_to_sharer(s), a block has
+  // element s of those that share each parameter: it uses the x, the cotangents and the gradient of
+  // x of these elements. The parameters stay the same.
   void share_parameters(const Order& sharers) {
     const auto add = [&](View& view, const Operand& operand) {
       if (view.data) sharers_.push_back({&view, view.data, View(operand, sharers)});
@@ -111,7 +111,7 @@ class BlockRunner {
     fill_repeating_inputs();
   }
 
-  // Elements [start, end) of the order. `done(start, size)` is called after each block.
+  // Runs the elements [start, end) of the order. `done(start, size)` is called after each block.
   template <class Done>
   void run(Index start, Index end, const Done& done) {
     while (start < end) {
@@ -131,10 +131,10 @@ class BlockRunner {
   }
 
  private:
-  // An operand's memory over the elements that share a parameter.
+  // Where an operand's memory lies for each of the elements that share a parameter.
   struct Sharer {
     View* view;   // over the parameters
-    char* start;  // of the first sharer's
+    char* start;  // the memory for the first sharer
     View elements;
   };
 
@@ -149,7 +149,7 @@ class BlockRunner {
     if (operand.data && !view.period()) run_ = std::min(run_, view.run());
     return operand.planes;
   }
-  // Size of an input's planes in the buffer; each plane begins at a cache line.
+  // Elements from plane to plane of an input's buffer; each plane begins at a cache line.
   Index plane_stride(const View& view) const {
     return view.period() > 1 ? capacity_ + kLongestPeriod : capacity_;
   }
@@ -182,7 +182,7 @@ class BlockRunner {
     }
   }
 
-  // The operand's own memory, if a block of it already is planes.
+  // Whether a block consists of planes in the operand's own memory; `data` is then their address.
   bool in_place(const View& view, Index start, Index size, T*& data) const {
     if (!view.data || view.dtype != dtype_of<T> || view.stride[view.dims - 1] != 1) return false;
     if (size % lanes_ || start % view.run() + size > view.run()) return false;
@@ -198,10 +198,11 @@ class BlockRunner {
            (count == 1 || begins(planes.stride * Index(sizeof(T))));
   }
 
-  // Whether the gaps between rows are small enough to prefetch them.
+  // Whether the gaps between rows are so small that prefetching whole rows is worth it.
   static bool dense(const Strided& rows) { return rows.stride <= 2 * rows.planes; }
 
-  // Assume that the next block's rows follow these. Slices of the same rows are prefetched once.
+  // Prefetches the next block's rows, assuming that they follow these. Rows of which several
+  // operands are slices are prefetched once.
   void fetch_next_rows(const Strided& rows, Index size) {
     if (rows.plane_stride != 1 || rows.planes == 1 || !dense(rows)) return;
     const Index bytes = rows.stride * size_of(rows.dtype);
@@ -212,7 +213,7 @@ class BlockRunner {
     }
     block_.fetches[block_.num_fetches++] = {next, bytes, false};
   }
-  // Rows that are written when the kernel is done.
+  // Prefetches the rows to which an output is copied after the kernel.
   void fetch_written_rows(const Strided& rows) {
     if (rows.plane_stride != 1 || rows.planes == 1 || !dense(rows)) return;
     block_.fetches[block_.num_fetches++] = {static_cast<const char*>(rows.data),
@@ -234,7 +235,7 @@ class BlockRunner {
     }
   }
 
-  // The planes of an input at the block.
+  // The planes of an input for the block, copied into the buffer if necessary.
   Planes<const T> load_input(int i, Index start, Index size) {
     const Operand& operand = problem_.in[i];
     if (operand.part_of >= 0) return part(block_.in[operand.part_of], operand);
@@ -255,7 +256,8 @@ class BlockRunner {
     return {in_buffer_[i], stride};
   }
 
-  // Where the kernel writes an output; `in_memory`: in the operand's own memory.
+  // The planes to which the kernel writes an output. Sets `in_memory` if they are in the operand's
+  // own memory, not in the buffer.
   Planes<T> place_output(int i, Index start, Index size, bool& in_memory) {
     const Operand& operand = problem_.out[i];
     if (operand.part_of >= 0) return part(block_.out[operand.part_of], operand);

@@ -76,7 +76,7 @@ class _Row:
 
     @property
     def derivatives(self) -> tuple[float, float] | None:
-        """The smallest and the largest derivative of the direction that was watched."""
+        """The smallest and the largest derivative, in the direction that was watched."""
         logs = self.log
         if self.raw is not None and self.layer.affine is not None:
             ends = self.layer.affine.log_gain(torch.tensor(self.raw)).tolist()
@@ -101,14 +101,14 @@ class _State(State):
         super().__init__()
         self.run: WatchedRun | None = None
         self.frames: list[_Frame] = []
-        self.params: dict[Layer, Unchanged] = {}  # the latest
+        self.params: dict[Layer, Unchanged] = {}  # each injector's latest parameters
         self.paused = False
 
 
 _MOST_ONSETS = 10_000
 _LARGEST_LOG = math.log(torch.finfo(torch.float64).max)
 _MOST_MAP_BYTES = 2**28
-_MOST_FEATURES = 2**16  # most elements of a (N, C) tensor that panels keep unreduced
+_MOST_FEATURES = 2**16  # elements of a (N, C) tensor up to which panels keep all features
 
 
 OnExplosion = Literal["warn", "raise"] | Callable[[Onset], object]
@@ -121,53 +121,57 @@ class InverseMonitor(Watcher):
     """Watches a flow's layers while the model samples, and finds where its inverse explodes.
 
     A context manager. Within it, every sampling pass of the model is recorded, layer by layer:
-    magnitude and variance of input and output, the smallest and the largest derivative, counts of
-    values that are not finite. Results stay the same, except for the last bits of splines'
-    log-determinants, which are summed here. The model object is not changed: copies, pickles and
-    the state_dict are the usual ones.
+    magnitude and variance of input and output, the smallest and the largest derivative, and the
+    number of values that are not finite. Results stay the same, except for the last bits of
+    splines' log-determinants, which the monitor sums itself. The model object is not changed:
+    copies, pickles and the state_dict are the usual ones.
 
-    An *explosion* is growth of magnitude: an element crosses where ``|out| / max(1, |in|)`` of one
-    layer reaches ``growth``. Healthy layers and exploding ones are far apart: of 450 samples by
-    the demonstration's three flows (seed 0, six pictures, five temperatures from 0.5 to 1), no
-    layer passed 3.8 (affine couplings), 4.8 (reparametrised) and 1.7 (modified RQ) in those that
-    stayed clean, and every exploded sample, all of them affine, passed 1e4, the bound of one
-    affine layer's inverse, after some layers at 10 to 700. The default threshold of 10 is twice the
-    largest growth in clean samples. It finds every explosion, but a little late, because rises of 2
-    to 8 a layer come first. Of 40 explosions, holding the scale of the reported layer at its median
-    (:func:`hold_scale`) removed 2, and 15 with ``growth=5``. No layer passed 5 in 1,400 clean
-    samples. So for layers that keep their values near 1, take 5 to find where an explosion begins.
-    Healthy flows in few dimensions stretch more: take 100 if x is narrow given some conditions, as
-    in the toy of docs/toy.md. A large derivative is not an explosion: inside its box a healthy
-    spline passes 1e3 and moves no value by more than the box. Layers that multiply by constants
-    (actnorms, 1x1 convolutions) change units, so their growth does not count. If no layer's growth
-    is large but their product is (FrEIA's couplings bound theirs to e^2), an element crosses when
-    it passes ``magnitude`` behind any layer: 1000, where latents of clean samples stayed under 23.
-    A value that is not finite crosses if it was computed from finite ones.
+    An *explosion* is growth of magnitude. An element *crosses* if ``|out| / max(1, |in|)``, its
+    growth in one layer, reaches ``growth``; or if ``|out|`` reaches ``magnitude`` and ``|in|`` was
+    below it; or if it is not finite although it was computed from finite values. ``magnitude``
+    finds explosions that build up over many layers (FrEIA's couplings bound the growth in one layer
+    to e^2). Layers that multiply by constants (actnorms, 1x1 convolutions) change units, so their
+    growth does not count. A large derivative is not an explosion: inside its box the derivative of
+    a healthy spline can pass 1e3, and yet no value moves by more than the size of the box.
 
-    An *onset* is a crossing outside the elements that earlier crossings reached. A crossing reaches
-    further elements in the later layers, through the conditioners' receptive fields.
+    The default ``growth`` lies between healthy and exploding layers, as 450 samples of the
+    demonstration's three flows show (seed 0, six pictures, five temperatures from 0.5 to 1). In
+    clean samples no layer's growth passed 3.8 (affine couplings), 4.8 (reparametrised) or 1.7
+    (modified RQ). In every exploded sample, all of the affine flow, it passed 1e4, the bound of one
+    affine layer's inverse, after some layers with growth of 10 to 700. The default of 10 is twice
+    the largest in clean samples. It finds every explosion, but a little late, because layers with
+    growth of 2 to 8 come first: of 40 explosions, holding the scale of the reported layer at its
+    median (:func:`hold_scale`) removed 2; with ``growth=5`` it removed 15. No layer's growth passed
+    5 in 1,400 clean samples. So take 5 to find where an explosion begins, if the layers keep their
+    values near 1. Healthy flows in few dimensions stretch more: take 100 if x is narrow given some
+    conditions, as in the toy of docs/toy.md. The default ``magnitude`` is 1000; latents of clean
+    samples stayed under 23.
+
+    An *onset* is a crossing of an element that no earlier crossing could have influenced. From
+    layer to layer a crossing influences more elements, through the conditioners' receptive fields.
 
     Args:
         model: with layers of :mod:`robustflow.nn`, robustflow.compat.srflow or SRFlow's published
             code, nflows, glasflow, normflows, zuko or FrEIA, patched by robustflow.compat or not.
-        layers: names or modules, to watch these alone; any module can be named.
-        on_explosion: what happens at an onset: ``"warn"`` (an :class:`ExplosionWarning`, one a
+        layers: names or modules of the only layers to watch; any module can be named.
+        on_explosion: what happens at an onset: ``"warn"`` (an :class:`ExplosionWarning`, one per
             pass), ``"raise"`` (:class:`ExplodingInverseError`, in the middle of the sampling
-            call), or a function called with each :class:`Onset`. None: it is recorded.
+            call), or a function called with each :class:`Onset`. None: it is only recorded.
         growth, magnitude: the thresholds, more than 1.
         density: record the direction from data to latents, too.
 
     Attributes:
         onsets: of all runs, in the order in which they were met; at most 10,000 are kept.
-        runs: the passes from latents to data, :class:`WatchedRun`.
+        runs: the recorded passes, :class:`WatchedRun`: from latents to data, and with ``density``
+            also from data to latents.
 
     Raises:
-        TypeError, ValueError: no layer is found, a name is none of the model's, the model is
-            compiled, a threshold is out of range.
+        TypeError, ValueError: no layer is found, the model has no layer of a given name, the model
+            is compiled, or a threshold is out of range.
 
-    It may be entered again and then continues; :meth:`clear` forgets. Monitors may overlap, and
-    several threads may use the model: each pass belongs to one thread. Under ``torch.compile``,
-    ``torch.func`` and the like nothing is recorded.
+    A monitor can be entered again; it then adds to its records, and :meth:`clear` deletes them.
+    Monitors may overlap, and several threads may use the model: each pass belongs to one thread.
+    Under ``torch.compile``, ``torch.func`` and the like nothing is recorded.
 
     Source: the effect, Hong, Park and Chun, ICCV 2023 (arXiv:2212.04319); the thresholds are ours.
 
@@ -213,7 +217,7 @@ class InverseMonitor(Watcher):
         self.clear()
 
     def clear(self) -> None:
-        """Forget all that was recorded."""
+        """Delete all that was recorded."""
         with self._lock:
             self.onsets: list[Onset] = []
             self.runs: list[WatchedRun] = []
@@ -245,12 +249,12 @@ class InverseMonitor(Watcher):
 
     @property
     def contaminated(self) -> Tensor:
-        """Where an onset reached each sample, for all samples in the order of the runs.
+        """The elements that an onset can have influenced, for all samples in the order of the runs.
 
-        bool, (N, C, \\*S), of the shape of the last layer's output: for one call
-        ``flow.sample(n, context)`` with one context, that of its samples. With several contexts
-        the order is not that of ``samples.flatten(0, 1)``: ``flow.sample`` passes all of them once
-        for each sample, or in blocks. ``runs[i].contaminated`` has them run by run.
+        bool, (N, C, \\*S), with the shape of the last layer's output. After one call
+        ``flow.sample(n, context)`` with one context, it has the order of the samples. With several
+        contexts the order is not that of ``samples.flatten(0, 1)``, because ``flow.sample`` may
+        pass one sample of every context at a time, or blocks. ``runs[i].contaminated`` has one run.
 
         Raises:
             ValueError: nothing was sampled, or the runs' outputs differ in size.
@@ -287,7 +291,7 @@ class InverseMonitor(Watcher):
         )
 
     def figure(self, reference: InverseMonitor | None = None) -> Figure:
-        """Variance behind each layer, in the order of sampling, on a logarithmic axis.
+        """The variance after each layer, in the order of sampling, on a logarithmic axis.
 
         Args:
             reference: another monitor of the same model, such as one of contexts from the
@@ -304,16 +308,16 @@ class InverseMonitor(Watcher):
     def panel(self, onset: Onset, radius: int = 8) -> Figure:
         """log10 |z| around an onset, layer by layer: before it, at it, and as it spreads.
 
-        The largest of z's channels is drawn. A frame shows the receptive field: how far an
-        explosion at the onset can have travelled.
+        At each position the largest channel of z is drawn. A frame shows the receptive field: how
+        far an explosion at the onset can have travelled.
 
         Args:
             onset: one of this monitor's.
             radius: of the square that is drawn, in positions at the onset's layer.
 
         Raises:
-            ValueError: it is none of this monitor's, or its maps were not kept: they are for
-                the first runs with onsets, up to 256 MB.
+            ValueError: the onset is not one of this monitor's, or its maps were not kept. Maps are
+                kept for the first runs with onsets, up to 256 MiB.
             ImportError: matplotlib is missing.
         """
         run = next((run for run in self.runs if onset in run.onsets), None)
@@ -378,13 +382,13 @@ class InverseMonitor(Watcher):
         if calls and layer.affine is not None and params.numel():
             before = self._state.params.get(layer)
             if before is not None and before.holds(params):
-                return params  # an injector's, for another block of samples
+                return params  # those of an injector, used again for another block of samples
             logits = layer.affine.logits(params.detach())
             if layer.affine.counted is not None:
                 logits = logits[:, layer.affine.counted]
             raw = _extremes(logits)
-            # Parameters of all features replace those of earlier passes, which did not know all
-            # features.
+            # The parameters of all features replace those of earlier passes, which were computed
+            # before all features were known.
             several = layer.kind == "autoregressive" and logits.shape[1] > 1
             calls[-1].raw = raw if several else _wider(calls[-1].raw, raw)
             if layer.kind == "injector":
@@ -461,7 +465,7 @@ class InverseMonitor(Watcher):
         probe: Probe | None,
         replay: Replay | None,
     ) -> list[Mask]:
-        """The elements behind a layer that earlier crossings reach."""
+        """The elements after a layer that earlier crossings can have influenced."""
         if frame is not None:
             masks, sources, shapes = [frame.mask], [frame.z], [frame.z.shape]
         else:
@@ -474,8 +478,8 @@ class InverseMonitor(Watcher):
     ) -> tuple[WatchedRun, list[Value | None]]:
         """The run that a call belongs to, and what is known of the inputs.
 
-        A new run begins if this layer was called in the current run before and its input is no
-        output of a layer of the run. (If it is, one module serves several steps.)
+        A new run begins if this layer was already called in the current run and its input is not
+        the output of a layer in the run. (If it is, the flow uses one module in several steps.)
         """
         run = state.run
         if run is not None and run.density == density:
@@ -594,7 +598,7 @@ class InverseMonitor(Watcher):
         elif self.on_explosion == "raise":
             raise ExplodingInverseError(onsets[0])
         elif self.on_explosion is not None:
-            state.paused = True  # it may call the model
+            state.paused = True  # the function may call the model
             try:
                 for onset in onsets:
                     self.on_explosion(onset)
@@ -634,7 +638,7 @@ def _exp(log: float) -> float:
 
 
 def _arranged(watched: Watched, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """As (N, C, \\*S)."""
+    """The tensors in the layout (N, C, \\*S)."""
     if watched.channels_last:
         return [each.reshape(-1, each.shape[-1]) for each in tensors]
     if len(tensors) == 1 and tensors[0].dim() > 1:

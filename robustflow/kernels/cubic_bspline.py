@@ -1,13 +1,14 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment, misc"
-# ruff: noqa: RUF005  (Triton knows no (*a, b))
-"""The monotone cubic B-spline of Hong and Chun: csrc/math/cubic_bspline.h, with its names.
+# ruff: noqa: RUF005  (Triton does not support (*a, b))
+"""The monotone cubic B-spline of Hong and Chun (arXiv:2304.04555).
 
-arXiv:2304.04555: eight bins in a box, slope 1 at its edges, identity outside, and a shift. Eleven
-parameters an element: four knot logits, six control logits, the shift.
+The formulas are those of csrc/math/cubic_bspline.h, which explains them; nearly all names are the
+same. Eight bins in a box, slope 1 at its edges, identity outside, and a shift. Eleven parameters
+per element: four knot logits, six control logits, the shift.
 
-Both halves of the box are one formula, seen from the edge inwards to the middle knot: the upper one
-is mirrored, and x and y are distances from the edge. A *curve* is the tuple (r0, q, r1) of a bin;
-with its width it is the whole bin.
+One formula serves both halves of the box. It goes from the edge of the box to the middle knot. An
+element in the upper half is mirrored. x and y are distances from the edge. A *curve* is the tuple
+(r0, q, r1) of a bin, in units of the bin's width.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from robustflow.kernels.rq_bin import distances
 
 @triton.jit
 def cubic_rise(curve, t):
-    """How far a curve has risen at t, over the bin's width."""
+    """The rise of a curve from its first knot to t, divided by the bin's width."""
     r0, q, r1 = curve
     first = r0 * tl.fma(t, t - 3.0, 3.0)
     return t * tl.fma(t, tl.fma(q, tl.fma(t, -2.0, 3.0), r1 * t), first)
@@ -37,7 +38,7 @@ def cubic_slope(curve, t):
 
 @triton.jit
 def cubic_root(curve, distance):
-    """The t at which a curve has risen by ``distance``, at most half of its height."""
+    """The t with cubic_rise(curve, t) = distance, for at most half of the rise at t = 1."""
     r0, q, r1 = curve
     scale = 1.0 / (r0 + q + r1)
     v = distance * scale
@@ -54,7 +55,7 @@ def cubic_root(curve, distance):
 
 @triton.jit
 def cubic_shares(logits, FIRST: tl.constexpr, COUNT: tl.constexpr):
-    """The softmax of so many logits."""
+    """The softmax of COUNT logits, from number FIRST on."""
     largest = logits[FIRST]
     for i in tl.static_range(1, COUNT):
         largest = at_least(largest, logits[FIRST + i])
@@ -81,7 +82,7 @@ def cubic_sizes(shares, smallest, free):
 
 @triton.jit
 def cubic_mirrored(upper, values):
-    """In the opposite order where ``upper``."""
+    """The values, in reverse order where ``upper`` is true."""
     out = ()
     for i in tl.static_range(len(values)):
         out = out + (tl.where(upper, values[len(values) - 1 - i], values[i]),)
@@ -90,19 +91,23 @@ def cubic_mirrored(upper, values):
 
 @triton.jit
 def of_bin(reached, v0, v1, v2, v3):
-    """Select the value of the element's bin."""
+    """Of four values, one for each bin, select that of the element's bin."""
     return tl.where(reached[2], v3, tl.where(reached[1], v2, tl.where(reached[0], v1, v0)))
 
 
 @triton.jit
 def cubic_locate(key, params, settings, INVERSE: tl.constexpr):
-    """(what the transform needs, what gradients need besides). key: x, or y - shift."""
+    """Find the bin of each element. key: x, or y - shift for the inverse.
+
+    Returns:
+        (what transform and gradient need, what only the gradient needs).
+    """
     left, right, min_bin = settings[0], settings[1], settings[2]
     m, free = (right - left) * min_bin, (right - left) * (1.0 - 8.0 * min_bin)
     knot_shares, control_shares = cubic_shares(params, 0, 4), cubic_shares(params, 4, 6)
     f = cubic_sizes(knot_shares, m, free)
     g = cubic_sizes(control_shares, m, free)
-    # The middle knot.
+    # Distance of the middle knot from the left edge.
     inner = f[1] + f[2]
     beside = (g[2] / (f[0] + inner), g[3] / (inner + f[3]))
     r4 = tl.fma(beside[0], f[2], beside[1] * f[1]) / inner
@@ -152,7 +157,7 @@ def cubic_locate(key, params, settings, INVERSE: tl.constexpr):
 
 @triton.jit
 def cubic_point(found, INVERSE: tl.constexpr):
-    """(whether the nearer knot is the one nearer the edge, the curve and t seen from it)."""
+    """(whether the bin's outer knot is the nearer one, the curve and t from the nearer knot)."""
     _, _, distance, width, curve, x_knots, y_knots = found
     r0, q, r1 = curve
     if INVERSE:
@@ -187,12 +192,12 @@ def cubic_bspline_transform(x, params, settings, INVERSE: tl.constexpr):
 
 @triton.jit
 def cubic_derivatives(found, place, t, c):
-    """Of y and of l = log T at a point of a bin: struct Derivatives of the header."""
+    """Derivatives of y and of l = log T at a point of a bin: struct Derivatives in C++."""
     reached, _, _, m, f, q = place
     width = found[3]
     q0, q1 = of_bin(reached, q[0], q[1], q[2], q[3]), found[4][1]
     q2 = of_bin(reached, q[2], q[3], q[4], q[5])
-    # Spacings around the bin's own, and distances from its knots.
+    # Knot spacings before and after the bin, and distances of the point from the knots.
     before, after = of_bin(reached, m, m, m, f[0]), of_bin(reached, m, f[0], f[1], f[2])
     further = of_bin(reached, f[0], f[1], f[2], f[3])
     a, b = t * width, c * width
@@ -200,12 +205,14 @@ def cubic_derivatives(found, place, t, c):
     two0, two1 = 1.0 / (before + width), 1.0 / (width + after)
     three0, three1 = 1.0 / (m + before + width), 1.0 / (before + width + after)
     three2 = 1.0 / (width + after + further)
-    # The quadratic B-spline T / 3: shares of q0 and q1, and of q1 and q2; their means; the basis.
+    # The quadratic B-spline T / 3. First the weights of q0 and q1 in the mean u, and of q1 and q2
+    # in the mean w; then the means; then the weights of q0, q1 and q2 in T / 3.
     b0, a0, b1, a1 = b * two0, a_before * two0, b_after * two1, a * two1
     u, w = tl.fma(q0, b0, q1 * a0), tl.fma(q1, b1, q2 * a1)
     third = tl.fma(c, u, t * w)
     B0, B1, B2 = c * b0, tl.fma(c, a0, t * b1), t * a1
-    # The cubic one: a share of each for the control point behind, what is left for the one before.
+    # The cubic B-spline: each of these weights is divided between the control points after and
+    # before its difference.
     up0, down0 = B0 * ((a_before + m) * three0), B0 * (b * three0)
     up1, down1 = B1 * (a_before * three1), B1 * (b_after * three1)
     up2, down2 = B2 * (a * three2), B2 * ((b_after + further) * three2)
@@ -231,7 +238,7 @@ def cubic_derivatives(found, place, t, c):
 
 @triton.jit
 def sums_around(shares):
-    """(sums of the shares before each, sums of those behind)."""
+    """(for each share the sum of those before it, for each share the sum of those after it)."""
     zero = tl.zeros_like(shares[0])
     before, behind = (zero,), (zero,)
     for i in tl.static_range(1, len(shares)):
@@ -242,7 +249,11 @@ def sums_around(shares):
 
 @triton.jit
 def by_points(around, by_point):
-    """sum_j share_j (C_i - C_j), where C_i - C_(i+1) is the gradient by the point behind i."""
+    """sum_j share_j (C_i - C_j) for each i, from by_point[i] = C_i - C_(i+1).
+
+    C_i is the gradient with respect to the size of interval i, and by_point[i] that with respect to
+    the point between intervals i and i + 1; it is zero after the last of ``by_point``.
+    """
     before, behind = around
     zero = tl.zeros_like(before[0])
     from_behind = ()
@@ -262,7 +273,7 @@ def by_points(around, by_point):
 
 @triton.jit
 def by_sizes(around, shares, by_size):
-    """The same where C_i itself is known; it is zero behind the last of ``by_size``."""
+    """The same sums, from by_size[i] = C_i, which is zero after the last of ``by_size``."""
     before, behind = around
     weighted = ()
     for i in tl.static_range(len(by_size)):
@@ -293,7 +304,8 @@ def cubic_bspline_gradient(
         found, place, tl.where(near_edge, t, c), tl.where(near_edge, c, t)
     )
     grad = tl.where(upper, -by_output, by_output)
-    # The inverse is differentiated implicitly: with cotangents of the forward transform's y and l.
+    # Implicit differentiation: the gradients of the inverse are those of the forward transform,
+    # with these cotangents of its y and l.
     if INVERSE:
         by_distance = tl.fma(-by_logabsdet, bend, grad) / slope
         by_y, by_l = -by_distance, -by_logabsdet
@@ -307,8 +319,9 @@ def cubic_bspline_gradient(
         by_y * y_control[0], by_y * y_control[1], by_y * y_control[2], by_y * y_control[3]
     )  # fmt: skip
     s0, s1, s2 = by_l * l_control[0], by_l * l_control[1], by_l * l_control[2]
-    # By the knots, the control points and the differences that move: a bin further in, each is one
-    # further to the front among the bin's own.
+    # Gradients with respect to the knots, control points and differences that the logits move. One
+    # bin further from the edge, the same knot has an index smaller by one among k0 to k3; likewise
+    # for the others.
     knots = by_points(
         sums_around(knot_shares),
         (

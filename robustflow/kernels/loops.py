@@ -1,26 +1,27 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment"
-# ruff: noqa: RUF005  (Triton knows no (*a, b))
-"""The two kernels of every transform: loops over tiles around a formula, forward and for gradients.
+# ruff: noqa: RUF005  (Triton does not support (*a, b))
+"""The two Triton kernels, transform and gradient, which every transform shares.
 
-A formula is two functions of a tile of elements, which :func:`transform_formula` and
-:func:`gradient_formula` choose by name. Tensors, strides and settings are tuples from the first
-lines of a kernel on. A kernel's arguments cannot be tuples, nor a formula, because torch.compile
-puts the same kernels into its graphs (torch 2.13). ``torch.library.wrap_triton`` ignores tensors in
-tuples: it takes the kernel for one without effect and drops it, without an error. Inductor raises a
-TypeError for a tuple of numbers, and writes invalid Python for a jit function as a constant. So
-there are enough arguments for any transform: ``params0`` to ``params2``, one ``constant``, and nine
-settings.
+Each loops over tiles of elements and applies the transform's formula. A formula is two functions of
+a tile, which :func:`transform_formula` and :func:`gradient_formula` choose by name.
+
+A kernel's arguments are tensors and numbers, never tuples or functions, because torch.compile puts
+the same kernels into its graphs and fails with those (torch 2.13). ``torch.library.wrap_triton``
+ignores tensors in tuples: it decides that the kernel has no effect and drops it, without an error.
+Inductor raises a TypeError for a tuple of numbers, and writes invalid Python for a jit function as
+a constant. So each kernel has enough arguments for any transform: ``params0`` to ``params2``, one
+``constant``, and nine settings. Its first lines collect them into tuples.
 
 Constants of both kernels:
 
 - TRANSFORM: the name of the formula; OPTIONS: its settings that are not floats, and the number of
   parameters of each group;
-- READS: how each group of an element's parameters is read: (which of the params, its first one
-  there, how many, the next power of two, ROWS of :func:`indexing.load_planes`); WRITES: the same of
-  the gradients;
+- READS: how to read each group of an element's parameters: (index of the params tensor, first
+  plane in it, number of planes, that number rounded up to a power of two, ROWS of
+  :func:`indexing.load_planes`); WRITES: the same for the gradients;
 - IN_REGISTERS: whether an element's parameters and gradients fit in registers. If not, the formula
   reads and writes them itself;
-- TILES to WIDE: robustflow/kernels/plan.py.
+- TILES to WIDE: see robustflow/kernels/plan.py.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def transform_formula(
 ):  # fmt: skip
     """(output, slope dy/dx of the forward transform, its logarithm) of each element.
 
-    params: a tuple of numbers for each of READS; or, not IN_REGISTERS, what at_index() says.
+    params: for each group in READS a tuple of numbers, or without IN_REGISTERS what at_index()
+    returns.
     """
     if TRANSFORM == "modified_rq":
         return modified_rq_transform(x, params, settings, OPTIONS, INVERSE)
@@ -80,10 +82,10 @@ def gradient_formula(
     IN_REGISTERS: tl.constexpr, INVERSE: tl.constexpr, X_DTYPE: tl.constexpr, BLOCK: tl.constexpr,
     OUTER_DIMS: tl.constexpr,
 ):  # fmt: skip
-    """(gradient by x, for each of READS a tuple of gradients) of each element.
+    """(gradient of x, for each group in WRITES a tuple of gradients) of each element.
 
-    From cotangents of the output and of logabsdet, of either direction. Not IN_REGISTERS, the
-    formula stores the gradients by parameters itself.
+    by_output and by_logabsdet are the cotangents of the output and of logabsdet, in either
+    direction. Without IN_REGISTERS, the formula stores the gradients of the parameters itself.
     """
     if TRANSFORM == "modified_rq":
         return modified_rq_gradient(x, params, by_output, by_logabsdet, settings, OPTIONS, INVERSE)
@@ -296,7 +298,7 @@ def gradient_kernel(
 
 @triton.jit
 def store_groups(writes, made, mask, WRITES: tl.constexpr, BLOCK: tl.constexpr):
-    """Store the gradients of each group that is wanted."""
+    """Store a tile's gradients, for the groups whose gradient is needed."""
     for g in tl.static_range(len(WRITES)):
         pointer, at, plane = writes[g]
         if pointer is not None:
@@ -307,7 +309,7 @@ def store_groups(writes, made, mask, WRITES: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def add_groups(sums, made, mask, grads, WRITES: tl.constexpr):
-    """Add a tile to the sums of each group that is wanted."""
+    """Add a tile's gradients to the sums, for the groups whose gradient is needed."""
     out = ()
     for g in tl.static_range(len(WRITES)):
         planes = ()

@@ -35,29 +35,30 @@ Latents = tuple[Tensor, ...]
 class ConditionalFlow(nn.Module):
     r"""A density over x, given a context if a layer takes one, and samples of it.
 
-    x passes through the levels in order. A level that ends with a
-    :class:`~robustflow.nn.Split` sends half of its channels out as a latent, any other hands all
-    of them to the next; what the last level returns is the last latent. All latents are standard
-    normal, unless ``base`` says otherwise.
+    x passes through the levels in order. A level that ends with a :class:`~robustflow.nn.Split`
+    returns half of its channels as a latent and passes the other half to the next level; a level
+    without one passes all of them. The output of the last level is the last latent. All latents
+    are standard normal, unless ``base`` says otherwise.
 
-    x has shape (N, C, \\*S), or (N, D). A call has a context for each x, or 1 for all of them;
-    a ``condition`` made from it in its place, for reuse; or neither, if no layer takes one.
+    x has shape (N, C, \\*S), or (N, D). Each call takes a context: one for each x, or a single one
+    for all. For reuse, pass in its place a ``condition`` that :meth:`condition` made from it. If no
+    layer takes a context, pass neither.
 
-    For training by several processes, wrap :class:`~robustflow.nn.LogProb` of the flow in
-    ``DistributedDataParallel``, which acts on a module's ``forward`` alone.
+    To train with several processes, wrap :class:`~robustflow.nn.LogProb` of the flow in
+    ``DistributedDataParallel``, because that wraps only a module's ``forward``.
 
     Args:
         levels: for each level its layers: modules called as
             ``layer(z, context, inverse=...) -> (z, logabsdet (N,))``.
         encoder: from the context to one feature tensor per level (a single tensor will do for one
             level), of the spatial size that z has in that level's conditional layers, or 1.
-            None: the context already is that.
-        base: what the latents are distributed as; None: standard normal. A
+            None: the context itself is these features.
+        base: the distribution of the latents; None: standard normal. A
             ``torch.distributions`` Distribution whose batch and event shape expand to a latent's
             shape without N; a :class:`~robustflow.nn.CircularBase`; a pair of functions
             ``sample(number) -> (number, C, \\*S)`` and ``log_prob(z) -> (N,)``, or an object with
-            such methods (a module is then trained and moved with the flow). For all latents, or a
-            list of one for each.
+            such methods (a module is then trained and moved with the flow). One for all latents, or
+            a list with one for each.
         activations: what a training step keeps for its backward pass. ``"store"``: all that
             autograd asks for. ``"recompute"``: z between the layers; each layer runs again.
             ``"reversible"``: z at the end of each level; layers are inverted and run again, and
@@ -67,14 +68,15 @@ class ConditionalFlow(nn.Module):
             training step.
 
     Attributes:
-        channels: of x; None where no layer says so.
-        size_multiple: of what the sides of x must be multiples.
+        channels: of x; None if no layer declares its channels.
+        size_multiple: the sides of x must be multiples of this number.
 
     Raises:
-        TypeError: something else than layers or tensors where they are asked for.
-        ValueError: no levels or layers, a Split at the end, layers whose channels do not fit, or
-            an encoder though no layer takes a context; in a call, a context that is missing, does
-            not fit or that no layer takes, a context and a condition, or an x of another shape.
+        TypeError: an argument is not of the types above.
+        ValueError: there are no levels or layers, a Split at the end, layers whose channels do not
+            fit, or an encoder although no layer takes a context. In a call: a context is missing,
+            does not fit, or is given although no layer takes one; a context and a condition are
+            both given; x has another shape.
 
     Example:
         >>> from robustflow.nn import ModifiedRQSpline, Squeeze, flow_step
@@ -165,7 +167,7 @@ class ConditionalFlow(nn.Module):
     def forward(
         self, x: Tensor, context: Context | None = None, *, condition: Condition | None = None
     ) -> tuple[Latents, Tensor]:
-        """x (N, C, \\*S) and N contexts, or 1 -> latents, logabsdet (N,)."""
+        """From x (N, C, \\*S) and N contexts, or one, to the latents and logabsdet (N,)."""
         self._check_x(x)
         every_state = self._states(context, condition, x.shape[0])
         latents = []
@@ -185,7 +187,7 @@ class ConditionalFlow(nn.Module):
         *,
         condition: Condition | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Latents as :meth:`forward` returns them -> x, logabsdet (N,) of this direction."""
+        """From latents as :meth:`forward` returns them to x and this direction's logabsdet (N,)."""
         self._check_latents(latents)
         every_state = self._states(context, condition, latents[-1].shape[0])
         *left, z = latents
@@ -199,14 +201,14 @@ class ConditionalFlow(nn.Module):
     def log_prob(
         self, x: Tensor, context: Context | None = None, *, condition: Condition | None = None
     ) -> Tensor:
-        """log p(x | context) in nats, (N,); in float32, or float64 where x or a weight is."""
+        """log p(x | context) in nats, (N,); float32, or float64 if x or a weight is."""
         latents, logabsdet = self(x, context, condition=condition)
         return logabsdet + self.latent_log_prob(latents)
 
     def latent_log_prob(self, latents: Sequence[Tensor]) -> Tensor:
-        """Log-density of what :meth:`forward` returns, in nats, (N,): by the flow's base.
+        """Log-density in nats, (N,), of the latents of :meth:`forward` under the flow's base.
 
-        Summed in float32, or float64 where a latent is.
+        Summed in float32, or in float64 if a latent is float64.
         """
         self._check_latents(latents)
         total = zero_logabsdet(latents[0])
@@ -219,8 +221,8 @@ class ConditionalFlow(nn.Module):
     ) -> Tensor:
         """``-log_prob`` in bits for each value of x, (N,).
 
-        For data of whole levels, such as 8-bit pictures, begin the flow with
-        :class:`~robustflow.nn.Dequantize`: then these are the bits that the levels take, at most.
+        For integer data, such as 8-bit pictures, begin the flow with
+        :class:`~robustflow.nn.Dequantize`. Then this is an upper bound on the bits per integer.
         """
         dimensions = math.prod(x.shape[1:])
         return -self.log_prob(x, context, condition=condition) / (dimensions * math.log(2))
@@ -238,33 +240,33 @@ class ConditionalFlow(nn.Module):
     ) -> Tensor:
         """Samples of each context, (N, num_samples, C, \\*S); without one, (num_samples, C, \\*S).
 
-        Without gradients: :meth:`rsample` has them.
+        This method computes no gradients; :meth:`rsample` does.
 
-        Each context is projected once, and projections are never copied: the samples of a context
-        read its projection through a batch size of 1, or, where there are more contexts than
-        samples, all contexts are sampled together, num_samples times.
+        Each context is projected once, and projections are never copied. The samples of one context
+        are computed together, with its projection at batch size 1. If there are more contexts than
+        samples, one sample of every context is computed at a time instead, num_samples times.
 
-        Samples go through the flow in blocks whose size the shape of x alone decides (about 2**18
-        values on a CPU, 2**21 on a GPU, and one sample at least). So the same seed gives the same
-        bits whatever ``batch_size`` is, and the peak of memory is that of the result, the
-        condition, the latents of ``batch_size`` samples, and one block.
+        Samples go through the flow in blocks. Their size depends only on the shape of x and on the
+        device: about 2**18 values on a CPU, 2**21 on a GPU, and at least one sample. So the same
+        seed gives the same bits whatever ``batch_size`` is. The peak memory is that of the result,
+        the condition, the latents of ``batch_size`` samples, and one block.
 
         Args:
             num_samples: samples per context, at least 1.
             context: N contexts; or None, with ``condition``, or if no layer takes one.
             condition: what :meth:`condition` returned for them.
-            temperature: standard deviation of the standard normal latents, at least 0: one for all
-                of them, or one for each of :meth:`forward`'s latents, in order.
-            generator: source of the latents, on the parameters' device.
-            size: the spatial size of x. None: that of the features in each level (so features
-                of size 1 that serve every position need a size); without context, ``()``, for
-                x of shape (N, D).
-            batch_size: of how many samples the latents are held at a time, rounded up to whole
-                blocks. None: of all, which takes as much memory as the result.
+            temperature: factor on the standard normal latents, and so their standard deviation; at
+                least 0. One for all latents, or one for each of :meth:`forward`'s, in order.
+            generator: random generator for the latents, on the parameters' device.
+            size: the spatial size of x. None: it follows from the size of the features in each
+                level, so give it if features of size 1 serve every position; without a context
+                ``()``, for x of shape (N, D).
+            batch_size: number of samples whose latents are in memory at a time, rounded up to whole
+                blocks. None: all, which takes as much memory as the result.
 
         Raises:
-            TypeError, ValueError: a number, temperature or size of the wrong kind or out of range,
-                or a context that is missing.
+            TypeError, ValueError: a number, temperature or size has the wrong type or is out of
+                range, or a context is missing.
         """
         with torch.no_grad():
             options: SamplingOptions = {
@@ -299,8 +301,9 @@ class ConditionalFlow(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """:meth:`sample`, and :meth:`log_prob` of the samples, (N, num_samples) or (num_samples,).
 
-        The density is that of the flow itself, whatever the temperature. It comes from the same
-        pass. Without gradients: :meth:`rsample_and_log_prob` has them.
+        The density is that of the flow at temperature 1, whatever the temperature of the samples.
+        It comes from the same pass. This method computes no gradients;
+        :meth:`rsample_and_log_prob` does.
 
         Args:
             num_samples, context, batch_size: as for :meth:`sample`.
@@ -316,7 +319,7 @@ class ConditionalFlow(nn.Module):
         context: Context | None = None,
         **options: Unpack[SamplingOptions],
     ) -> tuple[Tensor, Tensor]:
-        """:meth:`sample_and_log_prob` with gradients, for training by a reverse divergence.
+        """:meth:`sample_and_log_prob` with gradients, to train with a reverse KL divergence.
 
         Args:
             num_samples, context: as for :meth:`sample`.
@@ -329,7 +332,7 @@ class ConditionalFlow(nn.Module):
         """The shapes of :meth:`forward`'s latents without the batch, for x of this spatial size.
 
         Raises:
-            ValueError: a size that is no multiple of ``size_multiple``, or no layer that knows its
+            ValueError: the size is not a multiple of ``size_multiple``, or no layer declares its
                 channels.
         """
         return self._latent_shapes(self._sizes(size, None))
@@ -343,7 +346,7 @@ class ConditionalFlow(nn.Module):
         *,
         density: bool = False,
     ) -> list[Tensor]:
-        """Samples and, where it is asked for, their log-density."""
+        """Samples and, with ``density``, their log-density."""
         if isinstance(num_samples, Tensor):
             raise TypeError(
                 f"num_samples must be a number, got {describe(num_samples)}: it comes before the "
@@ -373,11 +376,11 @@ class ConditionalFlow(nn.Module):
 
     @property
     def needs_context(self) -> bool:
-        """Whether the encoder, or a layer as far as the layers say so, takes a context."""
+        """Whether there is an encoder, or a layer that declares channels of a context."""
         return self.encoder is not None or any(level.needs_context for level in self._levels())
 
     def _make_bases(self, base: Base | Sequence[Base | None] | None) -> nn.ModuleList:
-        """One for each latent, which may be the same."""
+        """One base for each latent; several latents may share one."""
         channels = self._latent_channels()
         given = base if isinstance(base, list) else [base] * len(channels)
         if len(given) != len(channels):
@@ -405,7 +408,7 @@ class ConditionalFlow(nn.Module):
                         f"{channels} from the layers before it."
                     )
                 change = getattr(layer, "output_channels", None)
-                if own is not None or change is None:  # neither: it may change them
+                if own is not None or change is None:  # without both the number is not known
                     channels = own
                 if change is not None and channels is not None:
                     channels = change(channels)
@@ -421,7 +424,7 @@ class ConditionalFlow(nn.Module):
         self._checked_size("x", x.shape[2:])
 
     def _checked_size(self, name: str, size: Sequence[int]) -> torch.Size:
-        """The spatial size of x, which must be a multiple of the flow's."""
+        """The spatial size of x, checked to be a multiple of ``size_multiple``."""
         if not isinstance(size, Sequence):
             raise TypeError(f"{name} must be a sequence such as (32, 32), got {describe(size)}.")
         if any(side % self.size_multiple for side in size):
@@ -452,7 +455,7 @@ class ConditionalFlow(nn.Module):
             )
 
     def _may_take_context(self) -> bool:
-        """Whether some layer takes a context or does not say."""
+        """Whether some layer takes a context, or does not declare whether it does."""
         return any(level.may_take_context for level in self._levels())
 
     def _sizes(self, size: Sequence[int] | None, condition: Condition | None) -> list[torch.Size]:
@@ -479,7 +482,7 @@ class ConditionalFlow(nn.Module):
         return shapes
 
     def _latent_channels(self) -> list[int | None]:
-        """Of each latent; None where no layer knows."""
+        """Channels of each latent; None if no layer declares them."""
         found: list[int | None] = []
         channels: int | None = None
         for level in self._levels():
@@ -491,7 +494,7 @@ class ConditionalFlow(nn.Module):
 
     @staticmethod
     def _temperatures(temperature: float | Sequence[float], number: int) -> list[float]:
-        """One for each latent."""
+        """One temperature for each latent."""
         if not isinstance(temperature, Sequence) or isinstance(temperature, str):
             check_at_least_zero("temperature", temperature)
             return [temperature] * number

@@ -1,19 +1,20 @@
 """Registration, once for all transforms: schema, fake kernel, autograd formula, vmap rule.
 
-A transform has *implementations*, each of which is a pair of operators of the same two schemas:
+A transform has one or more *implementations*. Each is a pair of operators, forward and backward.
+All pairs have the same two schemas:
 
-- ``native``: ``robustflow::name`` and ``robustflow::name_backward``; the native libraries register
-  their kernels for a device under these, and nothing here knows which there are;
+- ``native``: ``robustflow::name`` and ``robustflow::name_backward``. The native libraries register
+  kernels for them, each library for its device; this module does not know for which;
 - ``triton``: ``robustflow::name_triton`` and ``robustflow::name_triton_backward``, around the
   functions of :mod:`robustflow.kernels`.
 
 torch.compile, vmap and exported programs use the operators' own autograd, a kernel under the
-dispatch key Autograd. It does reverse mode by the backward operator. Forward mode, and whatever
-torch.func differentiates, it does by the reference, whose operations are then in the graph. An
-eager call does not go through the dispatcher to that Python kernel, because for a small batch that
-takes longer than the transform. It goes through a plain ``autograd.Function`` around the operator
-with the same formula: in C++ if `robustflow._autograd` is loaded and the implementation is a pair
-of operators, else in Python.
+dispatch key Autograd. In reverse mode it calls the backward operator. In forward mode, and inside a
+torch.func transform that differentiates, it calls the reference, whose operations are then in the
+graph. An eager call does not go through the dispatcher to that Python kernel, because for a small
+batch that takes longer than the transform. It goes through a plain ``autograd.Function`` around the
+operator, which computes the same gradients: in C++ if `robustflow._autograd` is loaded and the
+implementation was given as a pair of operators, else in Python.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ from robustflow._spec import Spec
 LIBRARY = torch.library.Library("robustflow", "DEF")
 
 Function = Callable[..., Any]
-Transformed = Callable[..., tuple[Tensor, Tensor]]  # what a user gets: y and logabsdet
+Transformed = Callable[..., tuple[Tensor, Tensor]]  # returns what a user gets, (y, logabsdet)
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """The two ways into one implementation, with the same positional arguments."""
+    """One implementation. ``eager`` and ``operator`` take the same positional arguments."""
 
     eager: Transformed  # through a plain autograd.Function
     operator: OpOverload  # as registered: what torch.compile and vmap see
@@ -57,15 +58,15 @@ class Transform:
     """One transform, and its implementations.
 
     Args:
-        spec: what it is.
-        reference: the same function in plain PyTorch, with the same positional arguments, but for
-            names in place of the numbers of choices.
+        spec: its parameters and settings.
+        reference: the transform in plain PyTorch. It takes the operator's positional arguments, but
+            the value of a ``Choice`` as a name instead of a number.
 
     Attributes:
-        reference: the same with numbers, as the operators take them.
+        reference: the same function, with the operator's arguments: a choice is a number.
 
-    The backward operator returns a gradient for ``x`` and for each tensor of parameters; bit i of
-    ``needed`` says that gradient i is wanted, and one that is not is an empty tensor.
+    The backward operator returns a gradient for ``x`` and for each tensor of parameters. Bit i of
+    ``needed`` asks for gradient i; a gradient that is not asked for is an empty tensor.
     """
 
     def __init__(self, spec: Spec, reference: Transformed) -> None:
@@ -75,7 +76,7 @@ class Transform:
         tensors = ("Tensor x", *spec.tensors)
         self._num_tensors = len(tensors)
         self._num_gradients = 1 + len(spec.groups)
-        # Counted among the arguments after x.
+        # Number of tensor arguments after x.
         self._num_others = len(spec.tensors)
         self._has_size = bool(spec.size)
         # If no kernel can be called, every size counts as too large, so the reference serves.
@@ -97,18 +98,19 @@ class Transform:
     def apply(
         self, x: Tensor, *arguments: Any, by: Transformed | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(y, logabsdet), by a kernel, or by the reference where no kernel serves the call.
+        """Compute (y, logabsdet) by a kernel, or by the reference if no kernel serves the call.
 
         Args:
             x: of any shape.
-            arguments: tensors of parameters and constants, whose last dimension is an element's and
-                whose others broadcast to x, or None; then the configuration.
+            arguments: first the tensors of parameters and constants, each of which may be None if
+                it is optional. Their last dimension has the numbers of one element; the others
+                broadcast to x. Then the configuration.
             by: the result of :meth:`route` for this call, if it is known already.
         """
         if by is None:
             by = self.route(x, arguments[self._num_others] if self._has_size else 0)
         if (
-            self._has_options  # which nearly all calls leave out
+            self._has_options  # optional tensors, which nearly all calls leave out
             and (arguments[1] is not None or arguments[self._num_others - 1] is not None)
             and by is not self.reference
         ):
@@ -116,14 +118,15 @@ class Transform:
         return by(x, *arguments)
 
     def route(self, x: Tensor, size: int = 0) -> Transformed:
-        """What serves a call: an implementation, by one of its two ways, or the reference.
+        """The function that serves a call: an implementation's eager or operator, or the reference.
 
         Args:
             x: of the call.
-            size: of its configuration, where the transform has one.
+            size: the size in the call's configuration, if the transform has one.
 
-        The operators know reverse mode and vmap. In forward mode, and inside a torch.func transform
-        that differentiates, the reference answers: PyTorch would return a silent zero.
+        The operators support reverse mode and vmap. In forward mode, and inside a torch.func
+        transform that differentiates, the reference serves the call, because PyTorch would take the
+        derivative of an operator to be zero, without an error.
         """
         if size > self._max_size:
             return self.reference
@@ -136,7 +139,7 @@ class Transform:
         return self.reference if kind == "differentiated" else self.implementations[name].operator
 
     def _aligned(self, x: Tensor, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments, with all groups of parameters in one broadcast pattern."""
+        """The arguments, with all groups of parameters expanded to one leading shape."""
         count, dims = self._num_gradients - 1, x.dim() + 1
         if arguments[count - 1] is not None:
             groups = arguments[:count]
@@ -165,12 +168,12 @@ class Transform:
 
         Args:
             name: a new name.
-            forward, backward: two operators of these schemas, made by :meth:`define` and given
-                kernels elsewhere; or two Python functions with the schemas' positional arguments,
-                which become ``robustflow::<transform>_<name>`` and ``..._backward``, and which
-                eager calls reach without the dispatcher.
-            traced: for Python functions: they launch Triton kernels (on traced tensors by
-                ``torch.library.wrap_triton``), and torch.compile may trace into them.
+            forward, backward: two operators that :meth:`define` made, whose kernels are registered
+                elsewhere; or two Python functions with the schemas' positional arguments. These
+                become the operators ``robustflow::<transform>_<name>`` and ``..._backward``, and
+                eager calls reach them without the dispatcher.
+            traced: whether they are Python functions that launch Triton kernels (on traced tensors
+                by ``torch.library.wrap_triton``) and that torch.compile may trace into.
 
         Raises:
             ValueError: the name is taken.
@@ -204,7 +207,7 @@ class Transform:
         return _operators(LIBRARY.ns, name)
 
     def _register(self, forward: OpOverload, backward: OpOverload, traced: bool) -> None:
-        """Fake kernels, autograd and vmap of two operators."""
+        """Register the fake kernels, autograd and vmap rules of two operators."""
         num_tensors, num_gradients = self._num_tensors, self._num_gradients
 
         def fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -233,7 +236,7 @@ class Transform:
         def vmap_backward(
             info: Any, in_dims: tuple[int | None, ...], *args: Any
         ) -> tuple[Any, Any]:
-            # Every example wants a gradient of its own: shared tensors are expanded, not broadcast.
+            # Each example needs its own gradient, so shared tensors are expanded, not broadcast.
             batched = _batch_first(info.batch_size, in_dims, args[: num_tensors + 2], expand=True)
             *config, batch_dims, needed = args[num_tensors + 2 :]
             made = backward(*batched, *config, batch_dims + 1, needed)
@@ -264,7 +267,8 @@ class Transform:
                 return self.reference(*args)
             return reverse_mode(*args)
 
-        # A kernel for one device replaces triton_op's own, which is for every device.
+        # triton_op has registered an autograd kernel of its own, for every device. A kernel for one
+        # device takes precedence over it.
         for key in ("AutogradCPU", "AutogradCUDA") if traced else ("Autograd",):
             library.impl(forward, autograd, key)
 
@@ -275,8 +279,8 @@ class Transform:
         needed: Sequence[bool],
         cotangents: Sequence[Tensor | None],
     ) -> Sequence[Tensor | None]:
-        """Of x and the parameters, None where not needed."""
-        if torch.is_grad_enabled():  # create_graph=True: this gradient is differentiated again
+        """Gradients with respect to x and the parameters; None where not needed."""
+        if torch.is_grad_enabled():  # create_graph=True: they are to be differentiated again
             return _reference_gradients(
                 self.reference, ctx.saved_tensors, ctx.config, needed, cotangents
             )
@@ -293,7 +297,7 @@ class Transform:
         return made
 
     def _eager(self, call: Function, call_backward: Function) -> Transformed:
-        """For eager calls: a plain autograd.Function, skipped if no gradient is wanted."""
+        """The function for eager calls: an autograd.Function, skipped if no gradient is needed."""
         python_way = self._python_way(call, call_backward)
         library = _native.autograd()
         if library is None or not isinstance(call, OpOverload):
@@ -345,13 +349,13 @@ class Transform:
 def _in_torch_func_or_forward_mode(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a call under the key Autograd needs more than reverse mode.
 
-    A transform of torch.func that is active there differentiates: vmap is handled below this key,
-    by the operator's own rule.
+    A torch.func transform that is active there differentiates: vmap's key comes before Autograd,
+    and the operator's own rule handles it.
     """
     return _call_state.innermost_transform() is not None or _has_tangent(*tensors)
 
 
-# Asking a tensor takes some microseconds in Python.
+# In C++ if it is loaded: in Python, asking a tensor for a tangent takes some microseconds.
 _has_tangent = getattr(_native.autograd(), "any_dual", _call_state.has_tangent)
 
 
@@ -428,7 +432,7 @@ def _annotated(function: Function, arguments: Sequence[str], results: int) -> Fu
 
 
 def compute_dtype(x: Tensor, others: Sequence[Tensor | None]) -> torch.dtype:
-    """float64 if any tensor is, else float32: what the kernels compute in."""
+    """The dtype in which the kernels compute: float64 if any tensor is, else float32."""
     wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in (x, *others))
     return torch.float64 if wide else torch.float32
 
@@ -440,10 +444,10 @@ def _reference_gradients(
     needed: Sequence[bool],
     cotangents: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """Gradients that can be differentiated again; they take the reference's memory."""
+    """Gradients that can be differentiated again. They need as much memory as the reference."""
     outputs = reference(*tensors, *config)
-    # One may depend on none of the tensors that require grad: of the affine transform, the
-    # log-determinant on x.
+    # An output may depend on none of the tensors that require grad: the log-determinant of the
+    # affine transform does not depend on x.
     pairs = [
         (output, cotangent)
         for output, cotangent in zip(outputs, cotangents, strict=True)
@@ -472,7 +476,10 @@ def _batch_first(
     *,
     expand: bool,
 ) -> list[Tensor | None]:
-    """Move each tensor's batch dimension to the front; one without gets a dimension of 1."""
+    """Move each tensor's batch dimension to the front.
+
+    A tensor without one gets a dimension of size 1, or of ``batch_size`` with ``expand``.
+    """
     out: list[Tensor | None] = []
     for tensor, dim in zip(tensors, in_dims, strict=False):
         if tensor is None:
@@ -490,7 +497,10 @@ def _with_dims(tensor: Tensor, dims: int) -> Tensor:
 
 
 def _same_leading_shape(dims: int, groups: Sequence[Tensor]) -> list[Tensor]:
-    """Groups of parameters that broadcast alike (the kernels sum one pattern of gradients)."""
+    """The groups, expanded to one leading shape.
+
+    The kernels sum the gradients of all groups over the same dimensions.
+    """
     views = [_with_dims(group, dims) for group in groups]
     shape = torch.broadcast_shapes(*(view.shape[:-1] for view in views))
     return [view.expand(*shape, view.shape[-1]) for view in views]

@@ -1,7 +1,8 @@
-"""Run a study: train what is missing, measure cell by cell, write a table and a picture.
+"""Run a study: train what is missing, measure cell by cell, write a table and a figure.
 
-Each cell (a model and a seed) is stored in a file when it is measured. So a stopped study resumes
-where it was, and a changed setting is measured again.
+A cell is one model with one seed. Its results are stored in a file, with the settings that they
+were measured with. So a stopped study resumes where it was, and cells whose settings have changed
+are measured again.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ class Result:
     """The results of a study.
 
     Attributes:
-        study: as it was run.
+        study: the study as it was run.
         rows: of the table, each with "model" and "seed".
-        trainings: what is known of each: name, updates, bits per dimension, seconds.
+        trainings: for each cell: model, seed, number of weights, updates, bits per dimension, and
+            seconds.
         folder: where the files are.
     """
 
@@ -63,19 +65,21 @@ def run_study(
     listener: Callable[[str, Config], Listener] = lambda name, config: Listener(),
     progress: Callable[[str], Any] = lambda sentence: None,
 ) -> Result:
-    """Run a study, or go on with it.
+    """Run a study, or resume it.
 
     Args:
-        study: what to do.
-        out: the trainings go to ``models/`` in it, where other studies find them, the rest to a
-            folder of the study's name.
-        models: folders of further trainings that may be used, by the names that the study has
-            for them: ``MODEL-SEED``.
-        listener: of each training that is run.
-        progress: called with a sentence before each step.
+        study: the study.
+        out: the trainings are written to ``models/`` in it, where other studies find them; the rest
+            to a folder with the study's name.
+        models: further folders that may hold trainings. The study looks there for folders named
+            ``MODEL-SEED``.
+        listener: called with the name and configuration of each training that is run; returns its
+            listener.
+        progress: called with a sentence before each cell is measured.
 
     Raises:
-        StudyError: a training of a name that is needed is another one.
+        StudyError: a folder in ``models`` is missing, or a training has the name of one of the
+            study's but another configuration.
         UnwritablePath: nothing can be written to ``out``; raised before any work.
         ModuleNotFoundError: an extra is missing; the text names it.
         Stopped, ConfigError, CheckpointError, TrainingStopped: as for :func:`trained`.
@@ -138,7 +142,7 @@ def _measure(study: Study, name: str, seed: int, place: Path, data: Path) -> Mea
 
 
 def _kept(file: Path, asked: Mapping[str, Any], progress: Callable[[str], Any]) -> Measured | None:
-    """A cell that was measured before with the same settings and training."""
+    """The stored results of a cell; None if it was not measured with what is asked for now."""
     if not file.exists():
         return None
     try:
@@ -152,7 +156,7 @@ def _kept(file: Path, asked: Mapping[str, Any], progress: Callable[[str], Any]) 
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as CSV; a row without a column has nothing there."""
+    """Rows as CSV. If a row lacks a column, its entry is empty."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, lineterminator="\n")

@@ -1,4 +1,7 @@
-"""Three seeds of each coupling, at equal steps and at equal time, in every column."""
+"""Couplings compared over several seeds, at equal steps and at equal time.
+
+The samples are taken raw, projected, fixed and guarded: the columns of ``robustflow evaluate``.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _METRICS = (
 
 
 def measure(cell: Cell) -> list[Row]:
-    """A row for each group of pictures, temperature and column."""
+    """A row for each group of pictures, temperature and column of samples."""
     made = evaluation_of(cell, columns=("raw", "projected", "fixed", "guarded"))
     costs = {
         "bits per dimension": cell.state.best_bits,
@@ -30,7 +33,7 @@ def measure(cell: Cell) -> list[Row]:
 
 
 def figure(rows: Sequence[Row], study: Study) -> Figure:
-    """Raw samples of both tasks by temperature; bars: the lowest and the highest seed."""
+    """Metrics of raw samples against temperature. Bars go from the lowest to the highest seed."""
     panels = (
         ("faulty (%)", "faulty, %"),
         ("PSNR (dB)", "PSNR, dB"),

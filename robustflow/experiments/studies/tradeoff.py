@@ -29,7 +29,11 @@ def measure(cell: Cell) -> list[Row]:
 
 
 def figure(rows: Sequence[Row], study: Study) -> Figure:
-    """Out-of-distribution pictures, by temperature; faults by likelihood; CRPS by diversity."""
+    """Six panels for out-of-distribution pictures.
+
+    Four metrics against temperature, the rate of faulty samples against bits per dimension, and
+    CRPS against diversity.
+    """
     mine = [row for row in rows if row["pictures"] == "ood"]
     made = new_figure(figsize=(11, 6.4))
     axes = made.subplots(2, 3)
