@@ -227,7 +227,9 @@ class InverseMonitor(Watcher):
 
     def __enter__(self) -> InverseMonitor:
         if self._watching:
-            raise RuntimeError("This monitor is watching already: make another one to nest them.")
+            raise RuntimeError(
+                "This monitor is already active: create another InverseMonitor to nest them."
+            )
         self._state = _State()
         self.start(self._found)
         return self
@@ -327,8 +329,8 @@ class InverseMonitor(Watcher):
             self._close(run)
         if not run.maps:
             raise ValueError(
-                f"The maps of run {onset.run} were not kept, to bound memory: watch fewer samples "
-                "at once, or call clear() before."
+                f"The maps of run {onset.run} were not kept, because they would exceed the memory "
+                "that a monitor may use: sample fewer at once, or call clear() first."
             )
         assert run.map_rows is not None
         row = run.map_rows.index(onset.sample - run.first_sample)
@@ -626,9 +628,9 @@ class InverseMonitor(Watcher):
 
     def _nothing_seen(self) -> str:
         return (
-            f"No layer of this {self._model_name} was called from latents to data: sample from the "
-            "model itself, within `with monitor:`. Code that torch.compile or a CUDA graph runs "
-            "does not call the layers; nor does log_prob in that direction."
+            f"No layer of this {self._model_name} was called from latents to data: call the "
+            "model's own sampling method within `with monitor:`. log_prob does not count, and code "
+            "that is compiled by torch.compile or captured in a CUDA graph cannot be watched."
         )
 
 

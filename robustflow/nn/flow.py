@@ -127,8 +127,8 @@ class ConditionalFlow(nn.Module):
         self.encoder = encoder
         if encoder is not None and not self._may_take_context():
             raise ValueError(
-                "encoder was given, but no layer takes what it makes of a context: build layers "
-                "with its number of feature channels as their context_channels."
+                "encoder was given, but no layer takes a context: build the layers with "
+                "context_channels equal to the number of the encoder's output channels."
             )
 
     def condition(self, context: Context) -> Condition:
@@ -140,7 +140,7 @@ class ConditionalFlow(nn.Module):
         """
         self._check_takes("context")
         features = context if self.encoder is None else self.encoder(context)
-        what = "context" if self.encoder is None else "What encoder returned"
+        what = "context" if self.encoder is None else "The output of encoder"
         per_level = [features] if isinstance(features, Tensor) else features
         if not isinstance(per_level, list | tuple):
             raise TypeError(
@@ -385,15 +385,15 @@ class ConditionalFlow(nn.Module):
         given = base if isinstance(base, list) else [base] * len(channels)
         if len(given) != len(channels):
             raise ValueError(
-                f"base must be one for all latents, or a list of {len(channels)}, one for each, "
-                f"got {len(given)}."
+                f"base must be one distribution, or a list of {len(channels)}, one for each "
+                f"latent, got {len(given)}."
             )
         made = {id(each): as_base(each) for each in given}
         bases = [made[id(each)] for each in given]
         for each, known in zip(bases, channels, strict=True):
             own = getattr(each, "channels", None)
             if None not in (own, known) and own != known:
-                raise ValueError(f"base is of {own} channels, and the latent has {known}.")
+                raise ValueError(f"base has {own} channels, but its latent has {known}.")
         return nn.ModuleList(bases)
 
     def _check_channels(self) -> None:
@@ -477,7 +477,7 @@ class ConditionalFlow(nn.Module):
         shapes: list[tuple[int, ...]] = []
         for channels, size in zip(self._latent_channels(), sizes, strict=True):
             if channels is None:
-                raise ValueError("A flow to sample from needs a layer that knows its channels.")
+                raise ValueError("To sample, at least one layer must have an attribute channels.")
             shapes.append((channels, *size))
         return shapes
 
@@ -522,8 +522,8 @@ class ConditionalFlow(nn.Module):
                 latent = temperature * latent
             elif temperature != 1:
                 raise ValueError(
-                    "temperature is the deviation of standard normal latents, and this flow has "
-                    "another base: leave it at 1, or give the flow another base."
+                    "temperature must be 1 unless every base is a standard normal: it is the "
+                    "standard deviation of the latents."
                 )
             latents.append(latent)
         return tuple(latents)
@@ -547,9 +547,7 @@ class ConditionalFlow(nn.Module):
     def _resolve(self, context: Context | None, condition: Condition | None) -> Condition | None:
         """The condition to use; None where the flow takes none."""
         if context is not None and condition is not None:
-            raise ValueError(
-                "Give a context, or a condition made from one, not both: they may differ."
-            )
+            raise ValueError("Give either a context or a condition, not both: they may differ.")
         if context is not None:
             return self.condition(context)
         if condition is not None:
@@ -570,7 +568,7 @@ class ConditionalFlow(nn.Module):
         layers = [len(level.layers) for level in self._levels()]
         if [len(states) for states in condition.states] != layers:
             raise ValueError(
-                "condition was made by another flow: it is for "
-                f"{[len(states) for states in condition.states]} layers, level by level, this "
-                f"flow has {layers}."
+                "condition was made by another flow: its levels have "
+                f"{[len(states) for states in condition.states]} layers, those of this flow "
+                f"{layers}."
             )

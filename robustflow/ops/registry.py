@@ -179,7 +179,10 @@ class Transform:
             ValueError: the name is taken.
         """
         if name in self.implementations:
-            raise ValueError(f"The transform {self.name!r} has an implementation {name!r} already.")
+            raise ValueError(
+                f"The transform {self.name!r} has an implementation {name!r} already: choose "
+                "another name."
+            )
         calls = (forward, backward)
         if isinstance(forward, OpOverload) and isinstance(backward, OpOverload):
             operators = (forward, backward)

@@ -430,7 +430,7 @@ def test_an_error_inside_leaves_nothing_behind() -> None:
     with monitor:
         inverse(flow, latents())
     assert monitor.report().layers[0].calls == 1
-    with monitor, pytest.raises(RuntimeError, match="watching already"), monitor:
+    with monitor, pytest.raises(RuntimeError, match="already active"), monitor:
         pass
 
 

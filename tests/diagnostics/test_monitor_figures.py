@@ -101,7 +101,7 @@ def test_maps_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor_module, "_MOST_MAP_BYTES", 1000)
     monitor = watched()
     assert monitor._map_bytes == 0
-    with pytest.raises(ValueError, match="were not kept, to bound memory"):
+    with pytest.raises(ValueError, match="were not kept, because they would exceed the memory"):
         monitor.panel(monitor.onsets[0])
 
 

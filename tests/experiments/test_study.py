@@ -164,7 +164,7 @@ def test_changed_settings_and_damaged_cells_are_measured_anew(
     heard: list[str] = []
     run_study(study.changed("number", "3"), tmp_path, progress=heard.append)
     assert fake.measured == [("affine", 0)]
-    assert "affine-0.json cannot be read" in heard[0] and "measured anew" in heard[0]
+    assert "affine-0.json cannot be read" in heard[0] and "measured again" in heard[0]
 
 
 def test_trainings_of_another_folder_are_used_where_they_are_the_same(

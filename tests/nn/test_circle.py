@@ -424,7 +424,9 @@ def test_a_base_for_each_latent() -> None:
     torch.testing.assert_close(flow.log_prob(x), normal_part - 2 * math.log(2 * PI) + logabsdet)
     cooled = flow.sample(50, temperature=[0.0, 1.0])
     assert bool((flow(cooled)[0][0].abs() < 1e-9).all())
-    with pytest.raises(ValueError, match="temperature is the deviation of standard normal"):
+    with pytest.raises(
+        ValueError, match="temperature must be 1 unless every base is a standard normal"
+    ):
         flow.sample(2, temperature=0.5)
     pictures = ConditionalFlow(
         [[Squeeze(2), PhaseShift(4)]], base=distributions.Uniform(-PI, PI, validate_args=False)
@@ -439,8 +441,8 @@ def test_wrong_bases() -> None:
         ("normal", "base must be a torch.distributions Distribution.*got 'normal'"),
         (distributions.Normal, "got the class Normal"),
         ((len, 3), "base must be a torch.distributions Distribution"),
-        ([None, None], "a list of 1, one for each, got 2"),
-        (CircularBase(3), "base is of 3 channels, and the latent has 2"),
+        ([None, None], "a list of 1, one for each latent, got 2"),
+        (CircularBase(3), "base has 3 channels, but its latent has 2"),
     ]
     for base, message in cases:
         with pytest.raises((TypeError, ValueError), match=message):

@@ -112,7 +112,7 @@ def test_a_condition_is_checked() -> None:
         with pytest.raises(TypeError, match="condition must be what"):
             call(x, condition=wrong)
     other = ConditionalFlow([[Coupling(D, CONTEXT, spatial_dims=0)]]).double()
-    with pytest.raises(ValueError, match=r"another flow: it is for \[1\] layers.*\[2\]"):
+    with pytest.raises(ValueError, match=r"another flow: its levels have \[1\] layers.*\[2\]"):
         flow.log_prob(x, condition=other.condition(normal(2, CONTEXT)))
     unconditional = ConditionalFlow([[ActNorm(D), ActNorm(D)]]).double()
     with pytest.raises(ValueError, match="condition was given, but no layer of this flow"):

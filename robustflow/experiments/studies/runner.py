@@ -151,7 +151,7 @@ def _kept(file: Path, asked: Mapping[str, Any], progress: Callable[[str], Any]) 
             return None
         return Measured(content["rows"], content["training"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        progress(f"{file} cannot be read ({error}), so its cell is measured anew.")
+        progress(f"{file} cannot be read ({error}): its cell is measured again.")
         return None
 
 
