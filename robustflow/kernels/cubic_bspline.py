@@ -54,7 +54,7 @@ def cubic_root(curve, distance):
 
 
 @triton.jit
-def cubic_shares(logits, FIRST: tl.constexpr, COUNT: tl.constexpr):
+def cubic_softmax(logits, FIRST: tl.constexpr, COUNT: tl.constexpr):
     """The softmax of COUNT logits, from number FIRST on."""
     largest = logits[FIRST]
     for i in tl.static_range(1, COUNT):
@@ -104,7 +104,7 @@ def cubic_locate(key, params, settings, INVERSE: tl.constexpr):
     """
     left, right, min_bin = settings[0], settings[1], settings[2]
     m, free = (right - left) * min_bin, (right - left) * (1.0 - 8.0 * min_bin)
-    knot_shares, control_shares = cubic_shares(params, 0, 4), cubic_shares(params, 4, 6)
+    knot_shares, control_shares = cubic_softmax(params, 0, 4), cubic_softmax(params, 4, 6)
     f = cubic_sizes(knot_shares, m, free)
     g = cubic_sizes(control_shares, m, free)
     # Distance of the middle knot from the left edge.
@@ -165,9 +165,9 @@ def cubic_point(found, INVERSE: tl.constexpr):
     else:
         a, b = distances(distance, x_knots[0], x_knots[1], width)
     near_edge = a < b
-    seen = (tl.where(near_edge, r0, r1), q, tl.where(near_edge, r1, r0))
+    nearer_curve = (tl.where(near_edge, r0, r1), q, tl.where(near_edge, r1, r0))
     nearer = tl.where(near_edge, a, b) / width
-    return near_edge, seen, cubic_root(seen, nearer) if INVERSE else nearer
+    return near_edge, nearer_curve, cubic_root(nearer_curve, nearer) if INVERSE else nearer
 
 
 @triton.jit
@@ -225,15 +225,15 @@ def cubic_derivatives(found, place, t, c):
     )
     one_over, bend0, bend1 = 1.0 / third, (q1 - q0) * two0, (q2 - q1) * two1
     half_bend = tl.fma(c, bend0, t * bend1) * one_over
-    l_control = (B0 * three0 * one_over, B1 * three1 * one_over, B2 * three2 * one_over)
-    l2 = q2 * l_control[2]
+    l_difference = (B0 * three0 * one_over, B1 * three1 * one_over, B2 * three2 * one_over)
+    l2 = q2 * l_difference[2]
     l_knot = (
         l2 - tl.fma(t * b1 * bend1, one_over, c * half_bend),
-        -tl.fma(q0, l_control[0], tl.fma(c * a0 * bend0, one_over, t * half_bend)),
-        -tl.fma(q1, l_control[1], t * a1 * bend1 * one_over),
+        -tl.fma(q0, l_difference[0], tl.fma(c * a0 * bend0, one_over, t * half_bend)),
+        -tl.fma(q1, l_difference[1], t * a1 * bend1 * one_over),
         -l2,
     )
-    return 3.0 * third, 2.0 * half_bend, y_knot, l_knot, y_control, l_control
+    return 3.0 * third, 2.0 * half_bend, y_knot, l_knot, y_control, l_difference
 
 
 @triton.jit
@@ -300,7 +300,7 @@ def cubic_bspline_gradient(
     reached, knot_shares, control_shares, _, _, _ = place
     near_edge, _, t = cubic_point(found, INVERSE)
     c = 1.0 - t
-    slope, bend, y_knot, l_knot, y_control, l_control = cubic_derivatives(
+    slope, bend, y_knot, l_knot, y_control, l_difference = cubic_derivatives(
         found, place, tl.where(near_edge, t, c), tl.where(near_edge, c, t)
     )
     grad = tl.where(upper, -by_output, by_output)
@@ -318,7 +318,7 @@ def cubic_bspline_gradient(
     p0, p1, p2, p3 = (
         by_y * y_control[0], by_y * y_control[1], by_y * y_control[2], by_y * y_control[3]
     )  # fmt: skip
-    s0, s1, s2 = by_l * l_control[0], by_l * l_control[1], by_l * l_control[2]
+    s0, s1, s2 = by_l * l_difference[0], by_l * l_difference[1], by_l * l_difference[2]
     # Gradients with respect to the knots, control points and differences that the logits move. One
     # bin further from the edge, the same knot has an index smaller by one among k0 to k3; likewise
     # for the others.

@@ -26,7 +26,7 @@ _NUM_BINS = 8
 
 # Number of Halley steps in _root. On 400,000 adversarial bins the residual after one, two and three
 # steps was 2e-2, 7e-7 and 7e-16 of the bin's height.
-_STEPS = 3
+_HALLEY_STEPS = 3
 
 
 def cubic_bspline(
@@ -76,7 +76,7 @@ def cubic_bspline(
     params = torch.where(outside.unsqueeze(-1), 0.0, params)
     spacings = (right - left) * _sizes(params[..., :NUM_KNOT_LOGITS], min_bin, fixed=4)
     rises = (right - left) * _sizes(params[..., NUM_KNOT_LOGITS:-1], min_bin, fixed=2)
-    mapped, logabsdet = through(inner, spacings, rises, left, right, inverse)
+    mapped, logabsdet = spline_in_box(inner, spacings, rises, left, right, inverse)
 
     y = torch.where(outside, z, mapped)
     if not inverse:
@@ -84,7 +84,7 @@ def cubic_bspline(
     return y.to(x.dtype), sum_from(torch.where(outside, 0.0, logabsdet), batch_dims)
 
 
-def through(
+def spline_in_box(
     inner: Tensor, spacings: Tensor, rises: Tensor, left: float, right: float, inverse: bool
 ) -> tuple[Tensor, Tensor]:
     """The spline inside its box, without a shift.
@@ -180,19 +180,19 @@ def _slope(curve: Curve, t: Tensor, c: Tensor) -> Tensor:
 def _root(curve: Curve, rise: Tensor) -> Tensor:
     """The t in [0, 1] with ``_rise(curve, t) == rise``, for at most half of the rise at t = 1.
 
-    A fixed number of Halley steps. They start at the smaller of the solutions of
+    A fixed number of Halley steps. They slope0 at the smaller of the solutions of
     3 r0 t + 3 q t^2 = rise and r1 t^3 = rise. The first approximates the curve near its left end,
     the second where r1 is much larger than r0 and q.
     """
     with torch.no_grad():
         height = (curve.r0 + curve.q + curve.r1).detach()  # no_grad leaves forward-mode AD on
         unit = Curve(*(each.detach() / height for each in curve))
-        wanted = rise.detach() / height
-        start = 3 * unit.r0
-        by_slope = 2 * wanted / (start + torch.sqrt(start * start + 12 * unit.q * wanted))
-        t = torch.minimum(by_slope, (wanted / unit.r1) ** (1 / 3))
-        for _ in range(_STEPS):
-            residual = _rise(unit, t) - wanted
+        target = rise.detach() / height
+        slope0 = 3 * unit.r0
+        quadratic_root = 2 * target / (slope0 + torch.sqrt(slope0 * slope0 + 12 * unit.q * target))
+        t = torch.minimum(quadratic_root, (target / unit.r1) ** (1 / 3))
+        for _ in range(_HALLEY_STEPS):
+            residual = _rise(unit, t) - target
             slope = _slope(unit, t, 1 - t)
             bend = 3 * ((unit.q - unit.r0) * (1 - t) + (unit.r1 - unit.q) * t)
             t = t - residual * slope / (slope * slope - residual * bend)

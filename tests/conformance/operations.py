@@ -18,7 +18,7 @@ import robustflow.functional as F
 from conformance import knots
 from robustflow import reference
 from robustflow._transforms import PARAMETRIZATIONS, SCALES, TAILS, count_derivatives
-from robustflow.reference.cubic_bspline import through as through_control_points
+from robustflow.reference.cubic_bspline import spline_in_box
 
 Pair = tuple[Tensor, Tensor]
 Patterns = tuple[Tensor, Tensor]
@@ -217,7 +217,7 @@ class CubicBspline(Operation):
         z = x - shift if inverse else x
         is_outside = (z <= low) | (z >= high)
         inner = torch.where(is_outside, low, z)
-        y, logabsdet = through_control_points(inner, sizes[0], sizes[1], low, high, inverse)
+        y, logabsdet = spline_in_box(inner, sizes[0], sizes[1], low, high, inverse)
         y, logabsdet = torch.where(is_outside, z, y), torch.where(is_outside, 0.0, logabsdet)
         return (y if inverse else y + shift), logabsdet
 
