@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from conformance.compare import Results, movement, run_oracle
-from conformance.operations import RQ, Affine, ModifiedRQ, Operation, Pair
+from conformance.operations import RQ, Affine, CubicBspline, ModifiedRQ, Operation, Pair
 from conformance.targets import Target
 from robustflow.benchmarks import eager
 
@@ -28,10 +28,12 @@ TINY = 1e-7
 SPLINES: tuple[Operation, ...] = (
     ModifiedRQ("exp"),
     ModifiedRQ("softclip", interval=(-3.0, 3.0)),
+    CubicBspline(),
     RQ(8, "linear", "softmax", bounds=(-3.0, 3.0, -3.0, 3.0)),
     RQ(8, "circular", "softclip", bounds=(-5.0, 5.0, -5.0, 5.0)),
     RQ(20, "linear", "softmax"),
 )
+WITH_SHIFT = (ModifiedRQ, CubicBspline)  # their last parameter
 AFFINES: tuple[Operation, ...] = (Affine("sigmoid"), Affine("exp", shift_first=False))
 each_operation = pytest.mark.parametrize("operation", SPLINES + AFFINES, ids=lambda op: op.name)
 each_spline = pytest.mark.parametrize("operation", SPLINES, ids=lambda op: op.name)
@@ -85,17 +87,17 @@ def _inputs(operation: Operation, kind: str, inverse: bool) -> Inputs:
     """
     generator = torch.Generator().manual_seed(operation.seed(kind, inverse))
     params = operation.sample_params((COUNT,), generator)
-    shift = params[:, 3].clone() if isinstance(operation, ModifiedRQ) else None
+    shift = params[:, -1].clone() if isinstance(operation, WITH_SHIFT) else None
     if kind == "adversarial":
         params = _mixed(params, [0.0, 1.0, 2.0, 7.0], 10.0, generator)
     elif kind == "saturated":
         params = _mixed(params, [0.0, 1.0, 4.0, 10.0, 40.0], 40.0, generator)
     if shift is not None:
-        params[:, 3] = shift
+        params[:, -1] = shift
     params = _float32(params)
     x = operation.sample_x(params, generator, inverse)
     if kind != "ordinary" and not isinstance(operation, Affine):
-        offset = params[:, 3] if shift is not None and inverse else torch.zeros(())
+        offset = params[:, -1] if shift is not None and inverse else torch.zeros(())
         x = _spread_out(operation, x - offset, generator) + offset
     noise = torch.randn(2, COUNT, generator=generator, dtype=torch.float64)
     return Inputs(_float32(x), params, (_float32(noise[0]), _float32(noise[1])))
@@ -121,6 +123,9 @@ def _eager_call(operation: Operation, x: Tensor, params: Tensor, inverse: bool) 
     if isinstance(operation, ModifiedRQ):
         options |= {"interval": operation.interval, "derivative": operation.derivative}
         y, logabsdet = eager.modified_rq_spline(x, params, **options)
+    elif isinstance(operation, CubicBspline):
+        options |= {"interval": operation.interval, "min_bin": operation.min_bin}
+        y, logabsdet = eager.cubic_bspline(x, params, **options)
     else:
         assert isinstance(operation, Affine)
         options |= {"scale": operation.scale, "shift_first": operation.shift_first}
@@ -260,6 +265,6 @@ def test_an_inverse_cannot_explode(native_target: Target, operation: Operation) 
     inputs = _inputs(operation, "saturated", True).to(native_target.device)
     y, params = inputs.x.float(), inputs.params.float()
     x, _ = operation.call(y, (params,), True, "none")
-    shift = params[:, 3] if isinstance(operation, ModifiedRQ) else torch.zeros_like(y)
+    shift = params[:, -1] if isinstance(operation, WITH_SHIFT) else torch.zeros_like(y)
     low, high = operation.box
     assert float((x.double() - (y.double() - shift.double())).abs().max()) < high - low

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from conformance import operations
 from conformance.layouts import Layout
-from conformance.operations import RQ, Affine, ModifiedRQ, Operation
+from conformance.operations import RQ, Affine, CubicBspline, ModifiedRQ, Operation
 from conformance.samples import Sample, sample
 from conformance.targets import Target
 from robustflow._transforms import SCALES
@@ -19,11 +19,14 @@ NAN, INF = math.nan, math.inf
 SPLINES: tuple[Operation, ...] = (
     ModifiedRQ("exp"),
     ModifiedRQ("softclip", interval=(-3.0, 3.0)),
+    CubicBspline(),
+    CubicBspline((-3.0, 3.0), min_bin=1e-3),
     *(RQ(8, tails, kind) for tails in ("linear", "circular") for kind in ("softmax", "softclip")),
     RQ(5, "linear", "softmax"),
     RQ(8, "linear", "softmax", separate=True),
     RQ(8, None, "softmax"),
 )
+WITH_SHIFT = (ModifiedRQ, CubicBspline)  # their last parameter
 AFFINES = tuple(
     Affine(scale, shift_first, reciprocal)
     for scale in SCALES
@@ -174,14 +177,14 @@ def test_huge_raw_parameters_of_splines(
     magnitude = _largest(dtype) if isinstance(size, str) else size
     count = 4096
     params = _extremes(count, operation.num_params, magnitude, dtype)
-    if isinstance(operation, ModifiedRQ):  # the shift is added to y: 1e30 is promised, not 1e38
-        params[:, 3] = params[:, 3].clamp(-1e30, 1e30)
+    if isinstance(operation, WITH_SHIFT):  # the shift is added to y: 1e30 is promised, not 1e38
+        params[:, -1] = params[:, -1].clamp(-1e30, 1e30)
     layout = Layout("line", (count,), params_last=True)
     low, high = operation.box
     generator = torch.Generator().manual_seed(7)
     x = low + (high - low) * torch.rand(count, generator=generator, dtype=torch.float64)
-    if isinstance(operation, ModifiedRQ) and inverse:
-        x = x + params[:, 3].double()
+    if isinstance(operation, WITH_SHIFT) and inverse:
+        x = x + params[:, -1].double()
     if not (isinstance(operation, RQ) and operation.tails is None):
         x[::16] = 1e30
         x[1::16] = -1e30
@@ -233,8 +236,8 @@ def test_nothing_inside_the_box_leaves_it(target: Target, operation: Operation) 
     """With huge parameters too, an inside element's y stays within the box (plus the shift)."""
     count = 4096
     params = _extremes(count, operation.num_params, 1e38, torch.float32)
-    if isinstance(operation, ModifiedRQ):
-        params[:, 3] = 0.0
+    if isinstance(operation, WITH_SHIFT):
+        params[:, -1] = 0.0
     layout = Layout("line", (count,), params_last=True)
     low, high = operation.box
     x = torch.linspace(low, high, count, device=target.device)

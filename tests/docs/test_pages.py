@@ -74,7 +74,7 @@ def _calibration(names: Names) -> None:
 
 
 def _adding(names: Names) -> None:
-    assert names["TOY"].config(False, 2.0, "sum", 4) == (False, 2.0, 1)
+    assert names["BUMP"].config(False, 2.0, "sum", 4) == (False, 2.0, 1)
 
 
 def _imaging(names: Names) -> None:

@@ -83,7 +83,12 @@ def test_files_variables_and_backends_are_real(page: Path) -> None:
             assert (ROOT / file).exists(), file
     for name in set(re.findall(r'use_backend\("(\w+)"\)', text)):
         assert name in {"auto", *robustflow.backends()}
-    sources = [*ROOT.glob("*.py"), *ROOT.glob("robustflow/**/*.py"), ROOT / "CMakeLists.txt"]
+    sources = [
+        *ROOT.glob("*.py"),
+        *ROOT.glob("robustflow/**/*.py"),
+        *ROOT.glob("csrc/**/*.h"),
+        ROOT / "CMakeLists.txt",
+    ]
     code = "".join(source.read_text(encoding="utf-8") for source in sources)
     for variable in set(re.findall(r"ROBUSTFLOW_\w+", text)):
         assert variable in code, variable

@@ -11,13 +11,15 @@ from dataclasses import replace
 from conformance import layouts, operations
 from conformance.cases import DTYPES, Case
 from conformance.layouts import Layout
-from conformance.operations import RQ, Affine, CubicBspline, ModifiedRQ, Operation
+from conformance.operations import RQ, Operation
 
 # The planar kernels take 16 bytes at a time, and sizes that fill them; with four tiles of a sample
 # that is long enough for a sum of parts on a device of three multiprocessors.
 _WIDE_IMAGE = (2, 3, 8, 16)
 _LONG_IMAGE = (2, 1, 32, 64)
-_PLANAR_KERNELS: tuple[Operation, ...] = (ModifiedRQ("exp"), Affine("sigmoid"), CubicBspline())
+_PLANAR_KERNELS = tuple(
+    op for op in operations.REPRESENTATIVES if len(op.parts) == 1 and not isinstance(op, RQ)
+)
 # Shared memory holds a row for each thread: so many bins leave a block few threads.
 _MANY_BINS = (RQ(100, "linear", "softmax"), RQ(256, "circular", "softclip"))
 

@@ -18,7 +18,7 @@ import torch
 from conformance import cases, layouts, operations
 from conformance.cases import DTYPES, F32, F64, Case
 from conformance.layouts import Layout
-from conformance.operations import RQ, Affine, ModifiedRQ, Operation
+from conformance.operations import RQ, Affine, CubicBspline, ModifiedRQ, Operation
 from interpreter.backend import TARGET
 from robustflow import reference
 from robustflow._transforms import MODIFIED_RQ, SCALES
@@ -32,6 +32,7 @@ _ROWS = Layout("small_rows", (11, 3))
 # float64 where a number that is no float32 would show.
 _WIDE = (
     ModifiedRQ("softclip", (-3.0, 3.0)),
+    CubicBspline(),
     RQ(5),
     RQ(3, "circular", "softclip"),
     Affine("sigmoid"),
@@ -154,9 +155,10 @@ _SPECIAL = (float("nan"), float("inf"), -float("inf"), 3e38, -3e38, 1e30, -1e30,
 
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 @pytest.mark.parametrize(
-    "operation", [ModifiedRQ(), RQ(3), RQ(3, "circular", "softclip"), Affine("tanh_exp")],
+    "operation",
+    [ModifiedRQ(), CubicBspline(), RQ(3), RQ(3, "circular", "softclip"), Affine("tanh_exp")],
     ids=lambda op: op.name,
-)  # fmt: skip
+)
 def test_nonfinite_x_stays_in_its_element(operation: Operation, inverse: bool) -> None:
     """Forward and backward; an infinite x passes through the tails, with their gradients."""
     generator = torch.Generator().manual_seed(0)
@@ -187,7 +189,7 @@ def test_nonfinite_x_stays_in_its_element(operation: Operation, inverse: bool) -
 @pytest.mark.parametrize(
     "operation",
     [
-        *(ModifiedRQ(), ModifiedRQ("softclip", (-3.0, 3.0))),
+        *(ModifiedRQ(), ModifiedRQ("softclip", (-3.0, 3.0)), CubicBspline()),
         *(RQ(3, None), RQ(3, "circular", "softclip")),
         *(Affine(scale) for scale in SCALES),
         *(Affine(scale, reciprocal=True) for scale in SCALES),
@@ -200,9 +202,9 @@ def test_huge_parameters_give_finite_results(operation: Operation, inverse: bool
     sizes = torch.tensor([0.0, 1.0, 30.0, 1e3, 1e20, 3e38])
     params = sizes[torch.randint(0, 6, shape, generator=generator)]
     params *= torch.randn(shape, generator=generator).sign()
-    if isinstance(operation, ModifiedRQ):  # shifts are added to x, or multiplied by e^40
-        params[:, 3].clamp_(-1e30, 1e30)
-    if isinstance(operation, Affine):
+    if isinstance(operation, (CubicBspline, ModifiedRQ)):  # shifts are added to x
+        params[:, -1].clamp_(-1e30, 1e30)
+    if isinstance(operation, Affine):  # or multiplied by e^40
         params[:, 0].clamp_(-1e20, 1e20)
     x = (torch.rand(100, generator=generator) - 0.5) * 2 * min(abs(e) for e in operation.box)
     inputs = x.requires_grad_(), params.requires_grad_()
