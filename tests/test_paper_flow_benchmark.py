@@ -41,6 +41,7 @@ def test_the_published_design_computes_what_the_layers_do(kind: str) -> None:
     features = [torch.randn(1, 4, side, side) for side in (8, 4, 2)]
     with torch.no_grad():
         made = [each.log_prob(x, features, noise) for each in (plain, fused)]
+    # Sums over all elements and layers, rounded in float32 in another order.
     torch.testing.assert_close(made[0], made[1], rtol=1e-5, atol=1e-2)
     with torch.no_grad():
         quiet = plain.log_prob(x, features, torch.zeros_like(noise))

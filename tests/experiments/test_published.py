@@ -331,6 +331,7 @@ def test_a_published_checkpoint_computes_what_the_published_network_does(
         made = flow.log_prob(x, low)
         latents, logdet = published_encode(weights, coupling, x, low, std)
     wanted = logdet + normal_log_prob(latents)
+    # Sums over all elements and layers, rounded in float32 in another order.
     torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-2)
 
 
@@ -381,6 +382,7 @@ def test_llflow_computes_what_the_published_network_does(taps: int) -> None:
         latents, logdet = through_layers(weights, "affine", x, features, std=False)
     mean = tf.pixel_unshuffle(colour_map, 8)
     wanted = logdet + normal_log_prob([latents[0] - mean])
+    # Sums over all elements and layers, rounded in float32 in another order.
     torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-2)
 
     cold = flow.sample(dark, temperature=0.0)[:, 0]

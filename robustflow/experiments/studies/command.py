@@ -26,7 +26,7 @@ def print_list(console: Console) -> None:
         study = load_study(name)
         made.add_row(name, f"{study.minutes:g}", escape(study.question))
     console.print(made)
-    say(console, "Minutes: on one core, with all trainings.")
+    say(console, "Minutes: about so many on one core, with all trainings.")
 
 
 def print_configs(study: Study) -> None:

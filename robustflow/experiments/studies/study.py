@@ -36,7 +36,7 @@ class Study:
     Attributes:
         name: of its file and its module.
         title, question: in words.
-        minutes: that it takes on one core, with its trainings.
+        minutes: about how many it takes on one core, with its trainings.
         extra: of robustflow that it needs beside ``study``; "" for none.
         seeds: each model is trained with each.
         settings: of the measurement.
