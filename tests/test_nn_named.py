@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +33,7 @@ from robustflow.nn import (
     RQSplineCoupling,
     RQSplineInjector,
 )
+from robustflow.nn.named import TransformOptions
 
 CHANNELS, CONTEXT_CHANNELS = 5, 3
 IDENTITIES: list[ElementwiseTransform] = [
@@ -144,9 +147,27 @@ def test_options_go_to_the_transform_and_to_the_conditioner() -> None:
     assert context_weight(masked).shape == (16, 3)
 
 
+def test_the_types_of_options_name_the_fields_of_all_transforms() -> None:
+    transforms = (Affine, ModifiedRQSpline, CubicBSpline, RQSpline)
+    names = {field.name for transform in transforms for field in dataclasses.fields(transform)}
+    assert set(TransformOptions.__annotations__) == names
+
+
+@pytest.mark.parametrize("kind", [*COUPLINGS, *INJECTORS, RQSplineAutoregressive])
+def test_named_layers_survive_pickling(kind: Any) -> None:
+    layer = perturbed(kind(4, 2))
+    assert type(layer) is kind
+    copy = pickle.loads(pickle.dumps(layer))
+    assert type(copy) is kind and copy.transform == layer.transform
+    assert "default_transform" not in layer.__dict__
+    torch.testing.assert_close(copy.state_dict(), layer.state_dict(), atol=0, rtol=0)
+
+
 def test_an_option_that_would_do_nothing_is_an_error() -> None:
     with pytest.raises(TypeError, match=r"^num_bin: no such option"):
         RQSplineCoupling(6, 3, num_bin=4)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^num_bins: no such option. There are interval, min_bin,"):
+        ModifiedRQSplineCoupling(6, 3, num_bins=4)
     own = nn.Linear(3, 3 * 4)
     for make in (
         lambda: ModifiedRQSplineCoupling(6, 3, own, hidden_channels=8),

@@ -3,18 +3,15 @@
 A transform knows how many parameters an element needs, at which of them it is the identity, and
 how to apply them; the layers (:class:`~robustflow.nn.Coupling`, :class:`~robustflow.nn.Injector`,
 :class:`~robustflow.nn.Autoregressive`) know where they come from.
-
-Each transform's fields, with their defaults, are its options; the ``...Options`` beside it name
-their types for the layers that take them as keyword arguments.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, Protocol, TypedDict, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -30,7 +27,6 @@ Scale = Literal["sigmoid", "exp", "softplus", "atan_exp", "tanh_exp", "softclip_
 Derivative = Literal["exp", "softclip"]
 Tails = Literal["linear", "circular"] | None
 Parametrization = Literal["softmax", "softclip"]
-TransformT = TypeVar("TransformT")
 
 _DIMS = 2  # of x, where settings are checked without one: any number does
 
@@ -55,16 +51,6 @@ class ElementwiseTransform(Protocol):
         self, x: Tensor, params: Tensor, *, inverse: bool = False
     ) -> tuple[Tensor, Tensor]:
         """x (N, C, \\*S) and params (N or 1, C * num_params, \\*S) -> (y, logabsdet (N,))."""
-
-
-class AffineOptions(TypedDict, total=False):
-    """Types of :class:`Affine`'s fields."""
-
-    scale: Scale
-    eps: float
-    clamp: float | None
-    shift_first: bool
-    reciprocal: bool
 
 
 @dataclass(frozen=True)
@@ -128,15 +114,6 @@ class Affine:
         )
 
 
-class ModifiedRQSplineOptions(TypedDict, total=False):
-    """Types of :class:`ModifiedRQSpline`'s fields."""
-
-    interval: tuple[float, float]
-    min_bin: float
-    min_derivative: float
-    derivative: Derivative
-
-
 @dataclass(frozen=True)
 class ModifiedRQSpline:
     """The modified rational-quadratic spline: it moves no value further than its box is long.
@@ -186,13 +163,6 @@ class ModifiedRQSpline:
         )
 
 
-class CubicBSplineOptions(TypedDict, total=False):
-    """Types of :class:`CubicBSpline`'s fields."""
-
-    interval: tuple[float, float]
-    min_bin: float
-
-
 @dataclass(frozen=True)
 class CubicBSpline:
     """The monotone cubic B-spline: smooth, its slope bounded whatever its parameters.
@@ -239,18 +209,6 @@ class CubicBSpline:
             min_bin=self.min_bin,
             reduce=reduce,
         )
-
-
-class RQSplineOptions(TypedDict, total=False):
-    """Types of :class:`RQSpline`'s fields."""
-
-    num_bins: int
-    tails: Tails | Sequence[Tails]
-    tail_bound: float | Sequence[float]
-    min_bin_width: float
-    min_bin_height: float
-    min_derivative: float
-    parametrization: Parametrization
 
 
 @dataclass(frozen=True)
@@ -476,25 +434,6 @@ def circles_of(transform: ElementwiseTransform, channels: int) -> tuple[float | 
     """
     method = getattr(transform, "circles", None)
     return (None,) * channels if method is None else method(channels)
-
-
-def take_options(
-    kind: type[TransformT], options: Mapping[str, Any], others: Iterable[str]
-) -> tuple[TransformT, dict[str, Any]]:
-    """A transform from those of the options that are its fields, and the ``others``.
-
-    Raises:
-        TypeError: an option is neither.
-    """
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    others = list(others)
-    if unknown := [name for name in options if name not in (*names, *others)]:
-        raise TypeError(
-            f"{', '.join(unknown)}: no such option. There are {', '.join(names)} of the transform "
-            f"and {', '.join(others)} of the default conditioner."
-        )
-    mine = {name: value for name, value in options.items() if name in names}
-    return kind(**mine), {name: value for name, value in options.items() if name in others}
 
 
 def _inverse_softplus(value: float, otherwise: str) -> float:

@@ -1,8 +1,14 @@
-"""Layers by the name of their transform: its options beside those of the layer."""
+"""Layers named for their transform, whose options they take beside those of the conditioner.
+
+A named layer is a declaration: its base says where the parameters come from, and
+``default_transform`` is what it applies. An option replaces the field of that name.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, TypeVar
 
 from torch import nn
 
@@ -11,14 +17,14 @@ from robustflow.nn.conditioner import ConditionerOptions
 from robustflow.nn.coupling import Coupling
 from robustflow.nn.elementwise import (
     Affine,
-    AffineOptions,
     CubicBSpline,
-    CubicBSplineOptions,
+    Derivative,
+    ElementwiseTransform,
     ModifiedRQSpline,
-    ModifiedRQSplineOptions,
+    Parametrization,
     RQSpline,
-    RQSplineOptions,
-    take_options,
+    Scale,
+    Tails,
 )
 from robustflow.nn.injector import Injector
 from robustflow.nn.masked import MaskedConditionerOptions
@@ -26,32 +32,121 @@ from robustflow.nn.masked import MaskedConditionerOptions
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# What the default conditioners take from a layer's options.
+TransformT = TypeVar("TransformT", bound=ElementwiseTransform)
+
+# What the default conditioners take of a layer's options.
 _CONDITIONER = tuple(ConditionerOptions.__annotations__)
 _MASKED_CONDITIONER = tuple(MaskedConditionerOptions.__annotations__)
 
 
-class _AffineLayerOptions(AffineOptions, ConditionerOptions, total=False): ...
+class TransformOptions(TypedDict, total=False):
+    """Types of the fields of all transforms. A layer takes those that its own transform has."""
+
+    # Affine
+    scale: Scale
+    eps: float
+    clamp: float | None
+    shift_first: bool
+    reciprocal: bool
+    # ModifiedRQSpline; CubicBSpline has the first two
+    interval: tuple[float, float]
+    min_bin: float
+    min_derivative: float
+    derivative: Derivative
+    # RQSpline, which has min_derivative, too
+    num_bins: int
+    tails: Tails | Sequence[Tails]
+    tail_bound: float | Sequence[float]
+    min_bin_width: float
+    min_bin_height: float
+    parametrization: Parametrization
 
 
-class _ModifiedRQSplineLayerOptions(ModifiedRQSplineOptions, ConditionerOptions, total=False): ...
+class LayerOptions(TransformOptions, ConditionerOptions, total=False):
+    """Options of a transform and of the default :class:`Conditioner`."""
 
 
-class _CubicBSplineLayerOptions(CubicBSplineOptions, ConditionerOptions, total=False): ...
+class MaskedLayerOptions(TransformOptions, MaskedConditionerOptions, total=False):
+    """Options of a transform and of the default :class:`MaskedConditioner`."""
 
 
-class _RQSplineLayerOptions(RQSplineOptions, ConditionerOptions, total=False): ...
+def split_options(
+    transform: TransformT, options: Mapping[str, Any], others: Iterable[str]
+) -> tuple[TransformT, dict[str, Any]]:
+    """The transform with those options that are its fields, and those that are in ``others``.
+
+    Raises:
+        TypeError: an option is neither.
+    """
+    names = [field.name for field in fields(transform)]  # type: ignore[arg-type]
+    others = list(others)
+    if unknown := [name for name in options if name not in (*names, *others)]:
+        raise TypeError(
+            f"{', '.join(unknown)}: no such option. There are {', '.join(names)} of the transform "
+            f"and {', '.join(others)} of the default conditioner."
+        )
+    changes = {name: value for name, value in options.items() if name in names}
+    rest = {name: value for name, value in options.items() if name in others}
+    return replace(transform, **changes), rest  # type: ignore[type-var]
 
 
-class _RQSplineMaskedOptions(RQSplineOptions, MaskedConditionerOptions, total=False): ...
+class NamedCoupling(Coupling):
+    """Base of the named couplings: a subclass declares ``default_transform``."""
+
+    default_transform: ClassVar[ElementwiseTransform]
+
+    def __init__(
+        self,
+        channels: int,
+        context_channels: int = 0,
+        conditioner: nn.Module | None = None,
+        *,
+        reverse: bool = False,
+        **options: Unpack[LayerOptions],
+    ) -> None:
+        transform, rest = split_options(self.default_transform, options, _CONDITIONER)
+        super().__init__(
+            channels, context_channels, transform, conditioner, reverse=reverse, **rest
+        )
 
 
-def _bounded(options: _AffineLayerOptions) -> _AffineLayerOptions:
-    """Adds the default scale, which is bounded and starts at the identity."""
-    return {"scale": "softclip_exp", **options}
+class NamedInjector(Injector):
+    """Base of the named injectors."""
+
+    default_transform: ClassVar[ElementwiseTransform]
+
+    def __init__(
+        self,
+        channels: int,
+        context_channels: int,
+        conditioner: nn.Module | None = None,
+        **options: Unpack[LayerOptions],
+    ) -> None:
+        transform, rest = split_options(self.default_transform, options, _CONDITIONER)
+        super().__init__(channels, context_channels, transform, conditioner, **rest)
 
 
-class ConditionalAffineCoupling(Coupling):
+class NamedAutoregressive(Autoregressive):
+    """Base of the named autoregressive layers."""
+
+    default_transform: ClassVar[ElementwiseTransform]
+
+    def __init__(
+        self,
+        features: int,
+        context_features: int = 0,
+        conditioner: nn.Module | None = None,
+        *,
+        reverse: bool = False,
+        **options: Unpack[MaskedLayerOptions],
+    ) -> None:
+        transform, rest = split_options(self.default_transform, options, _MASKED_CONDITIONER)
+        super().__init__(
+            features, context_features, transform, conditioner, reverse=reverse, **rest
+        )
+
+
+class ConditionalAffineCoupling(NamedCoupling):
     """:class:`Coupling` by an :class:`Affine` transform, with a bounded scale.
 
     Args:
@@ -71,22 +166,10 @@ class ConditionalAffineCoupling(Coupling):
         [0.0, 0.0, 0.0, 0.0, 0.0]
     """
 
-    def __init__(
-        self,
-        channels: int,
-        context_channels: int = 0,
-        conditioner: nn.Module | None = None,
-        *,
-        reverse: bool = False,
-        **options: Unpack[_AffineLayerOptions],
-    ) -> None:
-        transform, rest = take_options(Affine, _bounded(options), _CONDITIONER)
-        super().__init__(
-            channels, context_channels, transform, conditioner, reverse=reverse, **rest
-        )
+    default_transform = Affine(scale="softclip_exp")
 
 
-class ConditionalAffineInjector(Injector):
+class ConditionalAffineInjector(NamedInjector):
     """:class:`Injector` by an :class:`Affine` transform, with a bounded scale.
 
     Args:
@@ -98,18 +181,10 @@ class ConditionalAffineInjector(Injector):
         0.0001
     """
 
-    def __init__(
-        self,
-        channels: int,
-        context_channels: int,
-        conditioner: nn.Module | None = None,
-        **options: Unpack[_AffineLayerOptions],
-    ) -> None:
-        transform, rest = take_options(Affine, _bounded(options), _CONDITIONER)
-        super().__init__(channels, context_channels, transform, conditioner, **rest)
+    default_transform = Affine(scale="softclip_exp")
 
 
-class ModifiedRQSplineCoupling(Coupling):
+class ModifiedRQSplineCoupling(NamedCoupling):
     """:class:`Coupling` by a :class:`ModifiedRQSpline`.
 
     Args:
@@ -123,22 +198,10 @@ class ModifiedRQSplineCoupling(Coupling):
         (-2.0, 2.0)
     """
 
-    def __init__(
-        self,
-        channels: int,
-        context_channels: int = 0,
-        conditioner: nn.Module | None = None,
-        *,
-        reverse: bool = False,
-        **options: Unpack[_ModifiedRQSplineLayerOptions],
-    ) -> None:
-        transform, rest = take_options(ModifiedRQSpline, options, _CONDITIONER)
-        super().__init__(
-            channels, context_channels, transform, conditioner, reverse=reverse, **rest
-        )
+    default_transform = ModifiedRQSpline()
 
 
-class ModifiedRQSplineInjector(Injector):
+class ModifiedRQSplineInjector(NamedInjector):
     """:class:`Injector` by a :class:`ModifiedRQSpline`.
 
     Args:
@@ -150,18 +213,10 @@ class ModifiedRQSplineInjector(Injector):
         4
     """
 
-    def __init__(
-        self,
-        channels: int,
-        context_channels: int,
-        conditioner: nn.Module | None = None,
-        **options: Unpack[_ModifiedRQSplineLayerOptions],
-    ) -> None:
-        transform, rest = take_options(ModifiedRQSpline, options, _CONDITIONER)
-        super().__init__(channels, context_channels, transform, conditioner, **rest)
+    default_transform = ModifiedRQSpline()
 
 
-class CubicBSplineCoupling(Coupling):
+class CubicBSplineCoupling(NamedCoupling):
     """:class:`Coupling` by a :class:`CubicBSpline`.
 
     Args:
@@ -175,22 +230,10 @@ class CubicBSplineCoupling(Coupling):
         (-2.0, 2.0)
     """
 
-    def __init__(
-        self,
-        channels: int,
-        context_channels: int = 0,
-        conditioner: nn.Module | None = None,
-        *,
-        reverse: bool = False,
-        **options: Unpack[_CubicBSplineLayerOptions],
-    ) -> None:
-        transform, rest = take_options(CubicBSpline, options, _CONDITIONER)
-        super().__init__(
-            channels, context_channels, transform, conditioner, reverse=reverse, **rest
-        )
+    default_transform = CubicBSpline()
 
 
-class CubicBSplineInjector(Injector):
+class CubicBSplineInjector(NamedInjector):
     """:class:`Injector` by a :class:`CubicBSpline`.
 
     Args:
@@ -202,18 +245,10 @@ class CubicBSplineInjector(Injector):
         11
     """
 
-    def __init__(
-        self,
-        channels: int,
-        context_channels: int,
-        conditioner: nn.Module | None = None,
-        **options: Unpack[_CubicBSplineLayerOptions],
-    ) -> None:
-        transform, rest = take_options(CubicBSpline, options, _CONDITIONER)
-        super().__init__(channels, context_channels, transform, conditioner, **rest)
+    default_transform = CubicBSpline()
 
 
-class RQSplineCoupling(Coupling):
+class RQSplineCoupling(NamedCoupling):
     """:class:`Coupling` by an :class:`RQSpline` of K bins: the layer of neural spline flows.
 
     Args:
@@ -233,22 +268,10 @@ class RQSplineCoupling(Coupling):
         (torch.Size([4, 5]), torch.Size([4]))
     """
 
-    def __init__(
-        self,
-        channels: int,
-        context_channels: int = 0,
-        conditioner: nn.Module | None = None,
-        *,
-        reverse: bool = False,
-        **options: Unpack[_RQSplineLayerOptions],
-    ) -> None:
-        transform, rest = take_options(RQSpline, options, _CONDITIONER)
-        super().__init__(
-            channels, context_channels, transform, conditioner, reverse=reverse, **rest
-        )
+    default_transform = RQSpline()
 
 
-class RQSplineInjector(Injector):
+class RQSplineInjector(NamedInjector):
     """:class:`Injector` by an :class:`RQSpline` of K bins.
 
     Args:
@@ -260,18 +283,10 @@ class RQSplineInjector(Injector):
         11
     """
 
-    def __init__(
-        self,
-        channels: int,
-        context_channels: int,
-        conditioner: nn.Module | None = None,
-        **options: Unpack[_RQSplineLayerOptions],
-    ) -> None:
-        transform, rest = take_options(RQSpline, options, _CONDITIONER)
-        super().__init__(channels, context_channels, transform, conditioner, **rest)
+    default_transform = RQSpline()
 
 
-class RQSplineAutoregressive(Autoregressive):
+class RQSplineAutoregressive(NamedAutoregressive):
     """:class:`Autoregressive` layer over (N, D) by an :class:`RQSpline` of K bins.
 
     Args:
@@ -290,16 +305,4 @@ class RQSplineAutoregressive(Autoregressive):
         (torch.Size([4, 3]), torch.Size([4]))
     """
 
-    def __init__(
-        self,
-        features: int,
-        context_features: int = 0,
-        conditioner: nn.Module | None = None,
-        *,
-        reverse: bool = False,
-        **options: Unpack[_RQSplineMaskedOptions],
-    ) -> None:
-        transform, rest = take_options(RQSpline, options, _MASKED_CONDITIONER)
-        super().__init__(
-            features, context_features, transform, conditioner, reverse=reverse, **rest
-        )
+    default_transform = RQSpline()
