@@ -11,7 +11,6 @@ Needs the extras: pip install 'robustflow[report]' nflows FrEIA.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 import FrEIA.framework
@@ -87,7 +86,7 @@ class Freia(nn.Module):
         return self.flow(z, c=[y], rev=True)
 
 
-def train(flow: nn.Module, iterations: int, seed: int = 0) -> float:
+def train(flow: Nflows | Freia, iterations: int, seed: int = 0) -> float:
     """Maximum likelihood on fresh pairs; the last hundred updates' mean, in nats."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(flow.parameters(), lr=2e-3)
@@ -106,7 +105,7 @@ def train(flow: nn.Module, iterations: int, seed: int = 0) -> float:
     return sum(losses[-100:]) / len(losses[-100:])
 
 
-def diagnose(name: str, flow: nn.Module, out: Path) -> None:
+def diagnose(name: str, flow: Nflows | Freia, out: Path) -> None:
     """Print the certificate, what the monitor saw, and the scores; write the report's page."""
     print(certify(flow))
     generator = torch.Generator().manual_seed(1)
@@ -128,9 +127,9 @@ def diagnose(name: str, flow: nn.Module, out: Path) -> None:
         ]
         print(f"{type(score).__name__}: alarms {rates[0]:.0%} at the edge, {rates[1]:.0%} beyond")
 
-    def draw(y: Tensor, number: int, temperature: float, generator: torch.Generator) -> Tensor:
-        z = temperature * torch.randn(number, 2, generator=generator)
-        return flow.inverse(z, y.expand(number, -1))[0]
+    def draw(y: Tensor, num_samples: int, temperature: float, generator: torch.Generator) -> Tensor:
+        z = temperature * torch.randn(num_samples, 2, generator=generator)
+        return flow.inverse(z, y.expand(num_samples, -1))[0]
 
     report = robustness_report(
         flow,
@@ -146,7 +145,7 @@ def diagnose(name: str, flow: nn.Module, out: Path) -> None:
     print(f"The page: {report.path}\n")
 
 
-FLOWS: dict[str, Callable[[], nn.Module]] = {"nflows": Nflows, "FrEIA": Freia}
+FLOWS: dict[str, type[Nflows] | type[Freia]] = {"nflows": Nflows, "FrEIA": Freia}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustflow.experiments import neural_posterior, posterior
-from robustflow.experiments.neural_posterior import (
+from examples.posterior import __main__ as command
+from examples.posterior.comparison import Judge, difference, energy_distance
+from examples.posterior.simulator import TwistedSimulator
+from examples.posterior.training import (
     LIBRARIES,
     MODES,
     PATCHED,
@@ -24,8 +26,6 @@ from robustflow.experiments.neural_posterior import (
     simulate,
     train,
 )
-from robustflow.experiments.posterior_comparison import Judge, difference, energy_distance
-from robustflow.experiments.twisted import TwistedSimulator
 
 SIMULATOR = TwistedSimulator()
 TINY = Settings(simulations=200, epochs=2, batch_size=60, samples=500)
@@ -215,7 +215,7 @@ def test_the_command_writes_its_files_and_prints_its_tables(
     pytest.importorskip("sbi")
     monkeypatch.chdir(tmp_path)  # sbi's own tracker would write there
     sizes = ["--simulations", "300", "--epochs", "2", "--samples", "500"]
-    assert posterior.main([*sizes, "--json", "a.json", "--figure", "a.png"]) == 0
+    command.main([*sizes, "--json", "a.json", "--figure", "a.png"])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.json", "a.png"]
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     content = json.loads((tmp_path / "a.json").read_text())
@@ -242,26 +242,12 @@ def test_too_little_to_train_on_is_refused(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        posterior.main(arguments)
+        command.main(arguments)
     least = int(arguments[1]) + 1
-    assert (
-        f"{arguments[0]}: must be a whole number of at least {least}, got"
-        in capsys.readouterr().err
-    )
-
-
-def test_without_sbi_the_command_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def missing(*_: object, **__: object) -> None:
-        raise ModuleNotFoundError("No module named 'sbi'", name="sbi.inference")
-
-    monkeypatch.setattr(posterior, "run_example", missing)
-    assert posterior.main([]) == 2
-    assert "needs the package sbi: pip install 'robustflow[sbi]'" in capsys.readouterr().err
+    assert f"{arguments[0]} must be at least {least}, got" in capsys.readouterr().err
 
 
 def test_every_estimator_has_a_library_that_can_be_patched() -> None:
     from robustflow._patchable import LIBRARIES as patchable
 
-    assert set(neural_posterior.LIBRARIES.values()) <= set(patchable)
+    assert set(LIBRARIES.values()) <= set(patchable)

@@ -19,19 +19,8 @@ Imaging flows, by `robustflow train`, `sample` and `info`:
 - :mod:`~robustflow.experiments.data`: pictures from files, random crops, the built-in set.
 - :mod:`~robustflow.experiments.encoders`: networks that make features of an observation.
 - :mod:`~robustflow.experiments.imaging`: configuration, model, training, checkpoints, sampling.
-
-sbi's neural-spline posterior estimator with the patch off and on:
-
-- :mod:`~robustflow.experiments.posterior`: the example and its command line.
-- :mod:`~robustflow.experiments.twisted`: a simulator whose posterior is known exactly.
-- :mod:`~robustflow.experiments.neural_posterior`: training and sampling.
-- :mod:`~robustflow.experiments.posterior_comparison`: the numbers.
-- :mod:`~robustflow.experiments.posterior_report`: tables, JSON, and a pair plot.
 """
 
 from robustflow._extras import explain_when_run
 
-explain_when_run(
-    "experiments",
-    {**dict.fromkeys(("sbi", "nflows", "zuko"), "sbi"), "safetensors": "train"},
-)
+explain_when_run("experiments", {"safetensors": "train"})

@@ -62,7 +62,8 @@ def test_the_picture_of_the_layers_is_that_of_the_code() -> None:
 @EACH
 def test_what_commands_name_exists(page: Path) -> None:
     text, project = text_of(page), (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    for module in set(re.findall(r"python -m ((?:robustflow|benchmarks|tests)[\w.]*)", text)):
+    ours = r"python -m ((?:robustflow|benchmarks|examples|tests)[\w.]*)"
+    for module in set(re.findall(ours, text)):
         assert importlib.util.find_spec(module) is not None, module
     for marker in set(re.findall(r"pytest -m (\w+)", text)):
         assert f'"{marker}: ' in project, marker

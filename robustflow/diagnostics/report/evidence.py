@@ -29,6 +29,7 @@ class Sampler(Protocol):
         number: int,
         temperature: float,
         generator: torch.Generator,
+        /,
     ) -> Tensor:
         """``number`` samples (number, C, \\*S) of one context (1, C', \\*S')."""
 

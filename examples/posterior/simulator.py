@@ -30,13 +30,6 @@ class TwistedSimulator:
         twist: angle, in radians, by which a point of radius 1 is turned.
         offset: what is added to or subtracted from every measurement.
         noise: standard deviation of the measurements' noise.
-
-    Example:
-        >>> simulator = TwistedSimulator()
-        >>> theta = simulator.prior().sample((1000,))
-        >>> x = simulator(theta, torch.Generator().manual_seed(0))
-        >>> simulator.log_posterior(theta, x).shape
-        torch.Size([1000])
     """
 
     twist: float = 0.5

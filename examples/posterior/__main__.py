@@ -1,33 +1,31 @@
 """sbi's neural-spline posterior estimator with ``robustflow.compat.patch`` off and on.
 
-    python -m robustflow.experiments.posterior [--estimator NAME] [--simulations N] [--epochs E]
-                                               [--samples N] [--seed S]
-                                               [--json FILE] [--figure FILE]
+    python -m examples.posterior [--estimator NAME] [--simulations N] [--epochs E] [--samples N]
+                                 [--seed S] [--json FILE] [--figure FILE]
 
-Neural posterior estimation on a simulator whose posterior is known exactly
-(:mod:`~robustflow.experiments.twisted`). The estimator is trained four times from the same seed, on
-the same batches: unpatched and patched, and both again from weights that are one ulp higher. The
-latter two show how far rounding alone changes a training, to compare the patch with. Needs ``pip
-install 'robustflow[sbi]'``.
+Neural posterior estimation on a simulator whose posterior is known exactly. The estimator is
+trained four times from the same seed, on the same batches: unpatched and patched, and both again
+from weights that are one ulp higher. The latter two show how far rounding alone changes a training,
+to compare the patch with. Needs ``pip install 'robustflow[sbi]'``.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from robustflow._arguments import output_file, whole_number
-from robustflow._extras import explain
-from robustflow._files import check_writable, save
-from robustflow.experiments.console import say
-from robustflow.experiments.neural_posterior import (
+from examples.posterior import report
+from examples.posterior.comparison import TURNS, Comparison, Judge
+from examples.posterior.report import Outcome
+from examples.posterior.simulator import TwistedSimulator
+from examples.posterior.training import (
     LIBRARIES,
     MODES,
     Settings,
@@ -36,16 +34,9 @@ from robustflow.experiments.neural_posterior import (
     simulate,
     train,
 )
-from robustflow.experiments.posterior_comparison import TURNS, Comparison, Judge
-from robustflow.experiments.twisted import TwistedSimulator
+from robustflow.experiments.console import say
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from robustflow.experiments.posterior_report import Outcome
-
-# Of the command line: the least that makes sense, and what it is.
+# Options of the command line: the smallest that makes sense, and what it is.
 _NUMBERS = {
     "simulations": (100, "to train on"),
     "epochs": (2, "of each training"),
@@ -55,67 +46,35 @@ _NUMBERS = {
 
 
 def run_example(
-    settings: Settings,
-    *,
-    json_file: Path | None = None,
-    figure_file: Path | None = None,
-    console: Console | None = None,
-) -> bool:
+    settings: Settings, *, json_file: Path | None = None, figure_file: Path | None = None
+) -> None:
     """Train, sample, compare, print; on one thread.
 
     Args:
         settings: of the estimator and its training.
         json_file, figure_file: where the numbers and the pair plot go, if anywhere.
-        console: where to print; default the terminal.
-
-    Returns:
-        Whether the files are there. Where one could not be written once the work was done,
-        standard error says so and where its contents are instead.
-
-    Raises:
-        ModuleNotFoundError: sbi, or another package of the extra ``sbi``, is not installed.
-        UnwritablePath: a file cannot be written; nothing was done yet.
-        PatchError: the library is not one that the kernels know.
     """
-    from rich.console import Console
-
-    from robustflow.experiments import posterior_report
-
-    console = console or Console()
-    check_writable(*(file for file in (figure_file, json_file) if file is not None))
+    console = Console()
     started = time.perf_counter()
-    posterior_report.print_introduction(console, settings)
+    report.print_introduction(console, settings)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         outcome = _measure(settings, console)
     finally:
         torch.set_num_threads(threads)
-    posterior_report.print_outcome(console, outcome, settings)
+    report.print_outcome(console, outcome, settings)
     seconds = time.perf_counter() - started
-    is_saved = True
     if json_file is not None:
-        numbers = posterior_report.to_json(outcome, settings, seconds)
-        is_saved = _save(console, "Numbers", json_file, numbers)
+        json_file.write_bytes(report.to_json(outcome, settings, seconds))
+        say(console, f"Numbers: {json_file}")
     if figure_file is not None:
-        figure = posterior_report.draw(outcome, settings)
-        is_saved = _save(console, "Figure", figure_file, figure) and is_saved
+        figure_file.write_bytes(report.draw(outcome, settings))
+        say(console, f"Figure: {figure_file}")
     say(console, f"{seconds:.0f} s in all.")
-    return is_saved
-
-
-def _save(console: Console, what: str, file: Path, content: bytes) -> bool:
-    is_saved = save(file, content)
-    if is_saved:
-        say(console, f"{what}: {file}")
-    return is_saved
 
 
 def _measure(settings: Settings, console: Console) -> Outcome:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    from robustflow.experiments.posterior_report import Outcome
-
     columns = (
         TextColumn("{task.description:>26}"),
         BarColumn(bar_width=20),
@@ -182,11 +141,11 @@ def _train_all(
     return trainings
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the example from the command line; 2 where packages are missing, 1 where a file is."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the example from the command line."""
     standard = Settings()
     parser = argparse.ArgumentParser(
-        prog="python -m robustflow.experiments.posterior",
+        prog="python -m examples.posterior",
         description=(
             "Trains and samples sbi's neural-spline posterior estimator with robustflow's kernels "
             "off and on, and compares both with each other and with the exact posterior. Takes "
@@ -199,31 +158,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=standard.estimator,
         help="sbi's name of it (default: %(default)s)",
     )
-    for name, (least, words) in _NUMBERS.items():
+    for name, (_, words) in _NUMBERS.items():
         parser.add_argument(
             f"--{name}",
-            type=whole_number(least),
+            type=int,
             default=getattr(standard, name),
             metavar="N",
             help=f"{words} (default: %(default)s)",
         )
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="write all numbers there")
-    parser.add_argument(
-        "--figure", type=output_file, metavar="FILE", help="write a pair plot there, PNG"
-    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="write a pair plot there, PNG")
     args = parser.parse_args(argv)
     numbers = {name: getattr(args, name) for name in _NUMBERS}
+    for name, (least, _) in _NUMBERS.items():
+        if numbers[name] < least:
+            parser.error(f"--{name} must be at least {least}, got {numbers[name]}")
     settings = Settings(estimator=args.estimator, **numbers)
-    try:
-        is_saved = run_example(settings, json_file=args.json, figure_file=args.figure)
-    except ModuleNotFoundError as error:
-        sentence = explain("The example", error, "sbi")
-        if sentence is None:
-            raise
-        print(sentence, file=sys.stderr)
-        return 2
-    return 0 if is_saved else 1
+    run_example(settings, json_file=args.json, figure_file=args.figure)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

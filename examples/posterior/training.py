@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from examples.posterior.simulator import TwistedSimulator
 from robustflow import compat
-from robustflow.experiments.twisted import TwistedSimulator
 
 # sbi's names of its estimators with rational-quadratic splines, and whose splines they are.
 LIBRARIES = {"nsf": "nflows", "maf_rqs": "nflows", "zuko_nsf": "zuko"}

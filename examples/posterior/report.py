@@ -1,4 +1,4 @@
-"""The output of :mod:`.posterior`: tables, a JSON file, and a pair plot."""
+"""The output of the example: tables, a JSON file, and a pair plot."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from robustflow.experiments.neural_posterior import (
+from examples.posterior.comparison import (
+    TEST_SIMULATIONS,
+    Comparison,
+    Rightness,
+    Sampling,
+)
+from examples.posterior.training import (
     PATCHED,
     UNPATCHED,
     Settings,
     Training,
     name_of,
-)
-from robustflow.experiments.posterior_comparison import (
-    TEST_SIMULATIONS,
-    Comparison,
-    Rightness,
-    Sampling,
 )
 from robustflow.experiments.report import machine
 

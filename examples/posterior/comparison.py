@@ -1,4 +1,4 @@
-"""Are two posteriors the same, and are they right? The numbers of :mod:`.posterior`."""
+"""Are two posteriors the same, and are they right? The numbers of the example."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustflow.experiments.neural_posterior import (
+from examples.posterior.simulator import TwistedSimulator
+from examples.posterior.training import (
     MODES,
     Settings,
     Training,
@@ -20,7 +21,6 @@ from robustflow.experiments.neural_posterior import (
     sample,
     simulate_anew,
 )
-from robustflow.experiments.twisted import TwistedSimulator
 
 TEST_SIMULATIONS = 4000  # new ones, for log_prob and the divergence
 EXACT_SAMPLES = 100_000  # what means and deviations are compared with

@@ -1,0 +1,1 @@
+"""Programs that use robustflow: run them from the root of a checkout."""
