@@ -23,7 +23,7 @@ test: .venv/test.stamp
 
 # The GPU kernels for every architecture, without a GPU; `make test` compiles them for sm_90 only.
 aot-all: .venv/test.stamp
-	$(BIN)/python -m pytest tests/aot -m aot --aot-all $(ARGS)
+	$(BIN)/python -m pytest tests/backends/aot -m aot --aot-all $(ARGS)
 
 bench: .venv/bench.stamp
 	$(BIN)/python -m benchmarks.foundation $(ARGS)

@@ -10,9 +10,8 @@ import hypothesis
 import pytest
 import torch
 
-import closing
-from conformance.targets import Target, target_params
-from gpu import summary, workers
+from tests.conformance.targets import Target, target_params
+from tests.support import gpu_summary, run_summary, workers
 
 # The same examples on every run, without a time limit: a failure must be reproducible.
 hypothesis.settings.register_profile(
@@ -74,7 +73,7 @@ def native_device(request: pytest.FixtureRequest) -> Iterator[Target]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without a GPU, tests that need one are named in one line, unless they were asked for."""
     gpu = [item for item in items if item.get_closest_marker("gpu") is not None]
-    closing.of(config).gpu_tests = {item.nodeid for item in gpu}
+    run_summary.of(config).gpu_tests = {item.nodeid for item in gpu}
     if gpu and not torch.cuda.is_available() and "gpu" not in config.option.markexpr:
         items[:] = [item for item in items if item.get_closest_marker("gpu") is None]
         config.hook.pytest_deselected(items=gpu)
@@ -110,22 +109,22 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    closing.send(session.config)
+    run_summary.send(session.config)
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's
 def pytest_testnodedown(node: Any) -> None:
-    closing.receive(node.config, node)
+    run_summary.receive(node.config, node)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if config.option.collectonly:
         return
-    told = closing.of(config)
+    told = run_summary.of(config)
     for title, text in told.sections:
         terminalreporter.section(title)
         terminalreporter.write_line(text)
-    if lines := summary.lines(terminalreporter.stats, told.gpu_tests):
+    if lines := gpu_summary.lines(terminalreporter.stats, told.gpu_tests):
         terminalreporter.section("GPU")
         for line in lines:
             terminalreporter.write_line(line)

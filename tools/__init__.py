@@ -1,1 +1,1 @@
-"""Scripts for the documentation."""
+"""Scripts and plugins for development: the documentation, and other libraries' own tests."""

@@ -4,6 +4,6 @@
 
 ``toolchain`` finds the compilers and runs them, ``sass`` reads a disassembly, ``triton_launches``
 records how each Triton kernel is launched, ``kernels`` compiles every kernel, ``occupancy`` says
-how many of its threads a multiprocessor holds, and ``report`` prints. ``tests/aot`` holds the
-kernels to limits.
+how many of its threads a multiprocessor holds, and ``report`` prints. ``tests/backends/aot`` holds
+the kernels to limits.
 """

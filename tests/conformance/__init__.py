@@ -1,6 +1,6 @@
 """One suite that every backend passes: each operation against the float64 oracle.
 
-A new backend is one entry of :data:`conformance.targets.TARGETS`; nothing else changes.
+A new backend is one entry of :data:`tests.conformance.targets.TARGETS`; nothing else changes.
 
 - ``targets``: the backends and devices that the suite runs on
 - ``operations``: every configuration of every public function, with its oracle

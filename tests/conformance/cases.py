@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from conformance import layouts, operations
-from conformance.compare import (
+from tests.conformance import layouts, operations
+from tests.conformance.compare import (
     ARITHMETIC,
     CONDITIONING,
     Results,
@@ -25,10 +25,10 @@ from conformance.compare import (
     storage,
     units,
 )
-from conformance.layouts import Layout
-from conformance.operations import Operation
-from conformance.poison import poisoned
-from conformance.targets import Target, target_params
+from tests.conformance.layouts import Layout
+from tests.conformance.operations import Operation
+from tests.conformance.poison import poisoned
+from tests.conformance.targets import Target, target_params
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 # (dtype of x, dtype of the parameters); float32 with half parameters is what autocast gives.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from conformance.operations import Operation, Patterns
+from tests.conformance.operations import Operation, Patterns
 
 # Roundings that each quantity may collect (1), and how many times the measured movement (2). The
 # float32 reference itself needs up to a half of each over all operations, layouts and seeds.

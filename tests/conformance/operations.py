@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 import robustflow.functional as F
-from conformance import knots
 from robustflow import reference
 from robustflow._transforms import PARAMETRIZATIONS, SCALES, TAILS, count_derivatives
 from robustflow.reference.cubic_bspline import spline_in_box
+from tests.conformance import knots
 
 Pair = tuple[Tensor, Tensor]
 Patterns = tuple[Tensor, Tensor]

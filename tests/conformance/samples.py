@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from conformance import layouts
-from conformance.layouts import Layout
-from conformance.operations import Operation
-from conformance.targets import Target
+from tests.conformance import layouts
+from tests.conformance.layouts import Layout
+from tests.conformance.operations import Operation
+from tests.conformance.targets import Target
 
 
 @dataclass

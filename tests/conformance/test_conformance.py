@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
-from conformance.cases import Case, case_params, check
-from conformance.poison import poisoned
-from conformance.targets import Target
+from tests.conformance.cases import Case, case_params, check
+from tests.conformance.poison import poisoned
+from tests.conformance.targets import Target
 
 
 @pytest.mark.parametrize(("target", "case"), case_params())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conformance import operations
-from conformance.compare import run_oracle
-from conformance.operations import Operation
+from tests.conformance import operations
+from tests.conformance.compare import run_oracle
+from tests.conformance.operations import Operation
 
 SPLINES = [op for op in operations.ALL if not op.name.startswith("affine")]
 

@@ -13,7 +13,6 @@ from scipy.stats import binomtest
 from sklearn.metrics import jaccard_score, roc_auc_score
 from torch import Tensor
 
-from diagnostics import planted
 from robustflow._resizing import downsample
 from robustflow.diagnostics import Thresholds, find_artifacts, judge_detectors
 from robustflow.diagnostics.artifacts import Kind, contrast_map, faulty_pixels
@@ -25,6 +24,7 @@ from robustflow.diagnostics.intervals import bootstrap_interval, wilson_interval
 from robustflow.experiments import faults
 from robustflow.experiments.tasks import Task
 from robustflow.functional import conditional_affine
+from tests.diagnostics import planted
 
 
 def grey(*shape: int, value: float = 0.4) -> Tensor:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diagnostics.exploding_flows import planted_flow
 from robustflow import nn as rnn
 from robustflow._resizing import downsample
 from robustflow.diagnostics import InverseMonitor
@@ -23,6 +22,7 @@ from robustflow.diagnostics.guards import (
     resample_onsets,
 )
 from robustflow.experiments.tasks import SuperResolution
+from tests.diagnostics.exploding_flows import planted_flow
 
 
 class Collapsing(nn.Module):

@@ -15,7 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diagnostics.exploding_flows import (
+from robustflow import functional as F
+from robustflow import nn as rnn
+from robustflow.diagnostics import monitor as monitor_module
+from robustflow.diagnostics.monitor import ExplodingInverseError, ExplosionWarning, InverseMonitor
+from tests.diagnostics.exploding_flows import (
     CHANNELS,
     GAIN,
     SIZE,
@@ -24,10 +28,6 @@ from diagnostics.exploding_flows import (
     planted_flow,
     reached_by,
 )
-from robustflow import functional as F
-from robustflow import nn as rnn
-from robustflow.diagnostics import monitor as monitor_module
-from robustflow.diagnostics.monitor import ExplodingInverseError, ExplosionWarning, InverseMonitor
 
 MEMBERS = ("transform_with", "forward")
 

@@ -13,7 +13,14 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from diagnostics.gaussian_problem import (
+from robustflow.diagnostics import PosteriorReport, posterior_report
+from robustflow.diagnostics.intervals import Estimate
+from robustflow.diagnostics.posterior import crps, energy_score, linear_functionals, ranks
+from robustflow.diagnostics.posterior.conformal import needed_multiplier
+from robustflow.diagnostics.posterior.coverage import WHOLE, inside, means, sides_of, tails
+from robustflow.diagnostics.posterior.quality import psnr, ssim
+from robustflow.diagnostics.posterior.tarp import LEVELS, distance_rank, references_of
+from tests.diagnostics.gaussian_problem import (
     MISSES,
     SIDE,
     bias_of,
@@ -22,13 +29,6 @@ from diagnostics.gaussian_problem import (
     problems,
     rank_law,
 )
-from robustflow.diagnostics import PosteriorReport, posterior_report
-from robustflow.diagnostics.intervals import Estimate
-from robustflow.diagnostics.posterior import crps, energy_score, linear_functionals, ranks
-from robustflow.diagnostics.posterior.conformal import needed_multiplier
-from robustflow.diagnostics.posterior.coverage import WHOLE, inside, means, sides_of, tails
-from robustflow.diagnostics.posterior.quality import psnr, ssim
-from robustflow.diagnostics.posterior.tarp import LEVELS, distance_rank, references_of
 
 PICTURES, SAMPLES = 200, 19
 SHAPE = (1, SIDE, SIDE)

@@ -16,7 +16,6 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from browser import needs_browser, opened
 from robustflow import nn as rnn
 from robustflow._files import UnwritablePath
 from robustflow.diagnostics import RobustnessReport, robustness_report
@@ -28,6 +27,7 @@ from robustflow.diagnostics.report.statistics import (
     rates_by_score,
     spearman,
 )
+from tests.support.browser import needs_browser, opened
 
 
 def test_statistics_are_those_of_the_libraries() -> None:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compat.affine_flows import KINDS, normflows_inverse
 from robustflow import nn as rnn
 from robustflow.diagnostics import Certificate, GainScore, certify
 from robustflow.diagnostics._gains import watching
+from tests.compat.affine_flows import KINDS, normflows_inverse
 
 CONDITIONAL = [name for name, kind in KINDS.items() if kind.conditional]
 RUNS: dict[str, Callable[[Any, Tensor], Any]] = {

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from compat.affine_flows import KINDS
-from diagnostics.test_certify import block_rms, shifts_of, two_levels
-from diagnostics.test_certify_libraries import GAINS, largest_params, made
 from robustflow import nn as rnn
 from robustflow.diagnostics import certify
+from tests.compat.affine_flows import KINDS
+from tests.diagnostics.describe.test_libraries import GAINS, largest_params, made
+from tests.diagnostics.test_certify import block_rms, shifts_of, two_levels
 
 BOUNDED = [name for name in KINDS if math.isfinite(GAINS[name])]
 

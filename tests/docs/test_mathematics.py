@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from docs.pages import DOCS, ROOT, text_of
+from tests.docs.pages import DOCS, ROOT, text_of
 
 PAGE = text_of(DOCS / "mathematics.md")
 # lane.h, half.h and transform.h have the number types and the interface, not mathematics.

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from docs.pages import PAGES, ROOT, blocks_to_run, name_of, text_of
+from tests.docs.pages import PAGES, ROOT, blocks_to_run, name_of, text_of
 
 Names = dict[str, Any]
 
 # Pages whose blocks run in a test of their own: they start processes, or export files.
 ELSEWHERE = {
     "docs/drop-ins.md": "tests/compat/patch/test_workers.py",
-    "docs/onnx.md": "tests/test_onnx.py",
+    "docs/onnx.md": "tests/contract/test_onnx.py",
 }
 
 

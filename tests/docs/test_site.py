@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import robustflow
-from docs.pages import DOCS, PAGES, ROOT, name_of, text_of
+from tests.docs.pages import DOCS, PAGES, ROOT, name_of, text_of
 from tools import draw_layers
 
 CONFIG = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
@@ -100,8 +100,8 @@ def test_the_commands_for_a_gpu_say_what_they_miss() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU: see pytest -m gpu")
     for command, status, words in (
-        (["pytest", "-q", "-m", "gpu", "tests/gpu"], 0, "No GPU: this run shows nothing"),
-        (["tests.gpu.sanitize"], 1, "There is nothing to look at."),
+        (["pytest", "-q", "-m", "gpu", "tests/backends/gpu"], 0, "No GPU: this run shows nothing"),
+        (["tests.backends.gpu.sanitize"], 1, "There is nothing to look at."),
         (["benchmarks.gpu"], 2, "torch sees none"),
     ):
         done = subprocess.run(

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, distributions, nn
 
-from nn_checks import assert_is_a_flow_layer, normal, perturbed
 from robustflow import functional as F
 from robustflow.diagnostics import certify
 from robustflow.nn import (
@@ -31,6 +30,7 @@ from robustflow.nn import (
     Squeeze,
 )
 from robustflow.nn.circle import wrap
+from tests.nn.checks import assert_is_a_flow_layer, normal, perturbed
 
 PI = math.pi
 MIXED: dict[str, Any] = {

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nn_checks import perturbed
 from robustflow.nn import (
     CircularBase,
     CircularShift,
@@ -21,6 +20,7 @@ from robustflow.nn import (
     Squeeze,
     flow_step,
 )
+from tests.nn.checks import perturbed
 
 
 class TwoSizes(nn.Module):

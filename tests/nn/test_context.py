@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nn_checks import normal, perturbed
 from robustflow.nn import (
     ActNorm,
     Condition,
@@ -20,6 +19,7 @@ from robustflow.nn import (
     RQSplineInjector,
     Split,
 )
+from tests.nn.checks import normal, perturbed
 
 D, CONTEXT = 4, 3
 

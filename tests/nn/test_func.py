@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
-from nn_checks import normal, perturbed
 from robustflow.nn import (
     ConditionalFlow,
     InvertibleConv1x1,
@@ -20,6 +19,7 @@ from robustflow.nn import (
     Split,
     flow_step,
 )
+from tests.nn.checks import normal, perturbed
 
 D, CONTEXT, MODELS = 5, 3, 3
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nn_checks import normal, perturbed
 from robustflow import nn as rnn
 from robustflow.nn.incremental import (
     ELEMENTWISE,
@@ -21,6 +20,7 @@ from robustflow.nn.incremental import (
     incremental_inverse,
     make_plan,
 )
+from tests.nn.checks import normal, perturbed
 
 FEATURES, CONTEXT_FEATURES = 5, 2
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nn_checks import assert_is_a_flow, normal, perturbed
 from robustflow.nn import (
     ActNorm,
     Affine,
@@ -17,6 +16,7 @@ from robustflow.nn import (
     Squeeze,
     flow_step,
 )
+from tests.nn.checks import assert_is_a_flow, normal, perturbed
 
 
 def test_a_level_without_a_split_hands_everything_on() -> None:

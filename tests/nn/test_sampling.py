@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from allocations import peak
-from nn_checks import normal, perturbed
 from robustflow.nn import (
     ActNorm,
     ConditionalFlow,
@@ -25,6 +23,8 @@ from robustflow.nn import (
     flow_step,
     sampling,
 )
+from tests.nn.checks import normal, perturbed
+from tests.support.allocations import peak
 
 D, CONTEXT = 5, 3
 

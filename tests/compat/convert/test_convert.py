@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import robustflow
-from compat.affine_flows import KINDS, Kind, SRFlow
 from robustflow import nn as rnn
 from robustflow.compat.convert import RescaledModifiedRQSpline, convert_affine
 from robustflow.compat.srflow import CondAffineSeparatedAndCond, CondRQsplineSeparatedAndCond
+from tests.compat.affine_flows import KINDS, Kind, SRFlow
 
 CONTEXT = 3
 LAYERS = 2

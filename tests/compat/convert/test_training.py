@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compat.affine_flows import KINDS, Kind
 from robustflow.compat.convert import RescaledModifiedRQSpline
+from tests.compat.affine_flows import KINDS, Kind
 
 LAYERS, BATCH = 8, 256
 AFFINE_UPDATES, MORE_UPDATES = 200, 150

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from compat.served import counts
 from robustflow import compat
+from tests.compat.served import counts
 
 splines = pytest.importorskip("nflows.transforms.splines.rational_quadratic")
 FUNCTION = splines.unconstrained_rational_quadratic_spline

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from compat import flows
-from compat.served import counts
 from robustflow import compat
+from tests.compat import flows
+from tests.compat.served import counts
 
 COMPILED = [name for name, (library, _) in flows.FLOWS.items() if library != "zuko"]
 

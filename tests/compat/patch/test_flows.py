@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from compat import flows
-from compat.flows import in_float64
 from robustflow import compat
+from tests.compat import flows
+from tests.compat.flows import in_float64
 
 
 def results(flow: Any, x: Tensor) -> tuple[Tensor, ...]:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compat import freia_standin
-from compat.served import counts
 from robustflow import compat
+from tests.compat import freia_standin
+from tests.compat.served import counts
 
 
 @pytest.fixture

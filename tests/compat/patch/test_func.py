@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
-from compat.served import counts
 from robustflow import compat
+from tests.compat.served import counts
 
 CALLS: dict[str, tuple[str, str]] = {
     "nflows": ("nflows", "nflows.transforms.splines.rational_quadratic"),

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import robustflow
-from compat.served import counts
 from robustflow import compat
 from robustflow._transforms import MAX_BINS
+from tests.compat.served import counts
 
 splines = pytest.importorskip("nflows.transforms.splines.rational_quadratic")
 FUNCTION = splines.unconstrained_rational_quadratic_spline

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compat import flows
-from onnx_checks import BOTH, check, exported
 from robustflow import compat
+from tests.compat import flows
+from tests.support.onnx_checks import BOTH, check, exported
 
 
 class BothWays(nn.Module):

@@ -1,6 +1,6 @@
 """normflows ships its tests: they pass with the patch on wherever they pass with it off.
 
-Those of nflows, zuko and FrEIA lie in their repositories; :mod:`compat.own_suite` runs them.
+Those of nflows, zuko and FrEIA lie in their repositories; :mod:`tools.library_suite` runs them.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from compat.own_suite import MARK
+from tools.library_suite import MARK
 
-TESTS = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SPLINES = ("utils/splines_test.py", "flows/neural_spline")
 
 
 def run(package: Path, patch: bool) -> tuple[dict[str, int], str]:
     command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "-p", "no:cacheprovider"]
-    command += ["-p", "compat.own_suite"] * patch
+    command += ["-p", "tools.library_suite"] * patch
     command += ["--rootdir", str(package), *(str(package / tests) for tests in SPLINES)]
     command += ["-o", "python_files=*_test.py"]
     environment = {**os.environ, "ROBUSTFLOW_PATCH": "normflows", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    environment["PYTHONPATH"] = str(ROOT)
     finished = subprocess.run(
         command, capture_output=True, text=True, env=environment, cwd=package.parent
     )

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from compat import flows
 from robustflow import compat
+from tests.compat import flows
 
 LIBRARIES = {
     "nflows": "nflows coupling, unconditional too",

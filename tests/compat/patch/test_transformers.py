@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from compat.served import counts
 from robustflow import compat
+from tests.compat.served import counts
 
 pytest.importorskip("transformers")
 vits = pytest.importorskip("transformers.models.vits.modeling_vits")

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
-from compat import spawned
-from compat.served import counts
 from robustflow import _patch_on_import, _patchable, compat
 from robustflow.cli.doctor import diagnose
+from tests.compat import spawned
+from tests.compat.served import counts
 
 pytest.importorskip("nflows")
 ROOT = Path(__file__).parents[3]
@@ -34,7 +34,7 @@ with warnings.catch_warnings(record=True) as told:
 ours = [str(each.message) for each in told if "ROBUSTFLOW_PATCH" in str(each.message)]
 assert len(ours) == 1 and "got 'nflow'. It is left out." in ours[0], ours
 assert "nflows" not in sys.modules and "torch._dynamo" not in sys.modules
-from compat import spawned
+from tests.compat import spawned
 from robustflow import compat
 assert compat.patched() == {}
 assert spawned.call() == {"nflows": {"kernel": 1, "reference": 0, "fallback": 0}}
@@ -56,7 +56,7 @@ def run(script: str, value: str) -> None:
     environment = {
         **os.environ,
         "ROBUSTFLOW_PATCH": value,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

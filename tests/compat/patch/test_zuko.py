@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from compat.served import calls, counts
 from robustflow import compat
 from robustflow.compat._patch.zuko import packed
 from robustflow.compat._patch.zuko.knots import SettleOnRestore
+from tests.compat.served import calls, counts
 
 zuko = pytest.importorskip("zuko")
 RQS = zuko.transforms.MonotonicRQSTransform

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from compat.served import counts
 from robustflow import compat
+from tests.compat.served import counts
 
 MODULES = {
     "nflows": "nflows.transforms.splines.rational_quadratic",

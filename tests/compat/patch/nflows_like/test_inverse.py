@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 
-from compat.served import counts
 from robustflow import compat
+from tests.compat.served import counts
 
 LAYERS = {
     "nflows": "nflows.transforms.autoregressive:"

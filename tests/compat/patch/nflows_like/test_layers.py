@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compat.served import calls, counts
 from robustflow import compat
+from tests.compat.served import calls, counts
 
 FEATURES, BINS = 3, 5
 LINEAR = 3 * BINS - 1

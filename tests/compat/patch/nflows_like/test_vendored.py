@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from compat.served import counts
 from robustflow import compat
+from tests.compat.served import counts
 
 splines = pytest.importorskip("nflows.transforms.splines.rational_quadratic")
 NAMES = ("unconstrained_rational_quadratic_spline", "rational_quadratic_spline")

@@ -1,0 +1,1 @@
+"""Tests of one backend each, in an environment of its own."""

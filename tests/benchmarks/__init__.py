@@ -1,0 +1,1 @@
+"""Tests of robustflow.benchmarks and of benchmarks."""

@@ -1,0 +1,1 @@
+"""What every backend promises for every transform, on each target."""

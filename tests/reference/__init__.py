@@ -1,0 +1,1 @@
+"""Tests of robustflow.reference, against 100-digit arithmetic."""
