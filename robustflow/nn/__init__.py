@@ -39,6 +39,7 @@ from robustflow.nn.named import (
 )
 from robustflow.nn.split import Split
 from robustflow.nn.squeeze import Squeeze
+from robustflow.nn.upsampled import Upsampled
 
 __all__ = [
     "ActNorm",
@@ -75,5 +76,6 @@ __all__ = [
     "Split",
     "Squeeze",
     "TwoPartConditioner",
+    "Upsampled",
     "flow_step",
 ]

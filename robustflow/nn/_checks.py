@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from robustflow._checks import check_count, describe, fits
+
+if TYPE_CHECKING:
+    from robustflow.nn.upsampled import Upsampled
 
 
 def check_counts(least: int = 1, **counts: int) -> None:
@@ -97,7 +101,7 @@ def check_batch_fits(name: str, have: int, want: int) -> None:
         )
 
 
-def check_one_batch_size(name: str, tensors: Sequence[Tensor]) -> None:
+def check_one_batch_size(name: str, tensors: Sequence[Tensor | Upsampled]) -> None:
     sizes = [tensor.shape[0] for tensor in tensors]  # symbolic ones have no hash, for a set
     if any(size != sizes[0] for size in sizes):
         raise ValueError(f"{name} must have one batch size, got {sizes}.")

@@ -25,6 +25,7 @@ from robustflow.nn._checks import (
 )
 from robustflow.nn.circle import PeriodicFeatures
 from robustflow.nn.elementwise import ElementwiseTransform
+from robustflow.nn.upsampled import Upsampled, can_stay_small, convolve_upsampled
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -244,7 +245,9 @@ def own_or_default(
     )
 
 
-def project_together(conditioners: Sequence[TwoPartConditioner], context: Tensor) -> list[Tensor]:
+def project_together(
+    conditioners: Sequence[TwoPartConditioner], context: Tensor | Upsampled
+) -> list[Tensor]:
     """``[c.project(context) for c in conditioners]``, their first layers as one wide layer.
 
     Sixteen steps of an injector and a coupling cost one convolution instead of 32. Equal to the
@@ -258,16 +261,24 @@ def project_together(conditioners: Sequence[TwoPartConditioner], context: Tensor
         The projections, in order.
     """
     layers = [_context_layer(conditioner) for conditioner in conditioners]
+    return [
+        conditioner.finish_projection(part)
+        for conditioner, part in zip(conditioners, _apply_together(layers, context), strict=True)
+    ]
+
+
+def _apply_together(layers: Sequence[Layer], context: Tensor | Upsampled) -> Sequence[Tensor]:
+    """``[layer(context) for layer in layers]``."""
+    if isinstance(context, Upsampled):
+        convolutions = [layer for layer in layers if can_stay_small(layer, context)]
+        if len(convolutions) == len(layers):
+            return convolve_upsampled(context, convolutions)
+        context = context.tensor()
     _check_input("The context", context, layers[0])
     wide = {
         name: torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias")
     }
-    hidden = _apply(layers[0], context, **wide)
-    widths = [layer.weight.shape[0] for layer in layers]
-    return [
-        conditioner.finish_projection(part)
-        for conditioner, part in zip(conditioners, hidden.split(widths, dim=1), strict=True)
-    ]
+    return _apply(layers[0], context, **wide).split([len(layer.weight) for layer in layers], dim=1)
 
 
 def _apply(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -24,11 +24,12 @@ from robustflow.nn.condition import Condition
 from robustflow.nn.level import Activations, FlowLevel, States
 from robustflow.nn.precision import zero_logabsdet
 from robustflow.nn.sampling import Gathered, Order, SamplingOptions, block_size
+from robustflow.nn.upsampled import Upsampled
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Context = Tensor | Sequence[Tensor]
+Context = Tensor | Upsampled | Sequence[Tensor | Upsampled]
 Latents = tuple[Tensor, ...]
 
 
@@ -52,7 +53,8 @@ class ConditionalFlow(nn.Module):
             ``layer(z, context, inverse=...) -> (z, logabsdet (N,))``.
         encoder: from the context to one feature tensor per level (a single tensor will do for one
             level), of the spatial size that z has in that level's conditional layers, or 1.
-            None: the context itself is these features.
+            Smaller features that are to be enlarged to that size are best given as
+            :class:`Upsampled`. None: the context itself is these features.
         base: the distribution of the latents; None: standard normal. A
             ``torch.distributions`` Distribution whose batch and event shape expand to a latent's
             shape without N; a :class:`~robustflow.nn.CircularBase`; a pair of functions
@@ -141,14 +143,15 @@ class ConditionalFlow(nn.Module):
         self._check_takes("context")
         features = context if self.encoder is None else self.encoder(context)
         what = "context" if self.encoder is None else "The output of encoder"
-        per_level = [features] if isinstance(features, Tensor) else features
+        per_level = [features] if isinstance(features, Tensor | Upsampled) else features
         if not isinstance(per_level, list | tuple):
             raise TypeError(
                 f"{what} must be a tensor, or a list of one for each level, got "
                 f"{describe(features)}."
             )
         for feature in per_level:
-            check_tensor(what, feature)
+            if not isinstance(feature, Upsampled):
+                check_tensor(what, feature)
         if len(per_level) != len(self.levels):
             raise ValueError(
                 f"The flow has {len(self.levels)} level(s) and needs one feature tensor for each, "

@@ -28,6 +28,7 @@ from robustflow.nn.layer import ConditionalLayer
 from robustflow.nn.precision import zero_logabsdet
 from robustflow.nn.reversible import run_reversibly
 from robustflow.nn.split import Split
+from robustflow.nn.upsampled import Upsampled
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -147,34 +148,37 @@ class FlowLevel(nn.Module):
             size = size if resize is None else resize(size)
         return torch.Size(size)
 
-    def project(self, features: Tensor | None) -> States:
+    def project(self, features: Tensor | Upsampled | None) -> States:
         """What each layer needs of the features, which are None for a level without context.
 
         Each conditional layer's ``project(features)``; None for a layer whose ``context_channels``
         is 0; the features themselves for a module that does not say. The first layers of the
-        default conditioners run as one wide layer. With gradients, and activations that are not
-        stored, layers are left to project when they run: projections would be kept for each.
+        default conditioners run as one wide layer, or read :class:`Upsampled` features at their
+        own size. With gradients, and activations that are not stored, layers are left to project
+        when they run: projections would be kept for each.
         """
         lazy = self.activations != "store" and torch.is_grad_enabled()
         states: list[Any] = [None] * len(self.layers)
         together: dict[tuple[object, ...], dict[int, TwoPartConditioner]] = {}
+        alone: list[int] = []
         for index, layer in enumerate(self.layers):
             if features is None or getattr(layer, "context_channels", None) == 0:
                 continue
-            conditioner = _joinable(layer)
-            if lazy and isinstance(layer, ConditionalLayer):
-                states[index] = Unprojected(features)
-            elif conditioner is not None:
+            conditioner = None if lazy else _joinable(layer)
+            if conditioner is not None:
                 together.setdefault(join_key(conditioner), {})[index] = conditioner
-            elif isinstance(layer, ConditionalLayer):
-                states[index] = layer.project(features)
             else:
-                states[index] = features
+                alone.append(index)
         for conditioners in together.values():
             assert features is not None
             projected = project_together(list(conditioners.values()), features)
             for index, state in zip(conditioners, projected, strict=True):
                 states[index] = state
+        if alone:
+            whole = features.tensor() if isinstance(features, Upsampled) else features
+            assert whole is not None
+            for index in alone:
+                states[index] = _project_alone(self.layers[index], whole, lazy=lazy)
         return tuple(states)
 
     def forward(self, z: Tensor, states: States) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -207,6 +211,13 @@ class FlowLevel(nn.Module):
             z, change = _apply(layer, z, state, inverse=True)
             logabsdet = logabsdet + change
         return z, logabsdet
+
+
+def _project_alone(layer: nn.Module, features: Tensor, *, lazy: bool) -> Any:
+    """What one layer needs of the features."""
+    if not isinstance(layer, ConditionalLayer):
+        return features
+    return Unprojected(features) if lazy else layer.project(features)
 
 
 def _joinable(layer: nn.Module) -> TwoPartConditioner | None:

@@ -100,17 +100,19 @@ class ImagingFlow(SamplingFlow):
         features = self.features(y) if features is None else features
         if noise is None:
             noise = y.new_zeros(y.shape[0], self.noise_channels, *size)
-        per_level = []
+        per_level: list[Tensor | rnn.Upsampled] = []
         for level in range(len(self._latents)):
-            smaller = [side // 2 ** (level + 1) for side in size]
-            parts = [_resize(features, smaller)]
-            if self.noise_channels:
-                parts.append(_resize(noise, smaller))
-            per_level.append(torch.cat(parts, dim=1))
+            smaller = (size[0] // 2 ** (level + 1), size[1] // 2 ** (level + 1))
+            beside = _resize(noise, smaller) if self.noise_channels else None
+            if _is_larger(smaller, features.shape[2:]):
+                per_level.append(rnn.Upsampled(features, smaller, beside))
+            else:
+                resized = _resize(features, smaller)
+                per_level.append(resized if beside is None else torch.cat([resized, beside], dim=1))
         return Conditioned(
             self.flow.condition(per_level),
             self.task.first_guess(y) if self.residual else None,
-            self._mean(y, per_level[-1]),
+            self._mean(y, features),
             size,
         )
 
@@ -171,7 +173,7 @@ class ImagingFlow(SamplingFlow):
             raise ValueError("Give observations y, or what prepare(y) returned as prepared=.")
         return self.prepare(y, features=features, noise=noise)
 
-    def _mean(self, y: Tensor, last_features: Tensor) -> Tensor | None:
+    def _mean(self, y: Tensor, features: Tensor) -> Tensor | None:
         """Mean of the last latent, from the task's picture and a learned correction."""
         picture = self.task.prior_mean(y)
         if picture is None:
@@ -179,8 +181,7 @@ class ImagingFlow(SamplingFlow):
         assert self.mean_head is not None
         for _ in self._latents:
             picture = functional.pixel_unshuffle(picture, 2)
-        features = last_features[:, : self.mean_head.in_channels]
-        return picture + self.mean_head(features)
+        return picture + self.mean_head(_resize(features, picture.shape[2:]))
 
 
 def build_encoder(config: Config, task: Task) -> nn.Module:
@@ -258,3 +259,8 @@ def _resize(features: Tensor, size: Sequence[int]) -> Tensor:
     given = features.float() if smaller and features.dtype.itemsize < 4 else features
     resized = functional.interpolate(given, list(size), mode="bilinear", antialias=smaller)
     return resized.to(features.dtype)
+
+
+def _is_larger(size: Sequence[int], than: Sequence[int]) -> bool:
+    """Larger on one side at least, and smaller on none."""
+    return list(size) != list(than) and all(a >= b for a, b in zip(size, than, strict=True))
