@@ -43,7 +43,8 @@ from robustflow.diagnostics.table import LayerRecord, MonitorReport
 
 if TYPE_CHECKING:
     from robustflow.diagnostics.posterior.report import PosteriorReport, posterior_report
-    from robustflow.diagnostics.report.report import RobustnessReport, robustness_report
+    from robustflow.diagnostics.report.report import robustness_report
+    from robustflow.diagnostics.report.result import RobustnessReport
 
 __all__ = [
     "Artifacts",
@@ -92,7 +93,7 @@ __all__ = [
 _LATER = {  # what needs an extra, and its module
     "PosteriorReport": "robustflow.diagnostics.posterior.report",
     "posterior_report": "robustflow.diagnostics.posterior.report",
-    "RobustnessReport": "robustflow.diagnostics.report.report",
+    "RobustnessReport": "robustflow.diagnostics.report.result",
     "robustness_report": "robustflow.diagnostics.report.report",
 }
 

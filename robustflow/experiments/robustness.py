@@ -32,7 +32,8 @@ from robustflow.diagnostics import (
     project_onto_observation,
     resample_onsets,
 )
-from robustflow.diagnostics.report.report import RobustnessReport, robustness_report
+from robustflow.diagnostics.report.report import robustness_report
+from robustflow.diagnostics.report.result import RobustnessReport
 from robustflow.experiments.console import say
 from robustflow.experiments.data.builtin import Split, split_of
 from robustflow.experiments.photographs import TRAINING, crop, load

@@ -11,28 +11,27 @@ from torch import Tensor
 
 from robustflow.diagnostics.figures import new_figure
 from robustflow.diagnostics.intervals import Estimate
+from robustflow.diagnostics.posterior.measures import Measures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from robustflow.diagnostics.posterior.report import PosteriorReport
 
 _BAND = 1.358  # of the Kolmogorov-Smirnov statistic times sqrt(N), at 95 %
 _COLOURS = ("#2166ac", "#b2182b", "#1a7f37", "#7b3294", "#b35806", "#35978f", "#c51b7d", "#4d4d4d")
 
 
-def posterior_figure(report: PosteriorReport) -> Figure:
-    """:meth:`PosteriorReport.figure`."""
+def posterior_figure(measures: Measures) -> Figure:
+    """:meth:`~robustflow.diagnostics.PosteriorReport.figure`."""
     figure = new_figure(figsize=(13, 6.2))
     axes = figure.subplots(2, 4)
-    _coverage(axes[0, 0], report)
-    _ranks(axes[0, 1], report)
-    _tarp(axes[0, 2], report)
-    _spread(axes[0, 3], report)
-    spread = report.spread
+    _coverage(axes[0, 0], measures)
+    _ranks(axes[0, 1], measures)
+    _tarp(axes[0, 2], measures)
+    _spread(axes[0, 3], measures)
+    spread = measures.spread
     shared = max(float(spread.error_map.max()), float(spread.spread_map.max()))
     maps = [
-        (report.coverage_map, f"coverage (nominal {report.coverage_level:.2f})", (0.0, 1.0)),
+        (measures.coverage_map, f"coverage (nominal {measures.coverage_level:.2f})", (0.0, 1.0)),
         (_flat(spread.z_map), "size of z-scores (1 if calibrated)", (0.0, 2.0)),
         (_flat(spread.error_map), "error of the mean", (0.0, shared)),
         (_flat(spread.spread_map), "spread of the samples", (0.0, shared)),
@@ -68,9 +67,9 @@ def _diagonal(axis: Any) -> None:
     axis.set_ylim(0, 1)
 
 
-def _coverage(axis: Any, report: PosteriorReport) -> None:
+def _coverage(axis: Any, measures: Measures) -> None:
     _diagonal(axis)
-    for each, colour in zip(report.coverage, _COLOURS, strict=False):
+    for each, colour in zip(measures.coverage, _COLOURS, strict=False):
         _curve(axis, each.nominal, each.observed, colour, each.region)
     axis.set_title("coverage of central intervals")
     axis.set_xlabel("nominal")
@@ -78,15 +77,15 @@ def _coverage(axis: Any, report: PosteriorReport) -> None:
     axis.legend(fontsize=7, frameon=False)
 
 
-def _ranks(axis: Any, report: PosteriorReport) -> None:
-    number = report.pictures
-    for (name, values), colour in zip(report.rank_values.items(), _cycle(), strict=False):
+def _ranks(axis: Any, measures: Measures) -> None:
+    number = measures.pictures
+    for (name, values), colour in zip(measures.rank_values.items(), _cycle(), strict=False):
         ordered = np.sort(values.numpy())
         share = np.arange(1, number + 1) / number
         axis.step(ordered, share - ordered, where="post", color=colour, label=name, linewidth=0.9)
     for sign in (-1, 1):
         axis.axhline(sign * _BAND / math.sqrt(number), color="0.6", linestyle="--", linewidth=0.8)
-    axis.set_title(f"ranks of linear functionals, p = {report.rank_p_value:.2g}")
+    axis.set_title(f"ranks of linear functionals, p = {measures.rank_p_value:.2g}")
     axis.set_xlabel("rank / K")
     axis.set_ylabel("distribution - uniform (dashed: 95 % each)")
     axis.legend(fontsize=6, frameon=False, ncols=2)
@@ -96,23 +95,23 @@ def _cycle() -> list[str]:
     return list(_COLOURS) * 8
 
 
-def _tarp(axis: Any, report: PosteriorReport) -> None:
+def _tarp(axis: Any, measures: Measures) -> None:
     _diagonal(axis)
-    tarp = report.tarp
+    tarp = measures.tarp
     _curve(axis, tarp.credibility, tarp.observed, _COLOURS[0], "")
     axis.set_title(f"TARP, p = {tarp.test.p_value:.2g}")
     axis.set_xlabel("credibility")
     axis.set_ylabel("expected coverage")
 
 
-def _spread(axis: Any, report: PosteriorReport) -> None:
-    spreads, errors = zip(*report.spread.bins, strict=True)
+def _spread(axis: Any, measures: Measures) -> None:
+    spreads, errors = zip(*measures.spread.bins, strict=True)
     top = 1.05 * max(*spreads, *errors)
     axis.plot([0, top], [0, top], color="0.6", linewidth=0.8, linestyle="--", zorder=0)
     axis.plot(spreads, errors, ".-", color=_COLOURS[0], linewidth=1)
     axis.set_xlim(0, top)
     axis.set_ylim(0, top)
-    axis.set_title(f"spread over error {report.spread.ratio.value:.2f}")
+    axis.set_title(f"spread over error {measures.spread.ratio.value:.2f}")
     axis.set_xlabel("spread of the samples, in bins of pixels")
     axis.set_ylabel("error of the mean")
 

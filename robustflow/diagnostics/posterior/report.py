@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,21 +16,21 @@ from robustflow._plain import plain
 from robustflow.diagnostics.intervals import Estimate
 from robustflow.diagnostics.posterior.bounds import (
     METRICS,
-    QualityBound,
     foretold,
     quality_bound,
 )
 from robustflow.diagnostics.posterior.conformal import (
-    ConformalIntervals,
     conformal_intervals,
     needed_multiplier,
     split,
 )
 from robustflow.diagnostics.posterior.coverage import Coverage, CoverageSums
+from robustflow.diagnostics.posterior.figure import posterior_figure
 from robustflow.diagnostics.posterior.functionals import linear_functionals
+from robustflow.diagnostics.posterior.measures import Measures
 from robustflow.diagnostics.posterior.quality import LEAST_SIDE, check_installed
 from robustflow.diagnostics.posterior.ranks import Uniformity, ranks, spread_out, uniformity
-from robustflow.diagnostics.posterior.spread import Spread, SpreadSums
+from robustflow.diagnostics.posterior.spread import SpreadSums
 from robustflow.diagnostics.posterior.tarp import (
     LEVELS,
     ExpectedCoverage,
@@ -47,7 +47,7 @@ _SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
-class PosteriorReport:
+class PosteriorReport(Measures):
     """What :func:`posterior_report` found; ``str()`` of it is a summary.
 
     Attributes:
@@ -65,26 +65,6 @@ class PosteriorReport:
         intervals: conformal ones; None where there are too few pictures.
         bounds: conformal lower bounds of quality, by metric; none where there are too few.
     """
-
-    pictures: int
-    samples: int
-    shape: tuple[int, ...]
-    coverage: tuple[Coverage, ...]
-    coverage_map: Tensor
-    coverage_level: float
-    ranks: Mapping[str, Tensor] = field(repr=False)
-    rank_values: Mapping[str, Tensor] = field(repr=False)
-    rank_tests: Mapping[str, Uniformity]
-    tarp: ExpectedCoverage
-    spread: Spread = field(repr=False)
-    intervals: ConformalIntervals | None
-    bounds: Mapping[str, QualityBound]
-
-    @property
-    def rank_p_value(self) -> float:
-        """Of all functionals together: the smallest, times their number (Bonferroni), at most 1."""
-        smallest = min(each.p_value for each in self.rank_tests.values())
-        return min(1.0, len(self.rank_tests) * smallest)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without the maps; what is not finite is a string."""
@@ -117,8 +97,6 @@ class PosteriorReport:
         Raises:
             ImportError: matplotlib is missing.
         """
-        from robustflow.diagnostics.posterior.figure import posterior_figure
-
         return posterior_figure(self)
 
     def __str__(self) -> str:

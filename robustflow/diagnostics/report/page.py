@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +13,8 @@ import torch
 import robustflow
 from robustflow.diagnostics.intervals import Estimate
 from robustflow.diagnostics.report import figures
-
-if TYPE_CHECKING:
-    from robustflow.diagnostics.report.evidence import Evidence
-    from robustflow.diagnostics.report.report import RobustnessReport
+from robustflow.diagnostics.report.evidence import Evidence
+from robustflow.diagnostics.report.result import RobustnessReport
 
 _HERE = "robustflow.diagnostics.report"
 _MOST_PANELS = 3

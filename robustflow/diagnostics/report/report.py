@@ -6,7 +6,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import robustflow
 from robustflow._files import check_writable, write_atomically
-from robustflow._plain import plain
-from robustflow.diagnostics.certify import Certificate, certify
-from robustflow.diagnostics.intervals import NOTHING, Estimate
+from robustflow.diagnostics.certify import certify
+from robustflow.diagnostics.intervals import NOTHING
 from robustflow.diagnostics.monitor import GROWTH, InverseMonitor
 from robustflow.diagnostics.report import scoring
 from robustflow.diagnostics.report.evidence import (
@@ -32,8 +29,14 @@ from robustflow.diagnostics.report.evidence import (
     default_sampler,
     sample_and_watch,
 )
+from robustflow.diagnostics.report.page import check_installed, render
+from robustflow.diagnostics.report.result import (
+    FAILURES,
+    RobustnessReport,
+    ScoreResult,
+    onset_counts,
+)
 from robustflow.diagnostics.report.statistics import (
-    Bin,
     auroc_within,
     pixel_auroc,
     rank_correlation,
@@ -41,123 +44,6 @@ from robustflow.diagnostics.report.statistics import (
 )
 
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
-FAILURES = ("onsets", "contaminated")
-
-
-@dataclass(frozen=True)
-class ScoreResult:
-    """How well one score predicts one kind of failure.
-
-    Attributes:
-        score: its name.
-        failure: "onsets" or "contaminated".
-        between: rank correlation of the pictures' scores with their rates.
-        auroc: over all grid points of all pictures.
-        within: mean of the pictures' own.
-        bins: rates by score.
-    """
-
-    score: str
-    failure: str
-    between: Estimate
-    auroc: Estimate
-    within: Estimate
-    bins: list[Bin]
-
-
-@dataclass
-class RobustnessReport:
-    """What :func:`robustness_report` found; ``str()`` of it is a summary.
-
-    Attributes:
-        model: its class.
-        temperature: of the samples that scores are judged by.
-        number: samples of each context and temperature.
-        evidence: context by context.
-        results: of every score and kind of failure.
-        certificate: bounds for every condition.
-        onset_layers: how many onsets each layer had, by its name and kind.
-        latent_share, context_share: which part of the variance of onset counts (logarithm of one
-            more) follows from the latent alone and from the context alone.
-        path: of the page, where one was written.
-    """
-
-    model: str
-    temperature: float
-    number: int
-    evidence: list[Evidence]
-    results: list[ScoreResult]
-    certificate: Certificate
-    onset_layers: dict[tuple[str, str], int]
-    latent_share: float
-    context_share: float
-    path: Path | None = None
-    watched: InverseMonitor | None = field(default=None, repr=False)
-    control: InverseMonitor | None = field(default=None, repr=False)
-
-    @property
-    def onset_counts(self) -> NDArray[np.float64]:
-        """Onsets by context (rows) and latent (columns), at the chosen temperature."""
-        return _onset_counts(self.evidence, self.temperature, self.number)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON; what is not finite is a string."""
-        return plain(
-            {
-                "robustflow": robustflow.__version__,
-                "torch": torch.__version__,
-                "model": self.model,
-                "temperature": self.temperature,
-                "samples of each context and temperature": self.number,
-                "certificate": self.certificate.to_dict(),
-                "onsets by layer": [
-                    {"layer": layer, "kind": kind, "onsets": number}
-                    for (layer, kind), number in self.onset_layers.items()
-                ],
-                "share of variance": {"latent": self.latent_share, "context": self.context_share},
-                "contexts": [
-                    {
-                        "title": each.title,
-                        "group": each.group,
-                        "familiar": each.familiar,
-                        "scores": each.scores,
-                        "temperatures": {
-                            str(temperature): {
-                                "onsets": len(sampled.onsets),
-                                "contaminated": sampled.rate,
-                                "faulty": sampled.faulty,
-                                "largest": sampled.largest,
-                            }
-                            for temperature, sampled in each.sampled.items()
-                        },
-                    }
-                    for each in self.evidence
-                ],
-                "scores": [asdict(each) for each in self.results],
-            }
-        )
-
-    def __str__(self) -> str:
-        chosen = [each.sampled[self.temperature] for each in self.evidence]
-        onsets = sum(len(each.onsets) for each in chosen)
-        faulty = [each.faulty for each in chosen if each.faulty is not None]
-        lines = [
-            f"{self.model}: {onsets} onsets in {self.number * len(chosen)} samples of "
-            f"{len(chosen)} contexts at temperature {self.temperature:g}"
-            + (f"; {sum(faulty)} samples are faulty by the published rule." if faulty else "."),
-            f"Certificate: {'passed' if self.certificate.passed else 'failed'}; "
-            f"{self.certificate.growth}.",
-        ]
-        if self.onset_layers:
-            (layer, kind), number = max(self.onset_layers.items(), key=lambda pair: pair[1])
-            lines.append(f"Most onsets ({number}) are in {layer} ({kind}).")
-        best = [each for each in self.results if not math.isnan(each.auroc.value)]
-        for failure in FAILURES:
-            mine = [each for each in best if each.failure == failure]
-            if mine:
-                top = max(mine, key=lambda each: each.auroc.value)
-                lines.append(f"Best score of {failure}: {top.score}, AUROC {top.auroc}.")
-        return "\n".join(lines)
 
 
 def robustness_report(
@@ -249,8 +135,6 @@ def robustness_report(
     if not temperatures or num_samples < 1:
         raise ValueError("Give at least one temperature, and num_samples of at least 1.")
     if out is not None:
-        from robustflow.diagnostics.report.page import check_installed, render
-
         check_installed()
         check_writable(Path(out) / "report.html", Path(out) / "report.json")
     sampler = sample or default_sampler(model)
@@ -279,7 +163,7 @@ def robustness_report(
     if layer is not None:
         scoring.score_hidden(model, sampler, evidence, layer=layer, **how)
     scoring.score_gains(model, sampler, evidence)
-    latent, context = _shares(_onset_counts(evidence, temperature, num_samples))
+    latent, context = _shares(onset_counts(evidence, temperature, num_samples))
     watched, control = InverseMonitor(model, growth=growth), InverseMonitor(model, growth=growth)
     most = max(evidence, key=lambda each: len(each.sampled[temperature].onsets))
     sample_and_watch(sampler, most.context, monitor=watched, **how)
@@ -369,17 +253,6 @@ def _by_layer(evidence: Sequence[Evidence], temperature: float) -> dict[tuple[st
         for onset in each.sampled[temperature].onsets
     )
     return dict(counts.most_common())
-
-
-def _onset_counts(
-    evidence: Sequence[Evidence], temperature: float, number: int
-) -> NDArray[np.float64]:
-    """Onsets by context and latent."""
-    counts = np.zeros((len(evidence), number))
-    for row, each in enumerate(evidence):
-        for onset in each.sampled[temperature].onsets:
-            counts[row, onset.sample % number] += 1
-    return counts
 
 
 def _shares(counts: NDArray[np.float64]) -> tuple[float, float]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from robustflow.diagnostics.report.report import RobustnessReport, robustness_report
+from robustflow.diagnostics.report.report import robustness_report
+from robustflow.diagnostics.report.result import RobustnessReport
 from robustflow.experiments.data.builtin import Split
 from robustflow.experiments.data.squares import squares_of
 from robustflow.experiments.imaging.loading import load_own_flow
