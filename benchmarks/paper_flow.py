@@ -47,7 +47,7 @@ from robustflow import nn as rnn
 from robustflow._arguments import output_file, whole_number
 from robustflow.benchmarks import allocator, eager, machine, memory, timing
 from robustflow.benchmarks.rows import duration, table, write_json
-from robustflow.compat.srflow._conditioner import ActNorm
+from robustflow.compat.srflow import ActNorm
 from robustflow.experiments.encoders import RRDB, RRDBEncoder
 from robustflow.experiments.imaging.config import Config, override, preset
 from robustflow.experiments.imaging.model import ImagingFlow

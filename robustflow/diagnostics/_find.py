@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustflow.compat._adapters import adapters
+from robustflow.compat.adapters import adapters
 from robustflow.diagnostics import _libraries
 from robustflow.diagnostics._layers import Block, Watched, set_name
 from robustflow.diagnostics._libraries import published

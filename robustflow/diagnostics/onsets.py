@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from robustflow.compat.srflow._conditioner import NormalisedConv2d, ScaledConv2d
+from robustflow.compat.srflow import NormalisedConv2d, ScaledConv2d
 from robustflow.diagnostics._layers import Layer, Probe, Replay, asking
 from robustflow.diagnostics._moments import crossing_positions, crossing_rules
 from robustflow.diagnostics.kinds import Kind

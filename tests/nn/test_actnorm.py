@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustflow.compat.srflow._conditioner import ActNorm as SRFlowActNorm
-from robustflow.compat.srflow._conditioner import Conditioner as SRFlowConditioner
+from robustflow.compat.srflow import ActNorm as SRFlowActNorm
+from robustflow.compat.srflow import Conditioner as SRFlowConditioner
 from robustflow.nn import ActNorm, ConditionalFlow, RQSplineCoupling
 
 CHANNELS = 6

@@ -86,7 +86,7 @@ class AffineLayer(ABC):
         inverse: bool,
         elementwise: Elementwise,
         *,
-        wanted: tuple[int, ...] = TOGETHER,
+        spline_params: tuple[int, ...] = TOGETHER,
         counted: Tensor | None = None,
     ) -> None:
         """Record a call of a part: its statistics, and the layers whose outputs are its parameters.
@@ -94,22 +94,23 @@ class AffineLayer(ABC):
         Args:
             part: its name; "" for the only one.
             x, params, inverse, elementwise, counted: as for :meth:`Statistics.add`.
-            wanted: for each of ``params``, how many spline parameters a channel it is to hold.
+            spline_params: for each of ``params``, how many of a channel's spline parameters it
+                will hold.
         """
         statistics = self.statistics.setdefault(part, Statistics(self.channel_dim))
         # Before the transform runs, because it may write to its parameters.
         makers = [self._watch.maker(param) if self._watch else None for param in params]
         statistics.add(x, params, inverse, elementwise, counted)
-        for maker, number in zip(makers, wanted, strict=True):
+        for maker, number in zip(makers, spline_params, strict=True):
             if maker is None:
                 self._obstacle = (
                     "its conditioner does not end in a layer of a known kind (linear or "
                     "convolution) whose output goes straight to the transform"
                 )
             else:
-                self.want(maker, statistics.channels, number)
+                self.plan_head(maker, statistics.channels, number)
 
-    def want(self, layer: nn.Module, channels: int, number: int) -> None:
+    def plan_head(self, layer: nn.Module, channels: int, number: int) -> None:
         """Record that a layer is to output ``number`` parameters for each of ``channels``."""
         head = Head(layer, channels, number)
         if self.heads.setdefault(layer, head) != head:

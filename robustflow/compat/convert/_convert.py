@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from robustflow._modes import evaluating
-from robustflow.compat._adapters import adapters as adapters_of
+from robustflow.compat.adapters import adapters as adapters_of
 from robustflow.compat.convert._affine import AffineLayer, Splines
 from robustflow.compat.convert._head import PLAIN, HeadWatch
 from robustflow.compat.convert._report import ConversionReport, Kept, Replaced

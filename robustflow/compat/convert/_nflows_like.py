@@ -9,10 +9,7 @@ from torch import Tensor, nn
 
 from robustflow.compat.convert._affine import ADDITIVE, AffineLayer, Found, Splines
 from robustflow.compat.convert._spline import RescaledModifiedRQSpline
-
-FORWARD, INVERSE = "forward", "inverse"
-COUPLING = ("_coupling_transform_forward", "_coupling_transform_inverse")
-ELEMENTWISE = ("_elementwise_forward", "_elementwise_inverse")
+from robustflow.compat.convert.methods import COUPLING, ELEMENTWISE, FORWARD, INVERSE, overrides
 
 
 class CouplingMethods:
@@ -91,14 +88,6 @@ class CouplingLayer(ParameterLayer):
 class AutoregressiveLayer(ParameterLayer):
     methods = ELEMENTWISE
     sequential = True
-
-
-def overrides(module: nn.Module, base: type[nn.Module], *names: str) -> str | None:
-    """Why a subclass cannot be followed: it has its own version of one of these methods."""
-    for name in names:
-        if getattr(type(module), name) is not getattr(base, name):
-            return f"its class overrides {base.__name__}.{name}"
-    return None
 
 
 Family = tuple[type[nn.Module], type[nn.Module], type[nn.Module]]  # affine, its base, the target

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from robustflow import functional as F
 from robustflow.nn.elementwise import ModifiedRQSpline
 
-UNIT = (-1.0, 1.0)
-
 
 class RescaledModifiedRQSpline(nn.Module):
     """``z = RQ(x * exp(log_scale) + shift)``, RQ the modified RQ spline with a box a channel.
@@ -42,6 +40,7 @@ class RescaledModifiedRQSpline(nn.Module):
         >>> torch.testing.assert_close(logabsdet, torch.full((8,), 6.0))
     """
 
+    interval: ClassVar[tuple[float, float]] = (-1.0, 1.0)  # of the spline between the two maps
     num_params: ClassVar[int] = ModifiedRQSpline.num_params
     identity_params: ClassVar[tuple[float, ...]] = ModifiedRQSpline.identity_params
     centre: Tensor
@@ -84,7 +83,7 @@ class RescaledModifiedRQSpline(nn.Module):
             (x - centre) / half_width,
             params,
             inverse=not to_latents,
-            interval=UNIT,
+            interval=self.interval,
             derivative="softclip",
             reduce=reduce,
         )

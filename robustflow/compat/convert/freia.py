@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -11,8 +12,8 @@ from FrEIA.modules import coupling_layers as blocks
 from torch import Tensor, nn
 
 from robustflow.compat.convert._affine import ADDITIVE, APART, TOGETHER, AffineLayer, Found, Splines
-from robustflow.compat.convert._nflows_like import FORWARD, overrides
 from robustflow.compat.convert._spline import RescaledModifiedRQSpline, joined
+from robustflow.compat.convert.methods import FORWARD, overrides
 
 HEAD_KINDS = ()
 
@@ -101,35 +102,31 @@ class _TwoSided(_Block):
     """Each half is transformed, given the other: two parts, by the method's name."""
 
     own: ClassVar[type[nn.Module]]
-    networks: ClassVar[dict[str, tuple[str, ...]]]  # of a method, in the order of its parameters
-    wanted: ClassVar[tuple[int, ...]]
+    networks: ClassVar[dict[str, tuple[str, ...]]]  # by method, in the order of its parameters
+    spline_params: ClassVar[tuple[int, ...]]
     rescaled: ClassVar[dict[str, str]] = {"_coupling1": "rescaled1", "_coupling2": "rescaled2"}
 
     def watch(self) -> None:
         for name in self.networks:
-            self.shadow(name, self._watched(name))
+            self.shadow(name, partial(self._watched, name, getattr(self.module, name)))
 
-    def _watched(self, name: str) -> Any:
-        original, networks = getattr(self.module, name), self.networks[name]
-        own = getattr(self.own, name)
+    def _watched(self, name: str, original: Any, x: Tensor, u: Tensor, rev: bool = False) -> Any:
+        params = tuple(getattr(self.module, network)(u) for network in self.networks[name])
+        elementwise = partial(self._elementwise, name, rev)
+        self.observe(name, x, params, rev, elementwise, spline_params=self.spline_params)
+        return original(x, u, rev=rev)
 
-        def call(x: Tensor, u: Tensor, rev: bool = False) -> Any:
-            def elementwise(x: Tensor, *params: Tensor) -> Tensor:
-                results = dict(zip(networks, params, strict=True))
-                layer = self.stand_in(**{key: _always(value) for key, value in results.items()})
-                return own(layer, x, None, rev=rev)[0]
-
-            params = tuple(getattr(self.module, network)(u) for network in networks)
-            self.observe(name, x, params, rev, elementwise, wanted=self.wanted)
-            return original(x, u, rev=rev)
-
-        return call
+    def _elementwise(self, name: str, rev: bool, x: Tensor, *params: Tensor) -> Tensor:
+        outputs = zip(self.networks[name], params, strict=True)
+        layer = self.stand_in(**{network: _always(value) for network, value in outputs})
+        y: Tensor = getattr(self.own, name)(layer, x, None, rev=rev)[0]
+        return y
 
 
 class _GLOW(_TwoSided):
     own = blocks.GLOWCouplingBlock
     networks: ClassVar = {"_coupling1": ("subnet2",), "_coupling2": ("subnet1",)}
-    wanted = TOGETHER
+    spline_params = TOGETHER
 
 
 class _RNVP(_TwoSided):
@@ -138,55 +135,56 @@ class _RNVP(_TwoSided):
         "_coupling1": ("subnet_s2", "subnet_t2"),
         "_coupling2": ("subnet_s1", "subnet_t1"),
     }
-    wanted = APART
+    spline_params = APART
 
 
 class _OneSided(_Block):
     def watch(self) -> None:
-        original = self.module.forward
+        self.shadow(FORWARD, partial(self._watched, self.module.forward))
 
-        def call(x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> Any:
-            def elementwise(x: Tensor, params: Tensor) -> Tensor:
-                layer = self.stand_in(subnet=_always(params), conditional=False)
-                layer.split_len1, layer.split_len2 = 0, x.shape[1]
-                return blocks.AffineCouplingOneSided.forward(layer, (x,), rev=rev)[0][0]
+    def _watched(
+        self, original: Any, x: Any, c: Any = (), rev: bool = False, jac: bool = True
+    ) -> Any:
+        x1, x2 = x[0].split((self.module.split_len1, self.module.split_len2), dim=1)
+        params = self.module.subnet(torch.cat([x1, *c], dim=1))
+        self.observe("", x2, (params,), rev, partial(self._elementwise, rev))
+        return original(x, c, rev=rev, jac=jac)
 
-            x1, x2 = x[0].split((self.module.split_len1, self.module.split_len2), dim=1)
-            params = self.module.subnet(torch.cat([x1, *c], dim=1))
-            self.observe("", x2, (params,), rev, elementwise)
-            return original(x, c, rev=rev, jac=jac)
-
-        self.shadow(FORWARD, call)
+    def _elementwise(self, rev: bool, x: Tensor, params: Tensor) -> Tensor:
+        layer = self.stand_in(subnet=_always(params), conditional=False)
+        layer.split_len1, layer.split_len2 = 0, x.shape[1]
+        y: Tensor = blocks.AffineCouplingOneSided.forward(layer, (x,), rev=rev)[0][0]
+        return y
 
 
 class _Conditional(_Block):
     def watch(self) -> None:
-        original = self.module.forward
+        self.shadow(FORWARD, partial(self._watched, self.module.forward))
 
-        def call(x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> Any:
-            def elementwise(x: Tensor, params: Tensor) -> Tensor:
-                layer = self.stand_in(subnet=_always(params))
-                return blocks.ConditionalAffineTransform.forward(layer, (x,), (x,), rev=rev)[0][0]
+    def _watched(
+        self, original: Any, x: Any, c: Any = (), rev: bool = False, jac: bool = True
+    ) -> Any:
+        params = self.module.subnet(torch.cat(list(c), dim=1))
+        self.observe("", x[0], (params,), rev, partial(self._elementwise, rev))
+        return original(x, c, rev=rev, jac=jac)
 
-            params = self.module.subnet(torch.cat(list(c), dim=1))
-            self.observe("", x[0], (params,), rev, elementwise)
-            return original(x, c, rev=rev, jac=jac)
-
-        self.shadow(FORWARD, call)
+    def _elementwise(self, rev: bool, x: Tensor, params: Tensor) -> Tensor:
+        layer = self.stand_in(subnet=_always(params))
+        y: Tensor = blocks.ConditionalAffineTransform.forward(layer, (x,), (x,), rev=rev)[0][0]
+        return y
 
 
 class _AllInOne(_Block):
     def watch(self) -> None:
-        original = self.module._affine
+        self.shadow("_affine", partial(self._watched, self.module._affine))
 
-        def call(x: Tensor, a: Tensor, rev: bool = False) -> Any:
-            def elementwise(x: Tensor, params: Tensor) -> Tensor:
-                return original(x, params.clone(), rev)[0]  # it may write to them
+    def _watched(self, original: Any, x: Tensor, a: Tensor, rev: bool = False) -> Any:
+        self.observe("", x, (a,), rev, partial(self._elementwise, original, rev))
+        return original(x, a, rev)
 
-            self.observe("", x, (a,), rev, elementwise)
-            return original(x, a, rev)
-
-        self.shadow("_affine", call)
+    def _elementwise(self, original: Any, rev: bool, x: Tensor, params: Tensor) -> Tensor:
+        y: Tensor = original(x, params.clone(), rev)[0]  # it may write to its parameters
+        return y
 
 
 def _always(result: Tensor) -> Any:

@@ -11,11 +11,7 @@ from nflows.transforms.made import MaskedLinear
 from torch import nn
 
 from robustflow.compat.convert._affine import Found
-from robustflow.compat.convert._nflows_like import (
-    AutoregressiveMethods,
-    CouplingMethods,
-    find_in,
-)
+from robustflow.compat.convert._nflows_like import AutoregressiveMethods, CouplingMethods, find_in
 
 HEAD_KINDS = (MaskedLinear,)
 

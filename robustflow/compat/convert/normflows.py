@@ -14,14 +14,9 @@ from normflows.nets.made import MaskedLinear
 from torch import Tensor, nn
 
 from robustflow.compat.convert._affine import ADDITIVE, APART, TOGETHER, AffineLayer, Found, Splines
-from robustflow.compat.convert._nflows_like import (
-    FORWARD,
-    INVERSE,
-    AutoregressiveLayer,
-    AutoregressiveMethods,
-    overrides,
-)
+from robustflow.compat.convert._nflows_like import AutoregressiveLayer, AutoregressiveMethods
 from robustflow.compat.convert._spline import RescaledModifiedRQSpline, joined
+from robustflow.compat.convert.methods import FORWARD, INVERSE, overrides
 from robustflow.nn.precision import sum_per_sample
 
 HEAD_KINDS = (MaskedLinear,)
@@ -115,7 +110,7 @@ class _Masked(AffineLayer):
             params,
             inverse,
             partial(self._elementwise, inverse, mask),
-            wanted=APART if shifted else TOGETHER,
+            spline_params=APART if shifted else TOGETHER,
             counted=mask == 0,
         )
         return original(z)

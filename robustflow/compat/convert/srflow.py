@@ -5,11 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from robustflow.compat.convert._affine import AffineLayer, Found, Splines
-from robustflow.compat.convert._nflows_like import FORWARD, overrides
-from robustflow.compat.convert._spline import UNIT, RescaledModifiedRQSpline
+from robustflow.compat.convert._spline import RescaledModifiedRQSpline
 from robustflow.compat.convert.layers import WatchedTransform
-from robustflow.compat.srflow import CondAffineSeparatedAndCond, CondRQsplineSeparatedAndCond
-from robustflow.compat.srflow._conditioner import ScaledConv2d
+from robustflow.compat.convert.methods import FORWARD, overrides
+from robustflow.compat.srflow import (
+    CondAffineSeparatedAndCond,
+    CondRQsplineSeparatedAndCond,
+    ScaledConv2d,
+)
 from robustflow.nn.elementwise import ElementwiseTransform, ModifiedRQSpline
 
 HEAD_KINDS = (ScaledConv2d,)
@@ -40,7 +43,7 @@ class _Layer(AffineLayer):
     def complete(self) -> None:
         if self._unreached is not None:
             _, _, head = self.module._modules[self._unreached]._layers()
-            self.want(head, self.statistics[self.module._net_name].channels, _PARAMS)
+            self.plan_head(head, self.statistics[self.module._net_name].channels, _PARAMS)
 
     def splines(self) -> Splines:
         splines = dict(super().splines())
@@ -71,7 +74,7 @@ class _Layer(AffineLayer):
         rescaled = {renamed(net): spline for net, spline in splines.items()}
         module._modules.clear()
         module._modules.update(modules)
-        module.transform = ModifiedRQSpline(interval=UNIT)  # of what `rescaled` hands to it
+        module.transform = ModifiedRQSpline(interval=RescaledModifiedRQSpline.interval)
         module.rescaled = nn.ModuleDict(rescaled)
         module.__class__ = self.target
 

@@ -17,8 +17,8 @@ from zuko.nn import Linear, MaskedLinear
 from zuko.transforms import MonotonicAffineTransform
 
 from robustflow.compat.convert._affine import AffineLayer, Found, Splines
-from robustflow.compat.convert._nflows_like import FORWARD, overrides
 from robustflow.compat.convert._spline import RescaledModifiedRQSpline
+from robustflow.compat.convert.methods import FORWARD, overrides
 
 HEAD_KINDS = (Linear, MaskedLinear)
 

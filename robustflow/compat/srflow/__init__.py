@@ -11,18 +11,30 @@ transforms run as fused kernels.
 samples. Written from the published interface and formulas alone.
 """
 
+from robustflow.compat.srflow._conditioner import (
+    ActNorm,
+    Conditioner,
+    NormalisedConv2d,
+    ScaledConv2d,
+)
 from robustflow.compat.srflow._couplings import (
     CondAffineReparamSeparatedAndCond,
     CondAffineSeparatedAndCond,
     CondBsplineSeparatedAndCond,
     CondRQsplineSeparatedAndCond,
+    SeparatedAndCond,
 )
 from robustflow.compat.srflow._once import condition_once
 
 __all__ = [
+    "ActNorm",
     "CondAffineReparamSeparatedAndCond",
     "CondAffineSeparatedAndCond",
     "CondBsplineSeparatedAndCond",
     "CondRQsplineSeparatedAndCond",
+    "Conditioner",
+    "NormalisedConv2d",
+    "ScaledConv2d",
+    "SeparatedAndCond",
     "condition_once",
 ]

@@ -27,7 +27,7 @@ _Step = Callable[[Tensor], tuple[Tensor, Tensor]]
 _log = logging.getLogger(__name__)
 
 
-class _SeparatedAndCond(nn.Module, ABC):
+class SeparatedAndCond(nn.Module, ABC):
     """Injector, std-conditional and self-conditional transform; subclasses say which transform.
 
     Attributes:
@@ -229,7 +229,7 @@ class _SeparatedAndCond(nn.Module, ABC):
         return f"{self.in_channels}, features={self.feature_channels}, transform={self.transform}"
 
 
-class CondAffineSeparatedAndCond(_SeparatedAndCond):
+class CondAffineSeparatedAndCond(SeparatedAndCond):
     """SRFlow's and LLFlow's coupling: ``z = (z + shift) * s``, ``s = sigmoid(a + 2) + eps``.
 
     Its inverse divides by s, which falls to 1e-4: this is the coupling whose inverse explodes.
@@ -285,7 +285,7 @@ class CondAffineReparamSeparatedAndCond(CondAffineSeparatedAndCond):
     _reciprocal = True
 
 
-class CondRQsplineSeparatedAndCond(_SeparatedAndCond):
+class CondRQsplineSeparatedAndCond(SeparatedAndCond):
     """The modified rational-quadratic spline in SRFlow's place: its inverse cannot explode.
 
     Args:
@@ -325,7 +325,7 @@ class CondRQsplineSeparatedAndCond(_SeparatedAndCond):
         return ModifiedRQSpline(interval=(left, right), derivative="exp")
 
 
-class CondBsplineSeparatedAndCond(_SeparatedAndCond):
+class CondBsplineSeparatedAndCond(SeparatedAndCond):
     """The monotone cubic B-spline in SRFlow's place, on a box of +-0.5.
 
     Args:

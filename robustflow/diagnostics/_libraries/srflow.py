@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustflow.compat.srflow._couplings import _SeparatedAndCond
+from robustflow.compat.srflow import SeparatedAndCond
 from robustflow.diagnostics._layers import Block, Layer, Watched, Watcher
 from robustflow.diagnostics._libraries._own import affine_params, watch_transform
 
@@ -19,7 +19,7 @@ class _Step(Layer):
 
     library = _LIBRARY
 
-    def __init__(self, module: _SeparatedAndCond, net: str) -> None:
+    def __init__(self, module: SeparatedAndCond, net: str) -> None:
         super().__init__(module)
         self.part = net
         self.transform = _itself(module._transform_of(net))
@@ -41,7 +41,7 @@ class _Coupling(Block):
 
     library = _LIBRARY
 
-    def __init__(self, module: _SeparatedAndCond) -> None:
+    def __init__(self, module: SeparatedAndCond) -> None:
         super().__init__(module)
         nets = ["fFeatures", module._net_name]
         if module.uses_std:
@@ -103,7 +103,7 @@ def _itself(transform: Any) -> Any:
 
 
 def find(module: nn.Module) -> Watched | None:
-    return _Coupling(module) if isinstance(module, _SeparatedAndCond) else None
+    return _Coupling(module) if isinstance(module, SeparatedAndCond) else None
 
 
 def flips(module: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from robustflow.compat._adapters import adapters
+from robustflow.compat.adapters import adapters
 from robustflow.diagnostics.describe import published
 from robustflow.diagnostics.describe._tree import (
     CONVERTED,

@@ -10,13 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustflow.compat.convert._nflows_like import (
-    COUPLING,
-    ELEMENTWISE,
-    FORWARD,
-    INVERSE,
-    overrides,
-)
+from robustflow.compat.convert.methods import COUPLING, ELEMENTWISE, FORWARD, INVERSE, overrides
 from robustflow.diagnostics.bounds import (
     NICE,
     ONE,

@@ -10,7 +10,6 @@ import torch
 from FrEIA import framework, modules
 from FrEIA.modules import coupling_layers as blocks
 
-from robustflow.compat.convert._nflows_like import FORWARD, overrides
 from robustflow.compat.convert.freia import (
     ModifiedRQAllInOneBlock,
     ModifiedRQConditionalTransform,
@@ -18,6 +17,7 @@ from robustflow.compat.convert.freia import (
     ModifiedRQGLOWCouplingBlock,
     ModifiedRQRNVPCouplingBlock,
 )
+from robustflow.compat.convert.methods import FORWARD, overrides
 from robustflow.diagnostics.bounds import (
     INFINITY,
     NICE,

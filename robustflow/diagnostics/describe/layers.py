@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from robustflow import nn as rnn
 from robustflow.compat.convert import RescaledModifiedRQSpline
-from robustflow.compat.convert._spline import UNIT
 from robustflow.diagnostics.bounds import ROBUST, TORI, Bounds, Line, bounds_of
 from robustflow.diagnostics.describe._tree import (
     CONVERTED,
@@ -135,7 +134,7 @@ def _boxed(half_width: Tensor, centre: Tensor) -> Bounds:
 
     A shift t of that one moves the result by t times the half width.
     """
-    unit = bounds_of(rnn.ModifiedRQSpline(interval=UNIT))
+    unit = bounds_of(rnn.ModifiedRQSpline(interval=RescaledModifiedRQSpline.interval))
     assert unit is not None
     widths = half_width.detach().cpu().double()
     moved = unit.displacement * widths

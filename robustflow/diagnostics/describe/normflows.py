@@ -16,7 +16,7 @@ from normflows.flows.neural_spline.autoregressive import (
 from normflows.flows.reshape import Merge, Split, Squeeze
 from torch import nn
 
-from robustflow.compat.convert._nflows_like import ELEMENTWISE, FORWARD, INVERSE, overrides
+from robustflow.compat.convert.methods import ELEMENTWISE, FORWARD, INVERSE, overrides
 from robustflow.compat.convert.normflows import (
     ModifiedRQAutoregressive,
     ModifiedRQCoupling,

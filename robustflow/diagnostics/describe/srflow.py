@@ -6,16 +6,16 @@ from typing import Any
 
 from torch import nn
 
-from robustflow.compat.srflow._couplings import _SeparatedAndCond
+from robustflow.compat.srflow import SeparatedAndCond
 from robustflow.diagnostics.describe._tree import Chain, Tree, joined, unknown
 from robustflow.diagnostics.describe.layers import Describe, transformed
 from robustflow.diagnostics.kinds import Kind
 
 
 def describe(module: nn.Module, name: str, child: Describe) -> Tree | None:
-    if not isinstance(module, _SeparatedAndCond):
+    if not isinstance(module, SeparatedAndCond):
         return None
-    if type(module).forward is not _SeparatedAndCond.forward:
+    if type(module).forward is not SeparatedAndCond.forward:
         return unknown(name, module, "a class of its own, which overrides forward")
     changed = (module.in_channels - module.kept_channels) / module.in_channels
 

@@ -27,7 +27,7 @@ from zuko.transforms import (
 )
 
 from robustflow import nn as rnn
-from robustflow.compat.convert._nflows_like import FORWARD, overrides
+from robustflow.compat.convert.methods import FORWARD, overrides
 from robustflow.diagnostics.bounds import (
     NICE,
     ONE,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustflow import distributions
-from robustflow.compat._adapters import adapters
+from robustflow.compat.adapters import adapters
 from robustflow.diagnostics import Certificate, Range, certify
 from robustflow.diagnostics.describe import Part, describe, parts_of
 from tests.compat import affine_flows, flows, freia_standin

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustflow.compat import srflow
-from robustflow.compat.srflow._conditioner import ActNorm, ScaledConv2d
-from robustflow.compat.srflow._couplings import _SeparatedAndCond
+from robustflow.compat.srflow import ActNorm, ScaledConv2d, SeparatedAndCond
 
-_COUPLINGS: dict[str, Callable[..., _SeparatedAndCond]] = {
+_COUPLINGS: dict[str, Callable[..., SeparatedAndCond]] = {
     "affine": srflow.CondAffineSeparatedAndCond,
     "affinereparam": srflow.CondAffineReparamSeparatedAndCond,
     "bspline": srflow.CondBsplineSeparatedAndCond,
