@@ -28,7 +28,7 @@ from benchmarks.subjects import Parameters, Subject, double
 from robustflow._arguments import output_file
 from robustflow._files import save
 from robustflow.benchmarks import machine
-from robustflow.benchmarks.rows import table
+from robustflow.benchmarks.verdicts import Verdict, verdict_table
 
 ELEMENTS, QUICK_ELEMENTS = 1 << 17, 1 << 13
 
@@ -377,33 +377,39 @@ def _report(lines: Sequence[Line], trips: Sequence[RoundTrip], extremes: dict[st
         return f"{ours:.1e} / {theirs:.1e}"
 
     errors = [
-        [
+        Verdict(
             f"{line.operation}, {line.parameters}, {line.direction}: {line.quantity}",
-            pair(line.fused.median, line.eager.median),
-            pair(line.fused.p999, line.eager.p999),
-            pair(line.fused.maximum, line.eager.maximum),
-            f"{line.excused} / {line.unexcused}",
-            f"{line.nonfinite} / {line.eager_nonfinite}",
-            "met" if line.passes else "MISSED",
-        ]
+            {
+                "median": pair(line.fused.median, line.eager.median),
+                "99.9 %": pair(line.fused.p999, line.eager.p999),
+                "maximum": pair(line.fused.maximum, line.eager.maximum),
+                "excused / not": f"{line.excused} / {line.unexcused}",
+                "not finite": f"{line.nonfinite} / {line.eager_nonfinite}",
+            },
+            line.passes,
+        )
         for line in lines
     ]
-    header = ["float32 error, fused / eager", "median", "99.9 %", "maximum"]
-    header += ["excused / not", "not finite", "verdict"]
     round_trips = [
-        [
+        Verdict(
             f"{trip.operation}, {trip.parameters}",
-            *(f"{value:.2f}" for value in (trip.median, trip.p999, trip.maximum)),
-            "met" if trip.passes else "MISSED",
-        ]
+            {
+                "median": f"{trip.median:.2f}",
+                "99.9 %": f"{trip.p999:.2f}",
+                "maximum": f"{trip.maximum:.2f}",
+            },
+            trip.passes,
+        )
         for trip in trips
     ]
-    finite = [[name, str(count), "MISSED" if count else "met"] for name, count in extremes.items()]
+    finite = [
+        Verdict(name, {"not finite": str(count)}, count == 0) for name, count in extremes.items()
+    ]
     return "\n\n".join(
         [
-            table(header, errors),
-            table(["round trip, in roundings", "median", "99.9 %", "maximum", ""], round_trips),
-            table(["raw parameters up to ±1e38", "not finite", "verdict"], finite),
+            verdict_table(errors, "float32 error, fused / eager"),
+            verdict_table(round_trips, "round trip, in roundings"),
+            verdict_table(finite, "raw parameters up to ±1e38"),
         ]
     )
 

@@ -6,4 +6,4 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="take each workload's smaller shape")
+    parser.addoption("--quick", action="store_true", help="take each case's smaller shape")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.foundation [--quick] [--filter TEXT] [--json FILE] [--check]
 
-Each workload runs in a process of its own under an allocator that keeps its memory (this judges
+Each case runs in a process of its own under an allocator that keeps its memory (this judges
 the kernels, and is what the targets are held to) and again under the default one (this is what
 users get). The targets are stated for 2 cores with AVX-512.
 """
@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from robustflow._arguments import output_file
-from robustflow.benchmarks import bars, machine, report, suite, workloads
+from robustflow.benchmarks import bars, cases, machine, report, suite
 from robustflow.benchmarks.bars import Bar
 from robustflow.benchmarks.rows import Measured, write_json
 from robustflow.benchmarks.suite import Settings
+from robustflow.benchmarks.verdicts import verdict_table
 
 FULL = Settings({"keeping": 6.0, "default": 3.0})
 QUICK = Settings({"keeping": 1.0, "default": 0.5}, quick=True)
@@ -48,16 +49,15 @@ TARGETS = (
 )
 
 
-def chosen(text: str) -> list[workloads.Workload]:
-    """The workloads whose name contains ``text``, against the competitors that their targets name
+def select(text: str) -> list[cases.Case]:
+    """The cases whose name contains ``text``, against the competitors that their targets name
     (where they name none, against all)."""
-    found = []
-    for work in workloads.FOUNDATION:
-        named = [target.measure for target in TARGETS if target.workload == work.name]
-        judged = work.against(named)
-        if text in work.name:
-            found.append(judged if judged.competitors else work)
-    return found
+    selected = []
+    for case in cases.FOUNDATION:
+        judged = case.against([each.measure for each in TARGETS if each.case == case.name])
+        if text in case.name:
+            selected.append(judged if judged.competitors else case)
+    return selected
 
 
 def judge(measured: Measured) -> list[dict[str, Any]]:
@@ -68,38 +68,38 @@ def judge(measured: Measured) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.foundation", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller tensors, about a minute")
-    parser.add_argument("--filter", default="", help="only workloads whose name contains this")
+    parser.add_argument("--filter", default="", help="only cases whose name contains this")
     parser.add_argument(
         "--json", type=output_file, help="write the rows, verdicts and machine here"
     )
     parser.add_argument("--check", action="store_true", help="exit with 1 where a target is missed")
     options = parser.parse_args(arguments)
-    found = chosen(options.filter)
-    if not found:
-        names = ", ".join(work.name for work in workloads.FOUNDATION)
-        parser.error(f"no workload's name contains {options.filter!r}; there are {names}")
+    selected = select(options.filter)
+    if not selected:
+        names = ", ".join(case.name for case in cases.FOUNDATION)
+        parser.error(f"no case's name contains {options.filter!r}; there are {names}")
     description = machine.describe()
     print(_headline(description, options.quick), flush=True)
     settings = QUICK if options.quick else FULL
-    measured = suite.measure(found, settings, lambda name: print(f"... {name}", flush=True))
-    verdicts = judge(measured)
+    measured = suite.measure(selected, settings, lambda name: print(f"... {name}", flush=True))
+    judged = judge(measured)
     parts = [
         report.measured_rows(measured.rows),
-        report.verdict_table(verdicts, bars.ALLOCATORS),
+        verdict_table(bars.verdicts(judged)),
         *report.remarks(measured),
     ]
     print("\n" + "\n\n".join(parts))
     saved = True
     if options.json:
         more = {
-            "targets": verdicts,
+            "targets": judged,
             "eager_peak_bytes": measured.eager_peaks,
             "left_out": measured.left_out,
             "failed": measured.failed,
             "quick": options.quick,
         }
         saved = write_json(options.json, description, measured.rows, **more)
-    missed = options.check and any(verdict["met"] is not True for verdict in verdicts)
+    missed = options.check and any(record["met"] is not True for record in judged)
     return int(bool(measured.failed) or missed or not saved)
 
 

@@ -23,7 +23,8 @@ import torch
 from robustflow import nn as rnn
 from robustflow._arguments import output_file, whole_number
 from robustflow.benchmarks import machine, timing
-from robustflow.benchmarks.rows import duration, table, write_json
+from robustflow.benchmarks.rows import duration, write_json
+from robustflow.benchmarks.verdicts import Verdict, verdict_table
 from robustflow.diagnostics import InverseMonitor
 from robustflow.experiments import photographs
 from robustflow.experiments.comparison import square
@@ -106,22 +107,21 @@ def measure(
 
 
 def report(results: Sequence[Result]) -> str:
-    lines = [
-        [
-            each.coupling,
-            each.picture,
-            f"{each.temperature:g}",
-            str(each.onsets),
-            duration(each.plain),
-            duration(each.watched),
-            f"{each.ratio:.2f}",
-            f"{each.spread:.0%}",
-            "met" if each.met else "MISSED",
-        ]
+    verdicts = [
+        Verdict(
+            f"{each.coupling}, {each.picture} at {each.temperature:g}",
+            {
+                "onsets": str(each.onsets),
+                "plain": duration(each.plain),
+                "watched": duration(each.watched),
+                "ratio": f"{each.ratio:.2f}",
+                "spread": f"{each.spread:.0%}",
+            },
+            each.met,
+        )
         for each in results
     ]
-    header = ["coupling", "picture", "temperature", "onsets", "plain", "watched", "ratio", "spread"]
-    return table([*header, f"at most {TARGET}"], lines)
+    return verdict_table(verdicts, f"coupling, picture and temperature: at most {TARGET}")
 
 
 def trained(coupling: str, settings: Settings) -> rnn.ConditionalFlow:
@@ -146,22 +146,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="a case, beyond warm-up")
     parser.add_argument("--threads", type=whole_number(1), help="default: torch's own number")
     parser.add_argument("--json", type=output_file, help="write the results there")
-    given = parser.parse_args(arguments)
-    if given.threads is not None:
-        torch.set_num_threads(given.threads)
-    settings = replace(standard, iterations=given.iterations, steps=given.steps)
+    options = parser.parse_args(arguments)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    settings = replace(standard, iterations=options.iterations, steps=options.steps)
     results: list[Result] = []
-    for coupling in given.coupling:
-        results += measure(trained(coupling, settings), coupling, settings, given.seconds)
+    for coupling in options.coupling:
+        results += measure(trained(coupling, settings), coupling, settings, options.seconds)
     print(report(results))
     saved = True
-    if given.json:
+    if options.json:
         content = {
             "settings": asdict(settings),
             "threads": torch.get_num_threads(),
             "results": [asdict(each) for each in results],
         }
-        saved = write_json(given.json, machine.describe(), [], monitor=content)
+        saved = write_json(options.json, machine.describe(), [], monitor=content)
     return int(not saved)
 
 

@@ -37,9 +37,10 @@ from benchmarks.scaling_points import (
     with_bins,
 )
 from robustflow._arguments import output_file
-from robustflow.benchmarks import allocator, machine, rows, suite
-from robustflow.benchmarks.rows import Measured, duration, table
-from robustflow.benchmarks.workloads import DIRECTIONS
+from robustflow.benchmarks import allocator, machine, suite
+from robustflow.benchmarks.cases import DIRECTIONS
+from robustflow.benchmarks.rows import Measured, duration, table, write_json
+from robustflow.benchmarks.verdicts import Verdict, verdict_table
 
 MODULE = "benchmarks.scaling"
 
@@ -81,17 +82,17 @@ def free_bytes() -> int:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     group = Path("/sys/fs/cgroup")
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         try:
-            found.append(int((group / limit).read_text()) - int((group / used).read_text()))
+            free.append(int((group / limit).read_text()) - int((group / used).read_text()))
         except (OSError, ValueError):  # no such group, or "max": no limit
             continue
-    return max(0, min(found))
+    return max(0, min(free))
 
 
 def last_cache_bytes() -> int | None:
@@ -120,17 +121,17 @@ def reason_against(point: Point, policy: str, free: int) -> str | None:
 def groups(every: Sequence[Point], text: str) -> list[list[Point]]:
     """The points with a row whose name contains ``text``, by process: small ones of a transform
     share one."""
-    found: dict[tuple[str, ...], list[Point]] = {}
+    by_process: dict[tuple[str, ...], list[Point]] = {}
     for point in every:
         named = (
-            row_name(point.workload(verb), threads)
+            row_name(point.case(verb), threads)
             for verb in DIRECTIONS
             for threads in usable_threads()
         )
         if any(text in name for name in named):
             key = (point.sweep, point.family.operation, "" if point.is_small else point.name)
-            found.setdefault(key, []).append(point)
-    return list(found.values())
+            by_process.setdefault(key, []).append(point)
+    return list(by_process.values())
 
 
 def measure(
@@ -139,7 +140,7 @@ def measure(
     """Every row whose name contains ``text``, in processes of their own under each allocator; and
     the same with what was left out and what failed."""
     measured = Measured()
-    found: list[ScalingRow] = []
+    rows: list[ScalingRow] = []
     for threads in set(THREADS) - set(usable_threads()):
         measured.left_out[f"{threads} threads"] = "This process may use fewer cores."
     policies = [policy for policy in HELD if suite.works(policy, measured)]
@@ -163,35 +164,35 @@ def measure(
                 for point in chosen:
                     measured.failed[f"{point.name}, {policy}"] = str(error)
                 continue
-            found += [
+            rows += [
                 ScalingRow(**{**each, "shape": tuple(each["shape"])}) for each in result["rows"]
             ]
             measured.left_out |= result["left_out"]
-    measured.rows += found
-    return found, measured
+    measured.rows += rows
+    return rows, measured
 
 
 def worker(work: str, file: str) -> None:
     """Some points in this process, under the allocator that it was started with."""
-    given = json.loads(work)
-    chosen = [Point.from_json(record) for record in given.pop("points")]
-    policy, text = given.pop("policy"), given.pop("text")
-    settings = Settings(**given)
+    options = json.loads(work)
+    chosen = [Point.from_json(record) for record in options.pop("points")]
+    policy, text = options.pop("policy"), options.pop("text")
+    settings = Settings(**options)
     if policy == "keeping":
         allocator.prime(max(point.bytes_to_prime for point in chosen))
-    found: list[ScalingRow] = []
+    rows: list[ScalingRow] = []
     left_out: dict[str, str] = {}
     for point in reversed(chosen):  # the largest first: the heap that is kept grows once
-        made, missing = measure_point(
+        of_point, missing = measure_point(
             point, text, policy, seconds=settings.seconds, min_rounds=settings.min_rounds
         )
-        found = made + found
+        rows = of_point + rows
         left_out |= missing
-    result = {"rows": [asdict(row) for row in found], "left_out": left_out}
+    result = {"rows": [asdict(row) for row in rows], "left_out": left_out}
     Path(file).write_text(json.dumps(result))
 
 
-def steadiness(found: Sequence[ScalingRow], cache: int) -> list[dict[str, Any]]:
+def steadiness(rows: Sequence[ScalingRow], cache: int) -> list[dict[str, Any]]:
     """For each operation, direction, number of threads and allocator: how far the fraction of the
     floor varies over the N whose calls move at least :data:`BEYOND` times the last cache.
 
@@ -199,17 +200,17 @@ def steadiness(found: Sequence[ScalingRow], cache: int) -> list[dict[str, Any]]:
     :data:`STEADY`; both are None where fewer than two N lie there.
     """
     groups: dict[tuple[Any, ...], list[ScalingRow]] = {}
-    for row in found:
+    for row in rows:
         if row.sweep == "n":
             key = (row.operation, row.direction, row.threads, row.allocator)
             beyond = groups.setdefault(key, [])
             if row.bytes >= BEYOND * cache:
                 beyond.append(row)
-    verdicts = []
+    records = []
     for (operation, direction, threads, policy), beyond in groups.items():
         fractions = [row.floor_fraction for row in beyond]
         ratio = max(fractions) / min(fractions) if len(fractions) > 1 else None
-        verdicts.append(
+        records.append(
             {
                 "operation": operation,
                 "direction": direction,
@@ -222,12 +223,10 @@ def steadiness(found: Sequence[ScalingRow], cache: int) -> list[dict[str, Any]]:
                 "met": None if ratio is None else ratio <= STEADY,
             }
         )
-    return verdicts
+    return records
 
 
-def report(
-    found: Sequence[ScalingRow], verdicts: Sequence[dict[str, Any]], measured: Measured
-) -> str:
+def report(rows: Sequence[ScalingRow], steady: Sequence[dict[str, Any]], measured: Measured) -> str:
     lines = [
         [
             row.name,
@@ -240,28 +239,27 @@ def report(
             duration(row.median_s),
             ", ".join(f"{ratio:.3g}x {who}" for who, ratio in row.ratio.items()),
         ]
-        for row in found
+        for row in rows
     ]
     header = ["point", "allocator", "ns/el", "spread", "B/el", "copy GB/s", "of copy", "a call"]
     judged = [
-        [
-            f"{verdict['operation']} {verdict['direction']}",
-            f"{verdict['threads']}",
-            verdict["allocator"],
-            ", ".join(short(count) for count in verdict["elements"]) or "-",
-            "-"
-            if verdict["smallest_fraction"] is None
-            else f"{verdict['smallest_fraction']:.0%} to {verdict['largest_fraction']:.0%}",
-            "-" if verdict["ratio"] is None else f"{verdict['ratio']:.2f}x",
-            {None: "not measured", True: "met", False: "MISSED"}[verdict["met"]],
-        ]
-        for verdict in verdicts
-        if verdict["elements"]
+        Verdict(
+            f"{each['operation']} {each['direction']}",
+            {
+                "threads": f"{each['threads']}",
+                "allocator": each["allocator"],
+                "N": ", ".join(short(count) for count in each["elements"]),
+                "of copy": f"{each['smallest_fraction']:.0%} to {each['largest_fraction']:.0%}",
+                "ratio": "-" if each["ratio"] is None else f"{each['ratio']:.2f}x",
+            },
+            each["met"],
+        )
+        for each in steady
+        if each["elements"]
     ]
-    columns = ["beyond the last cache", "threads", "allocator", "N", "of copy", "ratio"]
     parts = [table([*header, "ratios"], lines)]
     if judged:
-        parts.append(table([*columns, f"within {STEADY:g}x"], judged))
+        parts.append(verdict_table(judged, f"beyond the last cache, within {STEADY:g}x"))
     parts += [f"Left out: {name}. {reason}" for name, reason in measured.left_out.items()]
     parts += [f"FAILED: {name}. {error}" for name, error in measured.failed.items()]
     return "\n\n".join(parts)
@@ -284,11 +282,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not groups(points(settings), options.filter):
         parser.error(
             f"no row's name contains {options.filter!r}; names are like "
-            f"{row_name(points(settings)[0].workload('forward'), 1)}"
+            f"{row_name(points(settings)[0].case('forward'), 1)}"
         )
     description = machine.describe()
     print(machine.headline(description), flush=True)
-    found, measured = measure(
+    rows, measured = measure(
         settings, options.filter, lambda name: print(f"... {name}", flush=True)
     )
     cache = last_cache_bytes()
@@ -296,21 +294,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measured.left_out["the comparison beyond the last cache"] = (
             "The size of the cache is read from Linux's /sys, which does not say it here."
         )
-    verdicts = [] if cache is None else steadiness(found, cache)
-    print("\n" + report(found, verdicts, measured))
+    steady = [] if cache is None else steadiness(rows, cache)
+    print("\n" + report(rows, steady, measured))
     saved = True
     if options.json:
-        saved = rows.write_json(
+        saved = write_json(
             options.json,
             description,
-            found,
-            beyond_cache=verdicts,
+            rows,
+            beyond_cache=steady,
             last_cache_bytes=cache,
             left_out=measured.left_out,
             failed=measured.failed,
             quick=options.quick,
         )
-    judged = [verdict["met"] for verdict in verdicts if verdict["allocator"] == "keeping"]
+    judged = [each["met"] for each in steady if each["allocator"] == "keeping"]
     failed = bool(measured.failed) or not saved
     return int(failed or (options.check and not (judged and all(judged))))
 

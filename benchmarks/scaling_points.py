@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from robustflow.benchmarks import cases, timing
-from robustflow.benchmarks.cases import Case, Inputs
-from robustflow.benchmarks.families import AFFINE, MODIFIED_RQ, RQ8, Family
+from robustflow.benchmarks import calls, timing
+from robustflow.benchmarks.calls import Calls, Inputs
+from robustflow.benchmarks.cases import DIRECTIONS, Case
+from robustflow.benchmarks.families import AFFINE, MODIFIED_RQ, RQ8, Family, Place
 from robustflow.benchmarks.rows import Row
 from robustflow.benchmarks.timing import Timing
 from robustflow.benchmarks.worker import PRIMED_INPUTS
-from robustflow.benchmarks.workloads import DIRECTIONS, Workload
 
 THREADS = (1, 2)
 STRETCH = 10**5  # elements after which the data repeats itself
@@ -79,38 +79,34 @@ class Point:
         channels = min(self.count, STRETCH) // space
         return (self.count // (space * channels), channels, space)
 
-    def workload(self, verb: str) -> Workload:
-        """``verb`` is one of :data:`robustflow.benchmarks.workloads.DIRECTIONS`."""
-        return Workload(
-            f"scaling-{self.sweep}.{self.family.name}.{verb}.n{short(self.count)}",
-            self.family,
-            DIRECTIONS[verb],
-            self.shape,
-            ("nflows",) if "nflows" in self.family.competitors else ("eager",),
-        )
+    def case(self, verb: str) -> Case:
+        """``verb`` is one of :data:`robustflow.benchmarks.cases.DIRECTIONS`."""
+        place = Place(f"scaling-{self.sweep}", self.shape)
+        competitor = "nflows" if "nflows" in self.family.competitors else "eager"
+        return Case(place, self.family, DIRECTIONS[verb], (competitor,))
 
     @property
     def bytes_needed(self) -> int:
         """Of a training step (inputs, cotangents, outputs, gradients) and of the copy."""
-        workload = self.workload("train")
-        traffic = workload.traffic
-        return 2 * (traffic.inputs + traffic.outputs) + min(workload.bytes, COPY_AT_ONCE)
+        case = self.case("train")
+        traffic = case.traffic
+        return 2 * (traffic.inputs + traffic.outputs) + min(case.bytes, COPY_AT_ONCE)
 
     @property
     def is_affordable(self) -> bool:
         """Whether competitors, slow as they are, are timed too."""
         elements, num_bytes = AFFORDABLE
-        return self.count <= elements and self.workload("forward").bytes <= num_bytes
+        return self.count <= elements and self.case("forward").bytes <= num_bytes
 
     @property
     def bytes_to_prime(self) -> int:
         """Heap to touch beforehand where memory is kept."""
-        inputs = self.workload("train").traffic.inputs
+        inputs = self.case("train").traffic.inputs
         return max(self.bytes_needed, PRIMED_INPUTS * inputs if self.is_affordable else 0)
 
     @property
     def is_small(self) -> bool:
-        return self.workload("train").bytes <= SMALL
+        return self.case("train").bytes <= SMALL
 
     def to_json(self) -> dict[str, Any]:
         return {"sweep": self.sweep, "num_bins": self.family.num_bins, "count": self.count} | {
@@ -185,10 +181,10 @@ def copies(sizes: Iterable[int]) -> dict[int, timing.Function]:
 
 def inputs_of(point: Point) -> tuple[Inputs, int]:
     """Tensors for every direction, and how often they repeat their first :data:`STRETCH`."""
-    workload = point.workload("train")
+    case = point.case("train")
     repeats = max(1, point.count // STRETCH)
-    first = (workload.shape[0] // repeats, *workload.shape[1:])
-    inputs = cases.make_inputs(replace(workload, shape=first))
+    first = (case.shape[0] // repeats, *case.shape[1:])
+    inputs = calls.make_inputs(replace(case, smaller_shape=first))
 
     def repeated(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         return tuple(each.repeat(repeats, *[1] * (each.dim() - 1)) for each in tensors)
@@ -196,8 +192,8 @@ def inputs_of(point: Point) -> tuple[Inputs, int]:
     return Inputs(repeated(inputs.leaves), repeated(inputs.cotangents)), repeats
 
 
-def checked(workload: Workload, inputs: Inputs, repeats: int) -> Case:
-    """The workload's calls once their results are known to be right.
+def checked(case: Case, inputs: Inputs, repeats: int) -> Calls:
+    """The case's calls once their results are known to be right.
 
     The first stretch is compared with eager PyTorch and the competitors, and every later one with
     the first: they must be the same bits.
@@ -205,30 +201,30 @@ def checked(workload: Workload, inputs: Inputs, repeats: int) -> Case:
     Raises:
         AssertionError: they are not; the message says where.
     """
-    length = workload.shape[0] // repeats
+    length = case.shape[0] // repeats
     stretch = replace(
-        workload,
-        shape=(length, *workload.shape[1:]),
-        competitors=tuple(dict.fromkeys(("eager", *workload.competitors))),
+        case,
+        smaller_shape=(length, *case.shape[1:]),
+        competitors=tuple(dict.fromkeys(("eager", *case.competitors))),
     )
 
     def first(tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return tuple(tensor[:length] for tensor in tensors)
 
-    small = cases.bind(stretch, Inputs(first(inputs.leaves), first(inputs.cotangents)))
+    small = calls.bind(stretch, Inputs(first(inputs.leaves), first(inputs.cotangents)))
     # A bin of K is K times smaller, and where x lies in it is known K times less well.
-    cases.check_agreement(small, rounding=1e-4 * max(0.0, workload.num_bins / 8 - 1))
+    calls.check_agreement(small, rounding=1e-4 * max(0.0, case.family.num_bins / 8 - 1))
     expected: Any = small.ours()
-    case = cases.bind(workload, inputs)
-    found: Any = OnThreads(max(usable_threads()), case.ours)()
-    for index, (tensor, right) in enumerate(zip(found, expected, strict=True)):
+    whole = calls.bind(case, inputs)
+    results: Any = OnThreads(max(usable_threads()), whole.ours)()
+    for index, (tensor, right) in enumerate(zip(results, expected, strict=True)):
         for start in range(0, len(tensor), length):
             if not torch.equal(tensor[start : start + length], right):
                 raise AssertionError(
-                    f"{workload.name}: result {index} from sample {start} on differs from the "
+                    f"{case.name}: result {index} from sample {start} on differs from the "
                     "first samples', which have the same inputs."
                 )
-    return case
+    return whole
 
 
 def measure_point(
@@ -236,76 +232,76 @@ def measure_point(
 ) -> tuple[list[ScalingRow], dict[str, str]]:
     """The rows of a point whose name contains ``text``, in this process; and what was left out.
 
-    A row's name is that of the workload and its number of threads.
+    A row's name is that of the case, its number of elements and of threads.
     """
     asked = [
-        (point.workload(verb), threads)
+        (point.case(verb), threads)
         for verb in DIRECTIONS
         for threads in usable_threads()
-        if text in row_name(point.workload(verb), threads)
+        if text in row_name(point.case(verb), threads)
     ]
     inputs, repeats = inputs_of(point)
     left_out: dict[str, str] = {}
-    made: dict[str, Case] = {}
-    for workload, _ in asked:
-        if workload.name not in made:
-            theirs = workload.competitors if point.is_affordable else ()
-            made[workload.name] = checked(replace(workload, competitors=theirs), inputs, repeats)
-            left_out |= made[workload.name].left_out
-    floors = copies({workload.bytes for workload, _ in asked})
+    prepared: dict[str, Calls] = {}
+    for case, _ in asked:
+        if case.name not in prepared:
+            competitors = case.competitors if point.is_affordable else ()
+            prepared[case.name] = checked(replace(case, competitors=competitors), inputs, repeats)
+            left_out |= prepared[case.name].left_out
+    floors = copies({case.bytes for case, _ in asked})
     functions: dict[str, OnThreads] = {}
-    for workload, threads in asked:
-        case = made[workload.name]
-        functions[row_name(workload, threads)] = OnThreads(threads, case.ours)
-        functions[_copy_name(workload, threads)] = OnThreads(threads, floors[workload.bytes])
+    for case, threads in asked:
+        of_case = prepared[case.name]
+        functions[row_name(case, threads)] = OnThreads(threads, of_case.ours)
+        functions[_copy_name(case, threads)] = OnThreads(threads, floors[case.bytes])
         if threads == max(usable_threads()):
-            for who, function in case.competitors.items():
-                functions[_name_of(who, workload, threads)] = OnThreads(threads, function)
+            for who, function in of_case.competitors.items():
+                functions[_name_of(who, case, threads)] = OnThreads(threads, function)
     times = timing.alternate(
         functions, seconds=seconds, min_rounds=min_rounds, warmup=1, sampler=sample_seconds
     )
-    found = [_row(point.sweep, workload, threads, policy, times) for workload, threads in asked]
-    return found, left_out
+    rows = [_row(point.sweep, case, threads, policy, times) for case, threads in asked]
+    return rows, left_out
 
 
 def _row(
-    sweep: str, workload: Workload, threads: int, policy: str, times: Mapping[str, Timing]
+    sweep: str, case: Case, threads: int, policy: str, times: Mapping[str, Timing]
 ) -> ScalingRow:
-    ours = times[row_name(workload, threads)]
-    copy = times[_copy_name(workload, threads)]
+    ours = times[row_name(case, threads)]
+    copy = times[_copy_name(case, threads)]
     others = {
-        who: times[_name_of(who, workload, threads)]
-        for who in workload.competitors
-        if _name_of(who, workload, threads) in times
+        who: times[_name_of(who, case, threads)]
+        for who in case.competitors
+        if _name_of(who, case, threads) in times
     }
     return ScalingRow(
-        name=row_name(workload, threads),
-        operation=workload.operation,
-        direction=workload.direction,
-        shape=workload.shape,
-        dtype="float32",
+        name=row_name(case, threads),
+        operation=case.family.operation,
+        direction=case.direction,
+        shape=case.shape,
+        dtype=case.dtypes,
         allocator=policy,
-        bytes=workload.bytes,
-        **timing.row_figures(ours, copy, others, elements=workload.elements),
+        bytes=case.bytes,
+        **timing.row_figures(ours, copy, others, elements=case.elements),
         sweep=sweep,
         threads=threads,
-        num_bins=workload.num_bins,
-        seconds_per_element=ours.median / workload.elements,
-        bytes_per_element=workload.bytes / workload.elements,
-        copy_bytes_per_s=workload.bytes / copy.median,
+        num_bins=case.family.num_bins,
+        seconds_per_element=ours.median / case.elements,
+        bytes_per_element=case.bytes / case.elements,
+        copy_bytes_per_s=case.bytes / copy.median,
     )
 
 
-def _name_of(who: str, workload: Workload, threads: int) -> str:
-    return f"{who}: {row_name(workload, threads)}"
+def _name_of(who: str, case: Case, threads: int) -> str:
+    return f"{who}: {row_name(case, threads)}"
 
 
-def _copy_name(workload: Workload, threads: int) -> str:
-    return f"copy of {workload.bytes} on {threads}"
+def _copy_name(case: Case, threads: int) -> str:
+    return f"copy of {case.bytes} on {threads}"
 
 
-def row_name(workload: Workload, threads: int) -> str:
-    return f"{workload.name}.t{threads}"
+def row_name(case: Case, threads: int) -> str:
+    return f"{case.name}.n{short(case.elements)}.t{threads}"
 
 
 def usable_threads() -> tuple[int, ...]:

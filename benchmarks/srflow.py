@@ -38,6 +38,7 @@ from torch.profiler import ProfilerActivity, profile
 from robustflow._arguments import output_file
 from robustflow.benchmarks import allocator, eager, machine, timing
 from robustflow.benchmarks.rows import duration, table, write_json
+from robustflow.benchmarks.verdicts import Verdict, verdict_table
 from robustflow.compat import srflow
 from robustflow.nn import ActNorm, InvertibleConv1x1, Squeeze
 
@@ -382,21 +383,26 @@ def _part(name: str, shapes: Sequence[Any], features: int) -> str:
     return "elementwise and other"
 
 
-def verdicts(result: Mapping[str, Any]) -> dict[str, tuple[float, bool]]:
-    """The ratios that have a target, and whether they meet it."""
+def verdicts(result: Mapping[str, Any]) -> list[Verdict]:
+    """Whether the ratios that have a target meet it."""
 
     def median(group: str, name: str) -> float:
         return result["seconds"][group][name]["median_s"]
 
-    found = {}
+    def verdict(target: str, ratio: float, met: bool) -> Verdict:
+        return Verdict(target, {"measured": f"{ratio:.2f}"}, met)
+
+    judged = []
     for group in ("sampling", "training"):
         ratio = median(group, "robustflow") / median(group, "free")
-        found[f"{group}: time over the free transform's"] = (ratio, ratio <= TARGET_OF_FREE)
+        target = f"{group}: time over the free transform's, at most {TARGET_OF_FREE:g}"
+        judged.append(verdict(target, ratio, ratio <= TARGET_OF_FREE))
     published = SAMPLES * median("ten samples", "published, a tenth")
     for way in ("one_by_one", "batch"):
         ratio = published / median("ten samples", f"robustflow, {way}")
-        found[f"ten samples, {way}: times faster than published"] = (ratio, ratio >= TARGET_ONCE)
-    return found
+        target = f"ten samples, {way}: times faster than published, at least {TARGET_ONCE:g}"
+        judged.append(verdict(target, ratio, ratio >= TARGET_ONCE))
+    return judged
 
 
 def report(result: Mapping[str, Any]) -> str:
@@ -410,16 +416,12 @@ def report(result: Mapping[str, Any]) -> str:
         for group, parts in result["shares"].items()
         for part, share in parts.items()
     ]
-    targets = [
-        [name, f"{ratio:.2f}", "met" if met else "MISSED"]
-        for name, (ratio, met) in verdicts(result).items()
-    ]
     return "\n\n".join(
         (
             f"{result['kind']}, {result['allocator']} allocator",
             table(["case", "who", "median", "spread"], lines),
             table(["case", "part", "share"], shares),
-            table(["target", "value", ""], targets),
+            verdict_table(verdicts(result)),
         )
     )
 

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     results = suite.results
 
-    def verdicts() -> list[targets.Verdict]:
+    def judgements() -> list[targets.Judgement]:
         return targets.judge(results.rows, on_gpu, options.filter)
 
     def write(complete: bool) -> bool:
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "states": states,
             "copies": copies,
             "copy_bytes_per_s": suite.copy_bytes_per_s,
-            "targets": targets.as_json(verdicts()),
+            "targets": [judgement.to_json() for judgement in judgements()],
             "wrong": results.wrong,
             "failed": results.failed,
             "left_out": results.left_out,
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     saved = write(complete=True)
     print("\n" + report.measured(results.rows))
     print("\n" + report.notes(results))
-    print("\n" + report.targets(verdicts()))
+    print("\n" + report.targets(judgements()))
     print(f"\n{len(results.rows)} rows in {budget.spent:.0f} s on: {suite.device_name}.")
     return int(bool(results.wrong or results.failed) or not saved)
 

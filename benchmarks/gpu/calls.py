@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import robustflow
-from benchmarks.gpu.cases import Case
 from robustflow import functional as F
 from robustflow.benchmarks import eager, peers
-from robustflow.benchmarks.cases import check_close
+from robustflow.benchmarks.calls import check_close, make_inputs
+from robustflow.benchmarks.cases import Case
 from robustflow.benchmarks.families import Family
 
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -66,18 +66,10 @@ class Tensors:
 
 
 def make_tensors(case: Case, device: torch.device, seed: int) -> Tensors:
-    """Standard normal inputs: never zeros, which flatter a memory, and hide what is not written."""
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def normal(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device, dtype=dtype)
-
-    x = normal(case.shape, case.dtype).requires_grad_(case.trains)
-    params = normal(case.parameter_shape, case.parameter_dtype).requires_grad_(case.trains)
-    if not case.trains:
-        return Tensors(case, x, params, ())
-    cotangents = (normal(case.shape, case.dtype), normal(case.shape[:1], torch.float32))
-    return Tensors(case, x, params, cotangents)
+    """Standard normal inputs of a case whose parameters are one tensor."""
+    inputs = make_inputs(case, seed, device)
+    x, params = (leaf.requires_grad_(case.trains) for leaf in inputs.leaves)
+    return Tensors(case, x, params, inputs.cotangents)
 
 
 def make_call(who: str, tensors: Tensors) -> Call:
@@ -104,7 +96,7 @@ def make_call(who: str, tensors: Tensors) -> Call:
 
     if not case.trains:
         return Call(call, backend)
-    if case.alone:
+    if case.only_backward:
         outputs = Call(call, backend)()
         return Call(lambda: gradients(outputs, True), backend)
 
@@ -118,15 +110,16 @@ def make_call(who: str, tensors: Tensors) -> Call:
 def labels(case: Case) -> tuple[str, ...]:
     """Names of the results of a case's calls."""
     gradients = ("gradient of x", "gradient of the parameters") if case.trains else ()
-    return gradients if case.alone else ("y", "logabsdet", *gradients)
+    return gradients if case.only_backward else ("y", "logabsdet", *gradients)
 
 
 def why_not(who: str, case: Case) -> str:
     """Why a contestant has no part in a case; empty where it has."""
     family = case.family
     if who in (*MASKED, ZUKO):
-        wanted = "softclip" if who == ZUKO else "softmax"
-        if family.spec.name != "rq" or family.options.get("parametrization", "softmax") != wanted:
+        parametrization = "softclip" if who == ZUKO else "softmax"
+        own = family.options.get("parametrization", "softmax")
+        if family.spec.name != "rq" or own != parametrization:
             return f"{who} has no {family.name}."
         if family.layout != "rows":
             return f"{who} takes the parameters of an element side by side."
@@ -155,9 +148,9 @@ def check(what: str, tensors: Tensors, call: Call) -> None:
     for begin, end in _stretches(tensors.case):
         expected = make_call(REFERENCE, tensors.stretch(begin, end))()
         for label, result, truth in zip(labels(tensors.case), results, expected, strict=True):
-            found, rounded = result.detach()[begin:end].double(), truth.detach().to(result.dtype)
+            part, rounded = result.detach()[begin:end].double(), truth.detach().to(result.dtype)
             where = f"{what}: {label} of samples {begin} to {end} against the float64 reference"
-            check_close(where, found, rounded.double(), _ROUNDING[result.dtype])
+            check_close(where, part, rounded.double(), _ROUNDING[result.dtype])
 
 
 def _stretches(case: Case) -> list[tuple[int, int]]:

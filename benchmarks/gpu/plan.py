@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from benchmarks.gpu import cases
 from benchmarks.gpu.calls import AGAINST, COMPILED, EAGER, MASKED, REFERENCE, ZUKO, why_not
-from benchmarks.gpu.cases import Case
 from robustflow.benchmarks import families
-from robustflow.benchmarks.families import Family, Place
+from robustflow.benchmarks.cases import Case
+from robustflow.benchmarks.families import LOW_LIGHT, SR, Family, Place
 
 FULL, QUICK, REHEARSAL = "full", "quick", "rehearsal"
 # The most elements of a case.
 _ELEMENTS = {FULL: 1 << 26, QUICK: 1 << 23, REHEARSAL: 1 << 10}
+
+# 64 M elements: the shapes that the targets are stated for.
+LARGE = {"planar": Place("large", (16, 64, 256, 256)), "rows": Place("large", (1 << 26,))}
+PICTURES = (*SR, LOW_LIGHT)
+# Neural spline flows of ten dimensions.
+TABLES = tuple(Place(f"nsf-1e{power}", (10**power, 10)) for power in (6, 5, 4, 3, 2))
+# Launch-bound: one picture's third level, and the small batch of simulation-based inference.
+TINY = {"planar": Place("one", (1, 96, 20, 20)), "rows": Place("64x8", (64, 8))}
 
 _BF16, _F16 = torch.bfloat16, torch.float16
 _CALLS = ("forward", "inverse", "forward+backward")
@@ -75,18 +83,18 @@ def _tasks() -> Iterable[Task]:
     yield from _compare((REFERENCE, EAGER), _MAIN, _CALLS)
     yield from _compare((COMPILED,), _MAIN, _CALLS)
     # Small batches, then shapes of practice: with the large ones they say which backend is faster.
-    small = [(family, cases.TINY[family.layout]) for family in _MAIN]
-    small += [(families.RQ8_PACKED_ROWS, place) for place in cases.TABLES if place.is_small]
-    large = [(family, place) for family in _MAIN[::2] for place in cases.PICTURES]
-    large += [(families.RQ8_PACKED_ROWS, place) for place in cases.TABLES if not place.is_small]
+    small = [(family, TINY[family.layout]) for family in _MAIN]
+    small += [(families.RQ8_PACKED_ROWS, place) for place in TABLES if place.is_small]
+    large = [(family, place) for family in _MAIN[::2] for place in PICTURES]
+    large += [(families.RQ8_PACKED_ROWS, place) for place in TABLES if not place.is_small]
     for family, place in (*small, *large):
         for direction in _CALLS:
-            yield Task(Case(family, direction, place))
+            yield Task(Case(place, family, direction))
     # The peers.
     yield from _compare(MASKED, (families.RQ8_PACKED_ROWS,), _CALLS)
     for direction in _CALLS:
         for who in MASKED:
-            yield Task(Case(families.RQ8_PACKED_ROWS, direction, cases.TINY["rows"]), who)
+            yield Task(Case(TINY["rows"], families.RQ8_PACKED_ROWS, direction), who)
     yield from _measure((families.RQ8_PACKED_SOFTCLIP,), _CALLS)
     yield from _compare((ZUKO,), (families.RQ8_PACKED_SOFTCLIP,), _CALLS)
     # The rest of the table.
@@ -100,15 +108,11 @@ def _tasks() -> Iterable[Task]:
     yield from _compare((REFERENCE, EAGER, COMPILED), others, _CALLS)
     for family, place in (*small, *large):
         for direction in _CALLS:
-            yield Task(Case(family, direction, place), REFERENCE)
+            yield Task(Case(place, family, direction), REFERENCE)
     yield from _compare((REFERENCE, COMPILED), _MAIN, _CALLS, _BF16)
     for family, place in (*small, *large):
         for direction in _CALLS:
-            yield Task(Case(family, direction, place), COMPILED)
-
-
-def _large(family: Family) -> Place:
-    return cases.LARGE[family.layout]
+            yield Task(Case(place, family, direction), COMPILED)
 
 
 def _measure(
@@ -117,10 +121,7 @@ def _measure(
     dtype: torch.dtype = torch.float32,
     parameter_dtype: torch.dtype = torch.float32,
 ) -> Iterable[Task]:
-    directions = tuple(directions)
-    for family in families:
-        for direction in directions:
-            yield Task(Case(family, direction, _large(family), dtype, parameter_dtype))
+    return map(Task, _large_cases(families, directions, dtype, parameter_dtype))
 
 
 def _compare(
@@ -129,8 +130,17 @@ def _compare(
     directions: Iterable[str],
     dtype: torch.dtype = torch.float32,
 ) -> Iterable[Task]:
-    families, directions = tuple(families), tuple(directions)
-    for who in contestants:
-        for family in families:
-            for direction in directions:
-                yield Task(Case(family, direction, _large(family), dtype, dtype), who)
+    cases = _large_cases(families, directions, dtype, dtype)
+    return (Task(case, contestant) for contestant in contestants for case in cases)
+
+
+def _large_cases(
+    families: Iterable[Family],
+    directions: Iterable[str],
+    dtype: torch.dtype,
+    parameter_dtype: torch.dtype,
+) -> list[Case]:
+    return [
+        Case(LARGE[family.layout], family, direction, dtype=dtype, parameter_dtype=parameter_dtype)
+        for family, direction in itertools.product(families, directions)
+    ]

@@ -7,9 +7,10 @@ from typing import Any
 
 from benchmarks.gpu.row import GpuRow, clearly_faster
 from benchmarks.gpu.suite import Results
-from benchmarks.gpu.targets import COPY, Verdict
+from benchmarks.gpu.targets import Judgement
 from robustflow.benchmarks.report import MEASURED, RATIOS, Columns, row_table
 from robustflow.benchmarks.rows import duration, table
+from robustflow.benchmarks.verdicts import verdict_table
 
 
 def headline(description: dict[str, Any], state: dict[str, str]) -> str:
@@ -62,22 +63,7 @@ def notes(results: Results) -> str:
     )
 
 
-def targets(verdicts: Sequence[Verdict]) -> str:
-    if not verdicts:
+def targets(judgements: Sequence[Judgement]) -> str:
+    if not judgements:
         return "No target is about these cases."
-    lines = [
-        [
-            verdict.target,
-            verdict.backend or "-",
-            "-" if verdict.value is None else _value(verdict),
-            verdict.word,
-            verdict.why,
-        ]
-        for verdict in verdicts
-    ]
-    return table(["target", "backend", "measured", "verdict", ""], lines)
-
-
-def _value(verdict: Verdict) -> str:
-    assert verdict.value is not None
-    return f"{verdict.value:.1%}" if verdict.measure == COPY else f"{verdict.value:.3g}x"
+    return verdict_table([judgement.verdict for judgement in judgements])

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from benchmarks.gpu.calls import Call, check, make_call, make_tensors
-from benchmarks.gpu.cases import Case, dtype_name
 from benchmarks.gpu.meter import GRAPH_CALLS, GraphRefused, Meter
 from benchmarks.gpu.plan import Task
 from benchmarks.gpu.row import GpuRow
 from robustflow.benchmarks import peers, timing
+from robustflow.benchmarks.cases import Case, dtype_name
 
 # A contestant that does not fit the memory is tried on half the elements, down to this many.
 _FEWEST_ELEMENTS = 1 << 20

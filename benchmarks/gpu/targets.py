@@ -6,49 +6,58 @@ Stated for float32 and bf16 at 64 M elements on an H100 or H200. A verdict is on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from benchmarks.gpu.calls import COMPILED, REFERENCE
 from benchmarks.gpu.plan import FULL
 from benchmarks.gpu.row import GpuRow, fastest
-from robustflow.benchmarks.report import WORDS
+from robustflow.benchmarks.bars import COPY, Bar
+from robustflow.benchmarks.cases import DIRECTIONS
+from robustflow.benchmarks.verdicts import Verdict
 
-COPY = "copy"
 # A bf16 kernel may fall this far short of float32's bar: it does the same arithmetic for half the
 # bytes.
 _BF16_ALLOWANCE = 0.10
 
 
 @dataclass(frozen=True)
-class Target:
-    """``measure``, of a case, is to be at least ``bar``: a fraction of the copy's speed
-    (``copy``), or a contestant's time over ours."""
+class Judgement:
+    """A target with what was measured of it.
 
-    case: str
-    measure: str
-    bar: float
+    Attributes:
+        value: None where nothing was measured, or what was is no GPU's.
+        backend: whose row it is: the faster one's.
+        met: None where nothing was measured that the target is about.
+        why: that is so.
+    """
 
-    @property
-    def text(self) -> str:
-        bar = f">= {self.bar:.0%} of a copy" if self.measure == COPY else f">= {self.bar:g}x"
-        return f"{self.case}: {bar}" + ("" if self.measure == COPY else f" {self.measure}")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """``met`` is None where nothing was measured that the target is about; ``why`` says so."""
-
-    target: str
-    measure: str
-    bar: float
+    target: Bar
     value: float | None
     backend: str | None
     met: bool | None
     why: str
 
     @property
-    def word(self) -> str:
-        return WORDS[self.met]
+    def verdict(self) -> Verdict:
+        """For the table."""
+        measured = "-" if self.value is None else self._text(self.value)
+        columns = {"backend": self.backend or "-", "measured": measured}
+        return Verdict(f"{self.target.case}: {self.target.text}", columns, self.met, self.why)
+
+    def _text(self, value: float) -> str:
+        return f"{value:.1%}" if self.target.measure == COPY else f"{value:.3g}x"
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "target": self.verdict.target,
+            "measure": self.target.measure,
+            "bar": self.target.bar,
+            "value": self.value,
+            "backend": self.backend,
+            "met": self.met,
+            "why": self.why,
+            "verdict": self.verdict.word,
+        }
 
 
 _FRACTIONS = {
@@ -65,46 +74,37 @@ _RATIOS = {COMPILED: 3.0, REFERENCE: 30.0}
 
 TARGETS = (
     *(
-        Target(f"{family}.{direction}.float32.large", COPY, bar)
-        for (family, direction), bar in _FRACTIONS.items()
+        Bar(f"large.{family}.{direction}", COPY, fraction)
+        for (family, direction), fraction in _FRACTIONS.items()
     ),
     *(
-        Target(f"{family}.{direction}.bfloat16.large", COPY, round(bar - _BF16_ALLOWANCE, 2))
-        for (family, direction), bar in _FRACTIONS.items()
+        Bar(f"large.{family}.{direction}.bfloat16", COPY, round(fraction - _BF16_ALLOWANCE, 2))
+        for (family, direction), fraction in _FRACTIONS.items()
     ),
     *(
-        Target(f"{family}.{direction}.float32.large", contestant, bar)
-        for contestant, bar in _RATIOS.items()
+        Bar(f"large.{family}.{verb}", contestant, ratio)
+        for contestant, ratio in _RATIOS.items()
         for family in ("modified_rq", "affine", "rq8_rows")
-        for direction in ("forward", "inverse", "forward+backward")
+        for verb in DIRECTIONS
     ),
 )
 
 
-def judge(rows: Sequence[GpuRow], on_gpu: bool, text: str = "") -> list[Verdict]:
+def judge(rows: Sequence[GpuRow], on_gpu: bool, text: str = "") -> list[Judgement]:
     """Every target whose case's name contains ``text``, with what was measured beside it."""
     return [_judge(target, rows, on_gpu) for target in TARGETS if text in target.case]
 
 
-def _judge(target: Target, rows: Sequence[GpuRow], on_gpu: bool) -> Verdict:
-    def verdict(
-        met: bool | None, why: str = "", row: GpuRow | None = None, value: float | None = None
-    ) -> Verdict:
-        backend = row.backend if row else None
-        return Verdict(target.text, target.measure, target.bar, value, backend, met, why)
-
+def _judge(target: Bar, rows: Sequence[GpuRow], on_gpu: bool) -> Judgement:
     if not on_gpu:
-        return verdict(None, "this is no GPU.")
+        return Judgement(target, None, None, None, "this is no GPU.")
     row = fastest(rows, target.case)
     if row is None:
-        return verdict(None, "there is no such row.")
-    value = row.floor_fraction if target.measure == COPY else row.ratio.get(target.measure)
+        return Judgement(target, None, None, None, "there is no such row.")
+    value = target.value(row)
     if value is None:
-        return verdict(None, f"{target.measure} was not timed.", row)
+        return Judgement(target, None, row.backend, None, f"{target.measure} was not timed.")
     if row.scale != FULL:
-        return verdict(None, "the target is stated for 64 M elements.", row, value)
-    return verdict(value >= target.bar, "", row, value)
-
-
-def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, object]]:
-    return [{**asdict(verdict), "verdict": verdict.word} for verdict in verdicts]
+        why = "the target is stated for 64 M elements."
+        return Judgement(target, value, row.backend, None, why)
+    return Judgement(target, value, row.backend, target.met(row), "")

@@ -1,4 +1,4 @@
-"""Bars: what a measured number must reach, stated per workload and competitor.
+"""Bars: what a measured number must reach, stated for each case and competitor.
 
 ``QUICK_BARS`` are what ``robustflow bench --quick --bars`` holds continuous integration to. They
 are about half of what two AVX2 cores measured (the affine's training step apart, which is bound by
@@ -12,38 +12,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from robustflow.benchmarks import workloads
+from robustflow.benchmarks import cases
 from robustflow.benchmarks.rows import Row
+from robustflow.benchmarks.verdicts import Verdict
 
 ALLOCATORS = ("keeping", "default")
+COPY, MEMORY = "copy", "memory"  # measures of a bar, beside competitors
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar for one number of one workload's row.
+    """A bar for one number of one case's row.
 
     ``measure`` is a competitor (the ratio must be at least ``bar``), ``copy`` (the fraction of the
     speed of copying the same bytes, at least) or ``memory`` (all bytes alive at the peak of a
     training step over those of inputs, outputs and gradients, at most).
     """
 
-    workload: str
+    case: str
     measure: str
     bar: float
 
     @property
     def text(self) -> str:
-        if self.measure == "copy":
+        if self.measure == COPY:
             return f">= {self.bar:.0%} of a copy"
-        if self.measure == "memory":
+        if self.measure == MEMORY:
             return f"<= {self.bar:g}x its tensors"
         return f">= {self.bar:g}x {self.measure}"
 
     def value(self, row: Row) -> float | None:
         """The measured number, or None where it could not be measured."""
-        if self.measure == "copy":
+        if self.measure == COPY:
             return row.floor_fraction
-        if self.measure == "memory":
+        if self.measure == MEMORY:
             return None if row.peak_bytes is None else memory_ratio(row)
         return row.ratio.get(self.measure)
 
@@ -56,7 +58,7 @@ class Bar:
         value = self.value(row)
         if value is None:
             return None
-        if self.measure == "memory":
+        if self.measure == MEMORY:
             return value <= self.bar
         if within_spread:
             value *= 1 + row.ratio_spread.get(self.measure, row.spread)
@@ -71,9 +73,8 @@ def memory_ratio(row: Row) -> float:
     """
     if row.peak_bytes is None:
         raise ValueError(f"Row {row.name} has no peak_bytes.")
-    workload = workloads.find(row.name)
-    workload = replace(workload, shape=row.shape)
-    inputs, outputs = workload.traffic.inputs, workload.traffic.outputs
+    traffic = replace(cases.find(row.name), smaller_shape=row.shape).traffic
+    inputs, outputs = traffic.inputs, traffic.outputs
     return (inputs + outputs + row.peak_bytes) / (2 * inputs + outputs)
 
 
@@ -83,36 +84,52 @@ def judge(
     judged: Sequence[str] = ALLOCATORS,
     within_spread: bool = False,
 ) -> list[dict[str, Any]]:
-    """Every bar of the measured workloads, with the number beside it under each allocator.
+    """Every bar of the measured cases, with the number beside it under each allocator: for JSON.
 
     ``met`` follows the rows of the ``judged`` allocators: False where one of them misses, None
     where the number is missing in one that was to be judged.
     """
     by_case = {(row.name, row.allocator): row for row in rows}
     measured = {row.name for row in rows}
-    verdicts = []
+    records = []
     for bar in bars:
-        if bar.workload not in measured:
+        if bar.case not in measured:
             continue
-        found = {name: by_case.get((bar.workload, name)) for name in ALLOCATORS}
+        under = {name: by_case.get((bar.case, name)) for name in ALLOCATORS}
         mets = [
             None if row is None else bar.met(row, within_spread)
-            for name, row in found.items()
+            for name, row in under.items()
             if name in judged
         ]
-        verdicts.append(
+        records.append(
             {
-                "workload": bar.workload,
+                "workload": bar.case,
                 "target": bar.text,
-                **{name: bar.value(row) if row else None for name, row in found.items()},
+                **{name: bar.value(row) if row else None for name, row in under.items()},
                 "met": False if False in mets else None if None in mets else True,
             }
         )
-    return verdicts
+    return records
 
 
-def _bars(workload: str, **ratios: float) -> list[Bar]:
-    return [Bar(workload, competitor, ratio) for competitor, ratio in ratios.items()]
+def verdicts(records: Sequence[dict[str, Any]]) -> list[Verdict]:
+    """What :func:`judge` gave, for the table."""
+    return [
+        Verdict(
+            f"{record['workload']}: {record['target']}",
+            {name: _number(record[name]) for name in ALLOCATORS},
+            record["met"],
+        )
+        for record in records
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _bars(case: str, **ratios: float) -> list[Bar]:
+    return [Bar(case, competitor, ratio) for competitor, ratio in ratios.items()]
 
 
 QUICK_BARS = (

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from robustflow.benchmarks import bars, compare, machine, peers, report, suite, workloads
+from robustflow.benchmarks import bars, cases, compare, machine, peers, report, suite
+from robustflow.benchmarks.cases import COMPETITORS, Case
 from robustflow.benchmarks.rows import Measured, RowProvider, write_json
 from robustflow.benchmarks.suite import Say
-from robustflow.benchmarks.workloads import COMPETITORS, Workload
+from robustflow.benchmarks.verdicts import verdict_table
 
 
 class BadRequest(ValueError):
@@ -52,9 +53,9 @@ def _compare(before: Path, after: Path) -> int:
 
 def _measure(options: argparse.Namespace) -> int:
     against = _competitors(options.against)
-    chosen = [work.against(against) for work in workloads.chosen(options.filter, options.quick)]
+    chosen = [case.against(against) for case in cases.select(options.filter, options.quick)]
     providers = suite.providers()
-    names = [work.name for work in chosen] + [
+    names = [case.name for case in chosen] + [
         name
         for provider in providers
         for name in suite.provided(provider, options.filter, options.quick)
@@ -93,14 +94,14 @@ def _measure(options: argparse.Namespace) -> int:
         with _progress(len(names)) as say:
             measured = suite.measure_all(chosen, providers, options.filter, settings, say, keep)
     allocators = sorted({row.allocator for row in measured.rows})
-    verdicts = bars.judge(judged, measured.rows, allocators, within_spread=True)
-    saved = keep(measured, complete=True, bars=verdicts)
+    judged_bars = bars.judge(judged, measured.rows, allocators, within_spread=True)
+    saved = keep(measured, complete=True, bars=judged_bars)
     parts = [report.measured_rows(measured.rows)] if measured.rows else []
-    parts += [*report.behind(measured.rows), *report.remarks(measured)]
-    if verdicts:
-        parts.append(report.verdict_table(verdicts, bars.ALLOCATORS))
+    parts += [*report.slower_than_competitors(measured.rows), *report.remarks(measured)]
+    if judged_bars:
+        parts.append(verdict_table(bars.verdicts(judged_bars)))
     print("\n" + "\n\n".join(parts))
-    missed = any(verdict["met"] is not True for verdict in verdicts)
+    missed = any(record["met"] is not True for record in judged_bars)
     return int(bool(measured.failed) or missed or not saved)
 
 
@@ -121,27 +122,27 @@ def _competitors(text: str | None) -> tuple[str, ...]:
 
 
 def _bars(
-    options: argparse.Namespace, chosen: Sequence[Workload], against: Sequence[str]
+    options: argparse.Namespace, chosen: Sequence[Case], against: Sequence[str]
 ) -> list[bars.Bar]:
     if not options.bars:
         return []
     if not options.quick:
         raise BadRequest("bars are stated for the quick set: add --quick to --bars")
-    names = {work.name for work in chosen}
-    found = [bar for bar in bars.QUICK_BARS if bar.workload in names and bar.measure in against]
+    names = {case.name for case in chosen}
+    found = [bar for bar in bars.QUICK_BARS if bar.case in names and bar.measure in against]
     if not found:
-        stated = ", ".join(dict.fromkeys(bar.workload for bar in bars.QUICK_BARS))
+        stated = ", ".join(dict.fromkeys(bar.case for bar in bars.QUICK_BARS))
         raise BadRequest(f"no bar is stated for what was chosen; there are bars for {stated}")
     return found
 
 
 def _no_such_name(text: str, providers: Sequence[RowProvider]) -> str:
-    places = dict.fromkeys(work.name.split(".")[0] for work in workloads.SUITE)
-    families = dict.fromkeys(work.name.split(".")[1] for work in workloads.SUITE)
+    places = dict.fromkeys(case.name.split(".")[0] for case in cases.SUITE)
+    families = dict.fromkeys(case.name.split(".")[1] for case in cases.SUITE)
     sentence = (
-        f"no workload's name contains {text!r}; names are PLACE.TRANSFORM.DIRECTION, with places "
+        f"no case's name contains {text!r}; names are PLACE.TRANSFORM.DIRECTION, with places "
         f"{', '.join(places)}; transforms {', '.join(families)}; directions "
-        f"{', '.join(workloads.DIRECTIONS)}"
+        f"{', '.join(cases.DIRECTIONS)}"
     )
     others = [name for provider in providers for name in provider.names(False)]
     return f"{sentence}; and {', '.join(others)}" if others else sentence

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from robustflow import compat
-from robustflow.benchmarks import cases, peers
+from robustflow.benchmarks import calls, peers
 from robustflow.compat._patch.code import CodeChange
 
 LIBRARIES = ("nflows", "normflows", "zuko")
@@ -308,6 +308,6 @@ def differences(library: str, size: Size) -> dict[str, float]:
     found = {}
     for name, expected in off.items():
         scale = float(expected.abs().max()) if name == "gradients" else 1.0
-        cases.check_close(f"{library}: {name}", on[name] / scale, expected / scale)
+        calls.check_close(f"{library}: {name}", on[name] / scale, expected / scale)
         found[name] = float((on[name] - expected).abs().max()) / scale
     return found

@@ -41,7 +41,6 @@ from robustflow import nn as rnn
 from robustflow._arguments import output_file
 from robustflow.benchmarks import (
     allocator,
-    cases,
     dropin_cases,
     eager,
     machine,
@@ -51,6 +50,7 @@ from robustflow.benchmarks import (
     suite,
     timing,
 )
+from robustflow.benchmarks.calls import check_close
 from robustflow.benchmarks.rows import Measured, Row, write_json
 from robustflow.experiments import super_resolution as sr
 
@@ -290,7 +290,7 @@ def _compare(calls: Mapping[str, Within], settings: sr.Settings) -> None:
             scale = theirs.abs().max()
             # Layer after layer, roundings add up.
             rounding = 1e-4 * settings.steps
-            cases.check_close(f"{who} of the flow", mine / scale, theirs / scale, rounding)
+            check_close(f"{who} of the flow", mine / scale, theirs / scale, rounding)
 
 
 def _nsf(name: str, size: str, **options: Any) -> list[Job]:
@@ -475,7 +475,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(machine.headline(description), flush=True)
     measured = measure(options.filter, options.quick, lambda name: print(f"... {name}", flush=True))
     parts = [report.measured_rows(measured.rows)] if measured.rows else []
-    parts += [*report.behind(measured.rows), *report.remarks(measured)]
+    parts += [*report.slower_than_competitors(measured.rows), *report.remarks(measured)]
     print("\n" + "\n\n".join(parts))
     saved = True
     if options.json:

@@ -31,7 +31,7 @@ class Family:
     Attributes:
         name: what cases are named after.
         operation: a function of ``robustflow.functional``.
-        competitors: of :data:`robustflow.benchmarks.workloads.COMPETITORS`, those that compute the
+        competitors: of :data:`robustflow.benchmarks.cases.COMPETITORS`, those that compute the
             same function on a CPU.
         num_bins: K of the K-bin spline, else 0.
         options: further arguments of the operation.

@@ -1,4 +1,4 @@
-"""What a run says on a terminal: its rows, its verdicts, and what it left out."""
+"""What a run says on a terminal: its rows, and what it left out."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from robustflow.benchmarks.rows import Measured, Row, duration, table
-
-# What a verdict says, by whether the target was met.
-WORDS = {None: "not measured", True: "met", False: "MISSED"}
 
 Columns = Mapping[str, Callable[[Any], str]]  # of a row, by their titles
 
@@ -33,27 +30,14 @@ def row_table(rows: Sequence[Row], columns: Columns) -> str:
 
 def measured_rows(rows: Sequence[Row]) -> str:
     """The rows of a CPU's suite as a table."""
-    case: Columns = {"workload": lambda row: row.name, "allocator": lambda row: row.allocator}
+    case: Columns = {"case": lambda row: row.name, "allocator": lambda row: row.allocator}
     return row_table(rows, {**case, **MEASURED, **RATIOS})
 
 
-def verdict_table(verdicts: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
-    """Targets or bars with the measured numbers of each allocator beside them."""
-    lines = [
-        [
-            f"{verdict['workload']}: {verdict['target']}",
-            *("-" if verdict[name] is None else f"{verdict[name]:.3g}" for name in columns),
-            WORDS[verdict["met"]],
-        ]
-        for verdict in verdicts
-    ]
-    return table(["target", *columns, "verdict"], lines)
-
-
-def behind(rows: Sequence[Row]) -> list[str]:
-    """A sentence for each row that a competitor is ahead of."""
+def slower_than_competitors(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each competitor that is faster than a row."""
     return [
-        f"Behind: {row.name} ({row.allocator}) takes {1 / ratio:.2f} times as long as {name}."
+        f"Slower: {row.name} ({row.allocator}) takes {1 / ratio:.2f} times as long as {name}."
         for row in rows
         for name, ratio in row.ratio.items()
         if ratio < 1 and name != "forward"

@@ -16,7 +16,7 @@ class Row:
     """One measured case.
 
     Attributes:
-        name: the workload's name.
+        name: the case's name.
         operation: a function of ``robustflow.functional``.
         direction: ``forward``, ``inverse`` or ``forward+backward``.
         shape: of x.
@@ -98,7 +98,7 @@ class Measured:
 class RowProvider(Protocol):
     """A module whose rows ``robustflow bench`` includes; ``suite.PROVIDERS`` lists it.
 
-    Its rows are named as the workloads are, in parts joined by dots, and none twice.
+    Its rows are named as the cases are, in parts joined by dots, and none twice.
     """
 
     def names(self, quick: bool) -> Sequence[str]:

@@ -1,6 +1,6 @@
-"""The one runner: each workload in processes of its own, under each allocator, checked first.
+"""The one runner: each case in processes of its own, under each allocator, checked first.
 
-:func:`measure` runs workloads; :func:`measure_all` adds the rows that other modules give, those
+:func:`measure` runs cases; :func:`measure_all` adds the rows that other modules give, those
 that ``PROVIDERS`` names (:class:`.RowProvider` is what they have to have).
 """
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from robustflow.benchmarks import allocator
+from robustflow.benchmarks.cases import Case
 from robustflow.benchmarks.rows import Measured, Row, RowProvider
-from robustflow.benchmarks.workloads import Workload
 
 WORKER = "robustflow.benchmarks.worker"
 # Modules with rows of their own. They import this one.
@@ -28,7 +28,7 @@ class Settings:
 
     Attributes:
         seconds: of timing, for each allocator policy; the policies are measured in this order.
-        quick: take each workload's smaller shape.
+        quick: take each case's smaller shape.
         peaks: measure peak memory too, in further processes.
     """
 
@@ -42,46 +42,46 @@ QUICK = Settings({"keeping": 0.6, "default": 0.4}, quick=True, peaks=False)
 
 
 def measure(
-    chosen: Sequence[Workload],
+    chosen: Sequence[Case],
     settings: Settings,
     say: Say,
     done: Callable[[Measured], object] = lambda measured: None,
 ) -> Measured:
-    """Measure the chosen workloads against their competitors.
+    """Measure the chosen cases against their competitors.
 
     Args:
-        chosen: workloads of full shape.
+        chosen: cases of full shape.
         settings: how.
-        say: told each workload's name before it begins.
-        done: given everything measured so far after each workload, to keep it.
+        say: told each case's name before it begins.
+        done: given everything measured so far after each case, to keep it.
 
     Returns:
-        The rows. A workload whose results differ from a competitor's, or that fails, has none: it
+        The rows. A case whose results differ from a competitor's, or that fails, has none: it
         stands in ``failed``.
     """
     measured = Measured()
     policies = [policy for policy in settings.seconds if works(policy, measured)]
     if not settings.peaks:
         measured.left_out["peak memory"] = "A quick run does not measure it."
-    for workload in chosen:
-        say(workload.name)
+    for case in chosen:
+        say(case.name)
         try:
-            _measure_one(workload, policies, settings, measured)
+            _measure_one(case, policies, settings, measured)
         except RuntimeError as error:
-            measured.failed[workload.name] = str(error)
+            measured.failed[case.name] = str(error)
         done(measured)
     return measured
 
 
 def measure_all(
-    chosen: Sequence[Workload],
+    chosen: Sequence[Case],
     providers: Sequence[RowProvider],
     text: str,
     settings: Settings,
     say: Say,
     done: Callable[[Measured], object],
 ) -> Measured:
-    """The chosen workloads' rows, then those of each provider whose names contain ``text``."""
+    """The chosen cases' rows, then those of each provider whose names contain ``text``."""
     measured = measure(chosen, settings, say, done) if chosen else Measured()
     for provider in providers:
         if provided(provider, text, settings.quick):
@@ -107,20 +107,20 @@ def thread_count() -> int:
 
 
 def _measure_one(
-    workload: Workload, policies: Sequence[str], settings: Settings, measured: Measured
+    case: Case, policies: Sequence[str], settings: Settings, measured: Measured
 ) -> None:
     shape = "quick" if settings.quick else "full"
     peak = None
-    if settings.peaks and not workload.is_small:
-        peak = _peak(workload, "robustflow", shape, measured)
-        if workload.direction == "forward+backward" and "eager" in workload.competitors:
-            eager_peak = _peak(workload, "eager", shape, measured)
+    if settings.peaks and not case.place.is_small:
+        peak = _peak(case, "robustflow", shape, measured)
+        if case.trains and "eager" in case.competitors:
+            eager_peak = _peak(case, "eager", shape, measured)
             if eager_peak is not None:
-                measured.eager_peaks[workload.name] = eager_peak
-    competitors = ",".join(workload.competitors)
+                measured.eager_peaks[case.name] = eager_peak
+    competitors = ",".join(case.competitors)
     for policy in policies:
         seconds = str(settings.seconds[policy])
-        arguments = ["time", workload.name, competitors, policy, seconds, shape]
+        arguments = ["time", case.name, competitors, policy, seconds, shape]
         result: dict[str, Any] = allocator.run(policy, WORKER, arguments)
         measured.left_out.update(result["left_out"])
         measured.rows.append(replace(Row.from_json(result["row"]), peak_bytes=peak))
@@ -143,10 +143,10 @@ def works(policy: str, measured: Measured) -> bool:
     return True
 
 
-def _peak(workload: Workload, who: str, shape: str, measured: Measured) -> int | None:
+def _peak(case: Case, who: str, shape: str, measured: Measured) -> int | None:
     try:
-        peak: int = allocator.run("returning", WORKER, ["memory", workload.name, who, shape])
+        peak: int = allocator.run("returning", WORKER, ["memory", case.name, who, shape])
     except (ValueError, RuntimeError) as error:
-        measured.left_out[f"peak memory of {workload.name}"] = str(error)
+        measured.left_out[f"peak memory of {case.name}"] = str(error)
         return None
     return peak

@@ -1,4 +1,4 @@
-"""Measure one workload in this process; :mod:`robustflow.benchmarks.allocator` starts it.
+"""Measure one case in this process; :mod:`robustflow.benchmarks.allocator` starts it.
 
     python -m robustflow.benchmarks.worker time NAME COMPETITORS ALLOCATOR SECONDS SHAPE FILE
     python -m robustflow.benchmarks.worker memory NAME WHO SHAPE FILE
@@ -18,47 +18,52 @@ from typing import Any
 
 import torch
 
-from robustflow.benchmarks import allocator, cases, memory, timing, workloads
+from robustflow.benchmarks import allocator, calls, cases, memory, timing
+from robustflow.benchmarks.cases import Case
 from robustflow.benchmarks.rows import Row
 
-# Heap to touch beforehand, in units of a workload's inputs: eager training holds about as many.
+# Heap to touch beforehand, in units of a case's inputs: eager training holds about as many.
 PRIMED_INPUTS = 12
 
 
-def time_workload(workload: workloads.Workload, policy: str, seconds: float) -> dict[str, Any]:
+def time_case(case: Case, policy: str, seconds: float) -> dict[str, Any]:
     """A row (without peak memory) and the competitors that were left out, with the reason."""
     if policy == "keeping":
-        allocator.prime(PRIMED_INPUTS * workload.traffic.inputs)
-    case = cases.prepare(workload)
-    cases.check_agreement(case)
+        allocator.prime(PRIMED_INPUTS * case.traffic.inputs)
+    prepared = calls.prepare(case)
+    calls.check_agreement(prepared)
     times = timing.alternate(
-        {"robustflow": case.ours, "copy": timing.copy_of(workload.bytes), **case.competitors},
+        {
+            "robustflow": prepared.ours,
+            "copy": timing.copy_of(case.bytes),
+            **prepared.competitors,
+        },
         seconds=seconds,
         min_rounds=5 if policy == "keeping" else 3,
         warmup=2,  # each has been called once already, for the comparison
     )
     row = Row(
-        name=workload.name,
-        operation=workload.operation,
-        direction=workload.direction,
-        shape=workload.shape,
-        dtype="float32",
+        name=case.name,
+        operation=case.family.operation,
+        direction=case.direction,
+        shape=case.shape,
+        dtype=case.dtypes,
         allocator=policy,
-        bytes=workload.bytes,
+        bytes=case.bytes,
         **timing.row_figures(
-            times.pop("robustflow"), times.pop("copy"), times, elements=workload.elements
+            times.pop("robustflow"), times.pop("copy"), times, elements=case.elements
         ),
     )
-    return {"row": asdict(row), "left_out": case.left_out}
+    return {"row": asdict(row), "left_out": prepared.left_out}
 
 
-def peak_of(workload: workloads.Workload, who: str) -> int:
+def peak_of(case: Case, who: str) -> int:
     """Peak bytes of one call of ``who`` (``robustflow`` or a competitor) beyond its inputs."""
-    only = workload.against([who])
+    only = case.against([who])
 
-    def function(of: workloads.Workload) -> timing.Function:
-        case = cases.prepare(of)
-        return case.competitors[who] if of.competitors else case.ours
+    def function(of: Case) -> timing.Function:
+        prepared = calls.prepare(of)
+        return prepared.competitors[who] if of.competitors else prepared.ours
 
     function(only.tiny())()
     return memory.peak_bytes(function(only))
@@ -72,14 +77,14 @@ def main(arguments: list[str]) -> None:
     elif task[0] == "threads":
         result = torch.get_num_threads()
     else:
-        workload = workloads.find(task[1])
+        case = cases.find(task[1])
         if task[-1] == "quick":
-            workload = workload.quick()
+            case = case.quick()
         if task[0] == "time":
-            workload = workload.against(task[2].split(","))
-            result = time_workload(workload, policy=task[3], seconds=float(task[4]))
+            case = case.against(task[2].split(","))
+            result = time_case(case, policy=task[3], seconds=float(task[4]))
         else:
-            result = peak_of(workload, who=task[2])
+            result = peak_of(case, who=task[2])
     Path(file).write_text(json.dumps(result))
 
 

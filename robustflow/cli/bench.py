@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--quick", action="store_true", help="a small set, a few minutes")
     parser.add_argument(
-        "--filter", default="", metavar="TEXT", help="only workloads whose name contains this"
+        "--filter", default="", metavar="TEXT", help="only cases whose name contains this"
     )
     parser.add_argument(
         "--against",

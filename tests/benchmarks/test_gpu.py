@@ -17,11 +17,11 @@ import torch
 
 import robustflow
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import calls, card, cases, meter, report, suite, targets
-from benchmarks.gpu.cases import Case
-from benchmarks.gpu.plan import FULL, QUICK, REHEARSAL, Task, plan
+from benchmarks.gpu import calls, card, meter, report, suite, targets
+from benchmarks.gpu.plan import FULL, LARGE, QUICK, REHEARSAL, TINY, Task, plan
 from benchmarks.gpu.row import GpuRow, clearly_faster, fastest
-from robustflow.benchmarks import families, rows
+from robustflow.benchmarks import bars, families, rows
+from robustflow.benchmarks.cases import Case, dtype_name
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -31,6 +31,14 @@ F32: Dtypes = (torch.float32, torch.float32)
 BF16: Dtypes = (torch.bfloat16, torch.bfloat16)
 F16: Dtypes = (torch.float16, torch.float16)
 AUTOCAST: Dtypes = (torch.float32, torch.bfloat16)
+DIRECTIONS = (
+    *("forward", "inverse", "backward", "forward+backward", "inverse-backward"),
+    "inverse+backward",
+)
+FAMILIES = (
+    *(families.MODIFIED_RQ, families.AFFINE, families.CUBIC_BSPLINE),
+    *(families.RQ8_PACKED_ROWS, families.RQ8_PACKED_PLANAR, families.RQ8_PACKED_SOFTCLIP),
+)
 
 
 def _tiny(
@@ -40,7 +48,9 @@ def _tiny(
 
 
 def _large(family: families.Family, direction: str = "forward", dtypes: Dtypes = F32) -> Case:
-    return Case(family, direction, cases.LARGE[family.layout], *dtypes)
+    x, parameters = dtypes
+    place = LARGE[family.layout]
+    return Case(place, family, direction, dtype=x, parameter_dtype=parameters)
 
 
 def _suite(device: meter.Meter | None = None, backends: list[str] = BACKENDS) -> suite.Suite:
@@ -79,8 +89,8 @@ def test_the_command_rehearses_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFi
         assert row["median_s"] > 0
     names = {row["name"] for row in record["rows"]}
     for direction in ("inverse", "inverse-backward", "inverse+backward"):
-        assert f"affine.{direction}.float32.large" in names
-    compared = next(r for r in record["rows"] if r["name"] == "affine.inverse.float32.large")
+        assert f"large.affine.{direction}" in names
+    compared = next(r for r in record["rows"] if r["name"] == "large.affine.inverse")
     assert set(compared["ratio"]) == {"reference", "eager"} == set(compared["ratio_elements"])
     # Nothing that a CPU did may be held against a target, or be printed beside one.
     assert record["targets"]
@@ -102,8 +112,8 @@ def test_what_there_is_no_time_for_is_listed(
     assert record["rows"] == []
     expected = plan(REHEARSAL, "modified_rq")
     assert list(record["not_measured"]) == [task.name for task in expected]
-    assert "no time" in record["not_measured"]["modified_rq.forward.float32.large"]
-    assert "Not measured: modified_rq.forward.float32.large: no time" in capsys.readouterr().out
+    assert "no time" in record["not_measured"]["large.modified_rq.forward"]
+    assert "Not measured: large.modified_rq.forward: no time" in capsys.readouterr().out
 
 
 def test_without_a_gpu_it_says_so(
@@ -181,7 +191,7 @@ def test_an_unknown_direction_is_refused() -> None:
 
 
 def test_the_large_shapes_have_64_m_elements() -> None:
-    for family in cases.FAMILIES:
+    for family in FAMILIES:
         assert _large(family).elements == 1 << 26
 
 
@@ -210,7 +220,7 @@ def test_every_operation_direction_and_dtype_is_planned() -> None:
         families.RQ8_PACKED_PLANAR,
         families.AFFINE,
     ):
-        for direction in cases.DIRECTIONS:
+        for direction in DIRECTIONS:
             for dtypes in ("float32", "bfloat16", "float16", "float32xbfloat16"):
                 assert (family.name, direction, dtypes) in planned
 
@@ -226,8 +236,8 @@ def test_a_case_shrinks_by_halves() -> None:
 
 
 @pytest.mark.parametrize("dtypes", [F32, BF16, F16, AUTOCAST])
-@pytest.mark.parametrize("direction", cases.DIRECTIONS)
-@pytest.mark.parametrize("family", cases.FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 @pytest.mark.parametrize("who", [*BACKENDS, "eager", "nflows", "normflows"])
 def test_contestants_pass_the_check(
     who: str, family: families.Family, direction: str, dtypes: Dtypes
@@ -349,8 +359,8 @@ def test_the_exit_status_tells_of_wrong_results(
         raise AssertionError("y differs")
 
     monkeypatch.setattr(suite, "check", check)
-    assert _run("--filter", "affine.forward.float32.large", "--against", "") == 1
-    assert "Wrong, so no speed is reported: affine.forward.float32.large" in capsys.readouterr().out
+    assert _run("--filter", "large.affine.forward", "--against", "") == 1
+    assert "Wrong, so no speed is reported: large.affine.forward" in capsys.readouterr().out
 
 
 def test_a_call_that_raises_is_listed_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,7 +428,7 @@ def test_a_case_too_large_for_the_memory_is_not_measured(monkeypatch: pytest.Mon
     monkeypatch.setattr(suite, "make_tensors", make_tensors)
     measured = _suite()
     measured.run([Task(_tiny(families.AFFINE))], suite.Budget(100.0), lambda task: None)
-    assert list(measured.results.not_measured) == ["affine.forward.float32.large"]
+    assert list(measured.results.not_measured) == ["large.affine.forward"]
 
 
 def test_a_device_that_fails_ends_the_run() -> None:
@@ -443,9 +453,9 @@ def test_a_small_case_has_its_time_in_a_graph() -> None:
 
             return calls.Call(replay)
 
-    place = cases.TINY["rows"]
+    place = TINY["rows"]
     measured = _suite(WithGraphs(), ["reference"])
-    case = Case(families.RQ8_PACKED_ROWS, "forward", place)
+    case = Case(place, families.RQ8_PACKED_ROWS, "forward")
     measured.run([Task(case)], suite.Budget(100.0), lambda task: None)
     (row,) = measured.results.rows
     assert row.timing == "latency" and row.peak_bytes is None and row.graph_s is not None
@@ -560,7 +570,7 @@ def _row(name: str, backend: str = "cuda", **changes: Any) -> GpuRow:
         operation=case.family.operation,
         direction=case.direction,
         shape=case.shape,
-        dtype=cases.dtype_name(case.dtype),
+        dtype=dtype_name(case.dtype),
         allocator="caching",
         median_s=1e-3,
         spread=0.01,
@@ -570,24 +580,25 @@ def _row(name: str, backend: str = "cuda", **changes: Any) -> GpuRow:
         device="Some Card",
         backend=backend,
         layout=case.family.layout,
-        parameter_dtype=cases.dtype_name(case.parameter_dtype),
+        parameter_dtype=dtype_name(case.parameter_dtype),
     )
     return replace(row, **changes)
 
 
-FORWARD = "modified_rq.forward.float32.large"
-HALF = "modified_rq.forward.bfloat16.large"
+FORWARD = "large.modified_rq.forward"
+HALF = "large.modified_rq.forward.bfloat16"
 
 
-def _verdict(start: str, *measured: GpuRow, on_gpu: bool = True) -> targets.Verdict:
-    return next(v for v in targets.judge(measured, on_gpu) if v.target.startswith(start))
+def _verdict(start: str, *measured: GpuRow, on_gpu: bool = True) -> targets.Judgement:
+    judgements = targets.judge(measured, on_gpu)
+    return next(each for each in judgements if each.verdict.target.startswith(start))
 
 
 @pytest.mark.parametrize(("fraction", "met"), [(0.90, True), (0.899, False)])
 def test_a_fraction_is_judged(fraction: float, met: bool) -> None:
     verdict = _verdict(f"{FORWARD}: >= 90% of a copy", _row(FORWARD, floor_fraction=fraction))
     assert verdict.met is met and verdict.value == fraction
-    assert verdict.word == ("met" if met else "MISSED")
+    assert verdict.verdict.word == ("met" if met else "MISSED")
 
 
 def test_the_faster_backend_is_judged() -> None:
@@ -623,13 +634,13 @@ def test_every_target_is_planned() -> None:
     names = {task.name for task in plan(FULL)}
     for target in targets.TARGETS:
         assert target.case in names
-        if target.measure != targets.COPY:
+        if target.measure != bars.COPY:
             assert f"{target.case} against {target.measure}" in names
 
 
 def test_only_targets_of_the_filter_are_judged() -> None:
-    found = targets.judge([], True, "affine")
-    assert found and all(verdict.target.startswith("affine") for verdict in found)
+    judged = targets.judge([], True, "affine")
+    assert judged and all(".affine." in each.target.case for each in judged)
 
 
 def test_rows_survive_json(tmp_path: Path) -> None:

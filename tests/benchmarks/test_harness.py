@@ -14,7 +14,8 @@ import torch
 
 import robustflow
 from benchmarks import accuracy, foundation, subjects
-from robustflow.benchmarks import allocator, bars, cases, eager, peers, rows, timing, workloads
+from robustflow.benchmarks import allocator, bars, calls, cases, eager, peers, rows, timing
+from robustflow.benchmarks.cases import Case
 from robustflow.benchmarks.rows import Measured
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,33 +189,31 @@ def test_ulp_and_quantile() -> None:
     ],
 )
 def test_bytes_are_those_of_the_contract(name: str, an_element: int) -> None:
-    workload = workloads.find(name)
-    summed = workload.operation != "rq_spline"
-    times_moved = 2 if workload.direction == "forward+backward" else 1
-    samples = 4 * workload.shape[0] * times_moved if summed else 0
-    assert workload.bytes == an_element * workload.elements + samples
+    case = cases.find(name)
+    summed = case.family.operation != "rq_spline"
+    times_moved = 2 if case.trains else 1
+    samples = 4 * case.shape[0] * times_moved if summed else 0
+    assert case.bytes == an_element * case.elements + samples
 
 
-@pytest.mark.parametrize("workload", workloads.EVERY, ids=lambda workload: workload.name)
-def test_competitors_agree_with_ours(
-    workload: workloads.Workload, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every workload in its tiny form; what is compiled in a benchmark runs as it is here."""
+@pytest.mark.parametrize("case", cases.ALL, ids=lambda case: case.name)
+def test_competitors_agree_with_ours(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every case in its tiny form; what is compiled in a benchmark runs as it is here."""
     monkeypatch.setattr(peers, "compiled", lambda function, **options: function)
-    case = cases.prepare(workload.tiny())
-    if case.left_out:
-        pytest.skip("; ".join(case.left_out.values()))
-    assert tuple(case.competitors) == workload.competitors
-    cases.check_agreement(case)
-    outputs = case.ours()
+    prepared = calls.prepare(case.tiny())
+    if prepared.left_out:
+        pytest.skip("; ".join(prepared.left_out.values()))
+    assert tuple(prepared.competitors) == case.competitors
+    calls.check_agreement(prepared)
+    outputs = prepared.ours()
     assert isinstance(outputs, tuple)
-    trained = 1 + len(workload.parameters) if workload.direction == "forward+backward" else 0
-    assert len(outputs) == 2 + trained
+    gradients = 1 + len(case.parameter_shapes) if case.trains else 0
+    assert len(outputs) == 2 + gradients
 
 
 def test_a_disagreement_is_found() -> None:
-    case = cases.prepare(workloads.find("sr3.modified_rq.forward").tiny().against(["eager"]))
-    honest = case.competitors["eager"]()
+    prepared = calls.prepare(cases.find("sr3.modified_rq.forward").tiny().against(["eager"]))
+    honest = prepared.competitors["eager"]()
     assert isinstance(honest, tuple)
     y, logabsdet = honest
 
@@ -222,14 +221,14 @@ def test_a_disagreement_is_found() -> None:
         return y, logabsdet + 0.1
 
     with pytest.raises(AssertionError, match="logabsdet against eager"):
-        cases.check_agreement(replace(case, competitors={"eager": wrong}))
+        calls.check_agreement(replace(prepared, competitors={"eager": wrong}))
 
 
 def test_a_missing_peer_is_left_out_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nflows", None)
-    case = cases.prepare(workloads.find("tiny.rq8.forward").tiny().against(["eager", "nflows"]))
-    assert list(case.competitors) == ["eager"]
-    assert "pip install nflows==" in case.left_out["nflows"]
+    prepared = calls.prepare(cases.find("tiny.rq8.forward").tiny().against(["eager", "nflows"]))
+    assert list(prepared.competitors) == ["eager"]
+    assert "pip install nflows==" in prepared.left_out["nflows"]
 
 
 KEYS = {
@@ -251,18 +250,18 @@ KEYS = {
 
 
 def _row(name: str, allocator: str = "keeping", **changes: object) -> rows.Row:
-    workload = workloads.find(name)
+    case = cases.find(name)
     row = rows.Row(
         name=name,
-        operation=workload.operation,
-        direction=workload.direction,
-        shape=workload.shape,
+        operation=case.family.operation,
+        direction=case.direction,
+        shape=case.shape,
         dtype="float32",
         allocator=allocator,
         median_s=0.5,
         spread=0.01,
-        elements_per_s=workload.elements / 0.5,
-        bytes=workload.bytes,
+        elements_per_s=case.elements / 0.5,
+        bytes=case.bytes,
         floor_fraction=0.7,
         ratio={"eager": 41.0, "compiled": 2.0},
     )
@@ -290,15 +289,14 @@ def test_targets_are_judged_on_the_keeping_allocator() -> None:
     assert verdicts[">= 65% of a copy"]["keeping"] == 0.7
 
 
-def test_every_target_and_bar_has_its_workload_and_competitor() -> None:
+def test_every_target_and_bar_has_its_case_and_competitor() -> None:
     for target in (*foundation.TARGETS, *bars.QUICK_BARS):
-        workload = workloads.find(target.workload)
-        assert target.measure in (*workload.competitors, "copy", "memory")
+        case = cases.find(target.case)
+        assert target.measure in (*case.competitors, "copy", "memory")
 
 
 def test_memory_target_counts_cotangents_above_the_line_only() -> None:
-    workload = workloads.find("large.modified_rq.train")
-    traffic = workload.traffic
+    traffic = cases.find("large.modified_rq.train").traffic
     row = _row("large.modified_rq.train", peak_bytes=traffic.inputs + traffic.outputs)
     # x, params and their gradients 5 + 5, y 1, cotangent of y 1: 12 alive, 11 below the line.
     assert bars.memory_ratio(row) == pytest.approx(12 / 11, rel=1e-4)
@@ -342,7 +340,7 @@ def test_allocator_policies_are_set_and_unknown_ones_refused() -> None:
 def test_a_case_runs_in_a_process_of_its_own() -> None:
     faults = allocator.run("default", "robustflow.benchmarks.worker", ["faults"])
     assert 0.0 <= faults < 1.1
-    with pytest.raises(RuntimeError, match="No workload 'nothing'"):
+    with pytest.raises(RuntimeError, match="No case 'nothing'"):
         allocator.run(
             "default", "robustflow.benchmarks.worker", ["memory", "nothing", "robustflow", "full"]
         )

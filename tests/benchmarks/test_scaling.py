@@ -13,7 +13,8 @@ import torch
 from benchmarks import scaling, scaling_points
 from benchmarks.scaling import Settings
 from benchmarks.scaling_points import FAMILIES, Point, ScalingRow, with_bins
-from robustflow.benchmarks import allocator, cases, rows, suite
+from robustflow.benchmarks import allocator, calls, rows, suite
+from robustflow.benchmarks.cases import Case
 from robustflow.benchmarks.families import AFFINE, MODIFIED_RQ, RQ8
 from robustflow.benchmarks.rows import Measured, read_json
 
@@ -35,7 +36,7 @@ def test_points_cover_what_they_should() -> None:
     bins = {point.family.num_bins for point in every if point.sweep == "k"}
     assert min(bins) == 2 and max(bins) == 64
     names = [
-        scaling_points.row_name(point.workload(verb), threads)
+        scaling_points.row_name(point.case(verb), threads)
         for point in every
         for verb in ("forward", "inverse", "train")
         for threads in (1, 2)
@@ -47,7 +48,7 @@ def test_points_cover_what_they_should() -> None:
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_a_point_has_its_number_of_elements(count: int, family: Any) -> None:
     point = Point("n", family, count)
-    assert point.workload("forward").elements == count
+    assert point.case("forward").elements == count
     assert Point.from_json(json.loads(json.dumps(point.to_json()))) == point
 
 
@@ -98,29 +99,28 @@ def test_inputs_repeat_and_every_stretch_is_checked(
     for tensor in (*inputs.leaves, *inputs.cotangents):
         first, *others = tensor.chunk(4)
         assert all(torch.equal(first, other) for other in others)
-    workload = replace(point.workload("train"), competitors=())
-    case = scaling_points.checked(workload, inputs, repeats)
-    result: Any = case.ours()
+    case = replace(point.case("train"), competitors=())
+    result: Any = scaling_points.checked(case, inputs, repeats).ours()
     assert result[0].shape == point.shape
 
-    own = cases.bind
+    own = calls.bind
 
-    def wrong(work: Any, given: cases.Inputs) -> cases.Case:
+    def wrong(of: Case, inputs: calls.Inputs) -> calls.Calls:
         """As it is for the first stretch, another result in the last element of all four."""
-        made = own(work, given)
-        if work.shape != point.shape:
-            return made
+        right = own(of, inputs)
+        if of.shape != point.shape:
+            return right
 
         def ours() -> Any:
-            result: Any = made.ours()
+            result: Any = right.ours()
             result[0].view(-1)[-1] += 1
             return result
 
-        return replace(made, ours=ours)
+        return replace(right, ours=ours)
 
-    monkeypatch.setattr(cases, "bind", wrong)
+    monkeypatch.setattr(calls, "bind", wrong)
     with pytest.raises(AssertionError, match="result 0 from sample"):
-        scaling_points.checked(workload, inputs, repeats)
+        scaling_points.checked(case, inputs, repeats)
 
 
 def test_rows_of_a_point() -> None:

@@ -67,4 +67,4 @@ def test_verdicts_compare_with_the_targets() -> None:
             for group, times in seconds.items()
         }
     }
-    assert [met for _, met in srflow.verdicts(result).values()] == [True, False, False, True]
+    assert [verdict.met for verdict in srflow.verdicts(result)] == [True, False, False, True]

@@ -14,28 +14,29 @@ from typing import Any
 import pytest
 
 from robustflow import cli
-from robustflow.benchmarks import allocator, bars, compare, peers, report, suite, workloads
+from robustflow.benchmarks import allocator, bars, cases, compare, peers, report, suite
+from robustflow.benchmarks.cases import Case
 from robustflow.benchmarks.rows import Measured, Row, read_json, read_rows, write_json
 
 MACHINE = {"cpu": "x", "cores": 2, "threads": 2, "platform": "Linux", "libc": "glibc"}
 
 
 def _row(name: str = "tiny.rq8.train", **changes: Any) -> Row:
-    workload = workloads.find(name)
+    case = cases.find(name)
     row = Row(
         name=name,
-        operation=workload.operation,
-        direction=workload.direction,
-        shape=workload.shape,
+        operation=case.family.operation,
+        direction=case.direction,
+        shape=case.shape,
         dtype="float32",
         allocator="keeping",
         median_s=1e-3,
         spread=0.02,
-        elements_per_s=workload.elements / 1e-3,
-        bytes=workload.bytes,
+        elements_per_s=case.elements / 1e-3,
+        bytes=case.bytes,
         floor_fraction=0.5,
-        ratio=dict.fromkeys(workload.competitors, 10.0),
-        ratio_spread=dict.fromkeys(workload.competitors, 0.02),
+        ratio=dict.fromkeys(case.competitors, 10.0),
+        ratio_spread=dict.fromkeys(case.competitors, 0.02),
     )
     return replace(row, **changes)
 
@@ -82,49 +83,49 @@ def bench() -> Callable[..., int]:
     return lambda *arguments: cli.main(["bench", *arguments])
 
 
-def _names(*texts: str) -> list[workloads.Workload]:
-    return [workloads.find(text) for text in texts]
+def _names(*texts: str) -> list[Case]:
+    return [cases.find(text) for text in texts]
 
 
 # The list
 
 
 def test_names_are_unique_and_say_place_transform_and_direction() -> None:
-    names = [work.name for work in workloads.EVERY]
+    names = [case.name for case in cases.ALL]
     assert len(set(names)) == len(names)
-    for work in workloads.EVERY:
-        _, _, verb = work.name.split(".")
-        assert workloads.DIRECTIONS[verb] == work.direction
+    for case in cases.ALL:
+        _, _, verb = case.name.split(".")
+        assert cases.DIRECTIONS[verb] == case.direction
 
 
 def test_the_suite_has_every_way_of_every_place() -> None:
-    for work in workloads.SUITE:
-        stem = work.name.rpartition(".")[0]
-        for verb in workloads.DIRECTIONS:
-            assert workloads.find(f"{stem}.{verb}") in workloads.SUITE
+    for case in cases.SUITE:
+        stem = case.name.rpartition(".")[0]
+        for verb in cases.DIRECTIONS:
+            assert cases.find(f"{stem}.{verb}") in cases.SUITE
 
 
 def test_a_quick_run_has_the_quick_set_and_all_that_a_filter_names() -> None:
-    assert workloads.chosen("", quick=True) == workloads.QUICK
-    assert {work.name.split(".")[0] for work in workloads.chosen("sr1", quick=True)} == {"sr1"}
-    assert workloads.chosen("sr1", quick=True) == workloads.chosen("sr1")
-    assert workloads.chosen("") == list(workloads.SUITE)
+    assert cases.select("", quick=True) == cases.QUICK
+    assert {case.name.split(".")[0] for case in cases.select("sr1", quick=True)} == {"sr1"}
+    assert cases.select("sr1", quick=True) == cases.select("sr1")
+    assert cases.select("") == list(cases.SUITE)
 
 
-def test_competitors_are_chosen_in_the_workloads_order() -> None:
-    work = workloads.find("tiny.rq8.forward").against(["nflows", "eager", "zuko"])
-    assert work.competitors == ("eager", "nflows")
+def test_competitors_are_chosen_in_the_order_of_the_case() -> None:
+    case = cases.find("tiny.rq8.forward").against(["nflows", "eager", "zuko"])
+    assert case.competitors == ("eager", "nflows")
 
 
 # The runner
 
 
-def test_each_workload_runs_in_its_own_process_under_each_allocator(processes: Processes) -> None:
+def test_each_case_runs_in_its_own_process_under_each_allocator(processes: Processes) -> None:
     chosen = _names("sr3.modified_rq.train", "tiny.rq8.train")
     said: list[str] = []
     kept: list[int] = []
     measured = suite.measure(chosen, suite.FULL, said.append, lambda m: kept.append(len(m.rows)))
-    assert said == [work.name for work in chosen] and kept == [2, 4]
+    assert said == [case.name for case in chosen] and kept == [2, 4]
     assert [row.allocator for row in measured.rows] == ["keeping", "default"] * 2
     memory = [asked for policy, asked in processes.asked if policy == "returning"]
     assert memory == [
@@ -180,7 +181,7 @@ class Provider:
 def test_rows_of_other_modules_are_included(processes: Processes) -> None:
     def names(text: str, settings: suite.Settings) -> list[str]:
         said: list[str] = []
-        chosen = workloads.chosen(text) if text else []
+        chosen = cases.select(text) if text else []
         measured = suite.measure_all(
             chosen, [Provider()], text, settings, said.append, lambda measured: None
         )
@@ -198,15 +199,15 @@ def test_the_named_providers_name_their_rows() -> None:
         every = list(provider.names(False))
         assert len(set(every)) == len(every) > 0
         assert set(provider.names(True)) <= set(every)
-        assert not set(every) & {work.name for work in workloads.EVERY}
+        assert not set(every) & {case.name for case in cases.ALL}
 
 
 # Bars
 
 
 def test_every_competitor_of_the_quick_set_has_a_bar() -> None:
-    stated = {(bar.workload, bar.measure) for bar in bars.QUICK_BARS}
-    assert stated == {(work.name, who) for work in workloads.QUICK for who in work.competitors}
+    stated = {(bar.case, bar.measure) for bar in bars.QUICK_BARS}
+    assert stated == {(case.name, who) for case in cases.QUICK for who in case.competitors}
 
 
 @pytest.mark.parametrize(
@@ -238,10 +239,10 @@ def test_bars_are_judged_under_each_allocator_that_was_measured() -> None:
     assert bars.judge(bar, [_row("tiny.rq8.forward")]) == []
 
 
-def test_a_row_that_is_behind_is_named() -> None:
+def test_a_faster_competitor_is_named() -> None:
     rows = [_row(ratio={"eager": 2.0, "nflows": 0.5, "forward": 0.9})]
-    assert report.behind(rows) == [
-        "Behind: tiny.rq8.train (keeping) takes 2.00 times as long as nflows."
+    assert report.slower_than_competitors(rows) == [
+        "Slower: tiny.rq8.train (keeping) takes 2.00 times as long as nflows."
     ]
 
 
@@ -249,8 +250,8 @@ def test_a_row_that_is_behind_is_named() -> None:
 
 
 def _run(*rows: Row, **machine: Any) -> compare.Run:
-    cases = {f"{row.name}, {row.allocator}": row for row in rows}
-    return compare.Run({**MACHINE, **machine}, cases)
+    by_case = {f"{row.name}, {row.allocator}": row for row in rows}
+    return compare.Run({**MACHINE, **machine}, by_case)
 
 
 def _later(seconds: float, **changes: Any) -> Row:
