@@ -6,6 +6,9 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.aot.occupancy import Occupancy, occupancy
 from benchmarks.aot.sass import Instruction, access_widths, parse
@@ -19,6 +22,9 @@ from benchmarks.aot.toolchain import (
     readable,
     resources,
 )
+
+if TYPE_CHECKING:
+    from benchmarks.aot.triton_launches import Launch
 
 
 @dataclass(frozen=True)
@@ -60,14 +66,36 @@ class Compiled:
         return access_widths(self.instructions, "global", reads)
 
 
-def cuda_kernels(arch: int) -> Iterator[Compiled]:
-    """Of each .cu file of csrc in turn.
+def cuda_sources(only: str = "") -> list[Path]:
+    """The .cu files of csrc whose name, as ``cuda:affine``, contains the pattern ``only``."""
+    return [path for path in sorted(SOURCES.rglob("*.cu")) if _matches(f"cuda:{path.stem}", only)]
+
+
+def triton_launches(only: str = "") -> list[Launch]:
+    """The launches whose name, as ``triton:rq8-forward-rows-fp32:gradient_kernel``, contains it.
+
+    Raises:
+        ToolMissing: triton is not there.
+    """
+    try:
+        from benchmarks.aot.triton_launches import all_launches
+    except ModuleNotFoundError as error:
+        raise ToolMissing(f"{error.name} is not installed: `pip install {error.name}`.") from error
+    return [launch for launch in all_launches() if _matches(f"triton:{launch.name}", only)]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, f"*{pattern}*")
+
+
+def cuda_kernels(arch: int, only: str = "") -> Iterator[Compiled]:
+    """Of each of :func:`cuda_sources` in turn.
 
     Raises:
         ToolMissing: a compiler or the disassembler is not there.
         RuntimeError: a file does not compile.
     """
-    for source in sorted(SOURCES.rglob("*.cu")):
+    for source in cuda_sources(only):
         cubin = compile_cuda(source, arch)
         taken = resources(cubin)
         if not taken:
@@ -84,8 +112,10 @@ def calls_functions(cubin: bytes) -> bool:
     return re.search(rb"\$\w+\$\w", cubin) is not None
 
 
-def triton_kernels(arch: int, *, disassemble_all: bool = True) -> Iterator[Compiled]:
-    """Of each launch in ``triton_launches``.
+def triton_kernels(
+    arch: int, only: str = "", *, disassemble_all: bool = True
+) -> Iterator[Compiled]:
+    """Of each of :func:`triton_launches` in turn.
 
     Disassembling one takes half as long as compiling it. So, unless all are wanted, those stay
     without instructions that call nothing and have no stack.
@@ -93,33 +123,30 @@ def triton_kernels(arch: int, *, disassemble_all: bool = True) -> Iterator[Compi
     Raises:
         ToolMissing: triton or the disassembler is not there, or this process interprets kernels.
     """
-    try:
-        import triton
+    launches = triton_launches(only)
+    import triton
 
-        from benchmarks.aot.triton_launches import Launch, all_launches
-    except ModuleNotFoundError as error:
-        raise ToolMissing(f"{error.name} is not installed: `pip install {error.name}`.") from error
     if triton.knobs.runtime.interpret:
         raise ToolMissing("TRITON_INTERPRET=1 interprets kernels: unset it to compile them.")
 
     def build(launch: Launch) -> Compiled:
         with triton.knobs.cache.scope():
             triton.knobs.cache.dir = str(CACHE / "triton")
-            made = launch.compile(arch)
-        binary: bytes = made.asm["cubin"]
+            kernel = launch.compile(arch)
+        binary: bytes = kernel.asm["cubin"]
         cubin = CACHE / f"triton-{hashlib.sha256(binary).hexdigest()[:20]}.cubin"
         if not cubin.exists():
             cubin.write_bytes(binary)
         ((symbol, taken),) = resources(cubin).items()
-        wanted = disassemble_all or taken.stack or calls_functions(binary)
+        with_instructions = disassemble_all or taken.stack or calls_functions(binary)
         return Compiled(
             "triton",
             launch.name,
             arch,
-            replace(taken, threads=32 * launch.num_warps, shared=made.metadata.shared),
-            parse(disassemble(cubin))[symbol] if wanted else (),
+            replace(taken, threads=32 * launch.num_warps, shared=kernel.metadata.shared),
+            parse(disassemble(cubin))[symbol] if with_instructions else (),
             "fp64" not in launch.name,
         )
 
     CACHE.mkdir(parents=True, exist_ok=True)
-    yield from map(build, all_launches())
+    yield from map(build, launches)

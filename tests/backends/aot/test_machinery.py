@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.aot import __main__ as command
 from benchmarks.aot import kernels, sass, toolchain
 from benchmarks.aot.occupancy import occupancy
 from tests.backends.aot.test_kernels import spills
@@ -192,3 +193,42 @@ def test_what_has_not_changed_is_not_compiled_again(tmp_path: Path) -> None:
     file.write_text(SIMPLE.replace("^ 1", "^ 2"))
     second = toolchain.compile_cuda(file, 90)
     assert second != first and not first.exists()
+
+
+def _selected(only: str) -> list[str]:
+    return [
+        *(f"cuda:{source.stem}" for source in kernels.cuda_sources(only)),
+        *(f"triton:{launch.name}" for launch in kernels.triton_launches(only)),
+    ]
+
+
+def test_only_some_kernels_are_compiled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("triton")
+    assert {name.partition(":")[0] for name in _selected("")} == {"cuda", "triton"}
+    affine = _selected("affine")
+    assert "cuda:affine" in affine and "triton:affine-inverse-rows-fp32:gradient_kernel" in affine
+    assert not any("rq" in name for name in affine)
+    assert _selected("cuda:rq") == ["cuda:rq_gradient", "cuda:rq_transform"]
+    assert _selected("triton:rq8*-rows-fp32:grad") == [
+        "triton:rq8-forward-rows-fp32:gradient_kernel",
+        "triton:rq8-inverse-rows-fp32:gradient_kernel",
+    ]
+
+    compiled: list[str] = []
+
+    def compile_nothing(source: Path, arch: int) -> Path:
+        compiled.append(f"{source.stem} for sm_{arch}")
+        return source
+
+    monkeypatch.setattr(kernels, "compile_cuda", compile_nothing)
+    monkeypatch.setattr(kernels, "resources", lambda cubin: {})
+    assert command.main(["--only", "cuda:rq", "--arch", "90", "80"]) == 0
+    assert compiled == [
+        *("rq_gradient for sm_90", "rq_transform for sm_90"),
+        *("rq_gradient for sm_80", "rq_transform for sm_80"),
+    ]
+    with pytest.raises(SystemExit):
+        command.main(["--only", "nothing"])
+    assert "no kernel's name contains 'nothing'; there are cuda:affine" in capsys.readouterr().err
