@@ -19,9 +19,10 @@ from PIL import Image
 
 from robustflow.cli import main
 from robustflow.diagnostics.figures import new_figure
+from robustflow.experiments.data.builtin import split_of
 from robustflow.experiments.imaging.config import Config
 from robustflow.experiments.imaging.training import Listener, Update
-from robustflow.experiments.studies import black, figures
+from robustflow.experiments.studies import black, figures, tradeoff
 from robustflow.experiments.studies.runner import Result, run_study
 from robustflow.experiments.studies.study import (
     Cell,
@@ -34,6 +35,7 @@ from robustflow.experiments.studies.study import (
 )
 from robustflow.experiments.studies.trainings import Stopped
 
+DOCS = Path(__file__).parents[2] / "docs"
 _SMALL = {  # of every training here
     "model.steps": "1",
     "model.hidden_channels": "4",
@@ -276,6 +278,13 @@ def test_tradeoff_and_seeds(tmp_path: Path) -> None:
     assert all(0 <= row["faulty (%)"] <= 100 and row["PSNR (dB)"] > 5 for row in rows)
     rows = ran("seeds", tmp_path).rows  # the training is the first study's
     assert [row["samples"] for row in rows[:4]] == ["raw", "projected", "fixed", "guarded"]
+
+
+def test_the_figure_of_the_tradeoff_counts_its_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tradeoff, "split_of", lambda split: split_of(split)[:2])
+    stored = json.loads((DOCS / "studies" / "tradeoff.json").read_text(encoding="utf-8"))
+    drawn = tradeoff.figure(stored["rows"], load_study("tradeoff"))
+    assert drawn.get_suptitle().endswith(": 2 out-of-distribution pictures")
 
 
 def test_shift(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from robustflow.diagnostics.figures import new_figure
+from robustflow.experiments.data.builtin import split_of
 from robustflow.experiments.studies.evaluated import evaluation_of, rows_of
 from robustflow.experiments.studies.figures import legend, lines, tidy
 from robustflow.experiments.studies.study import Cell, Row, Study
@@ -53,5 +54,6 @@ def figure(rows: Sequence[Row], study: Study) -> Figure:
     lines(axes[1, 2], mine, "diversity (pixels) (%)", "CRPS")
     tidy(axes[1, 2], "CRPS by diversity", "diversity (pixels), %", "CRPS")
     legend(made, axes[0, 0])
-    made.suptitle(f"{study.title}: 8 out-of-distribution pictures", fontsize=10)
+    number = len(split_of("ood"))
+    made.suptitle(f"{study.title}: {number} out-of-distribution pictures", fontsize=10)
     return made
