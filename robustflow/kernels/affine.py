@@ -98,7 +98,7 @@ def affine_transform(
 
 @triton.jit
 def affine_gradient(
-    x, params, by_output, by_logabsdet, settings, OPTIONS: tl.constexpr, INVERSE: tl.constexpr
+    x, params, grad_output, grad_logabsdet, settings, OPTIONS: tl.constexpr, INVERSE: tl.constexpr
 ):  # fmt: skip
     SCALE: tl.constexpr = OPTIONS[0]
     SHIFT_FIRST: tl.constexpr = OPTIONS[1]
@@ -111,12 +111,12 @@ def affine_gradient(
         key = key - shift if INVERSE else key + shift
     # moved is the scale's share of the output: d moved / d log s = +-moved.
     moved = key / s if RECIPROCAL != INVERSE else key * s
-    by_x = by_output / s if RECIPROCAL != INVERSE else by_output * s
-    by_log = tl.fma(by_output, moved, by_logabsdet)
-    by_logit = (-by_log if RECIPROCAL != INVERSE else by_log) * log_slope
-    by_shift = by_output if SHIFT_FIRST == INVERSE else by_x
-    by_shift = -by_shift if INVERSE else by_shift
+    grad_x = grad_output / s if RECIPROCAL != INVERSE else grad_output * s
+    grad_log_scale = tl.fma(grad_output, moved, grad_logabsdet)
+    grad_logit = (-grad_log_scale if RECIPROCAL != INVERSE else grad_log_scale) * log_slope
+    grad_shift = grad_output if SHIFT_FIRST == INVERSE else grad_x
+    grad_shift = -grad_shift if INVERSE else grad_shift
     if len(params) == 1:
-        return by_x, ((by_shift, by_logit),)
+        return grad_x, ((grad_shift, grad_logit),)
     else:
-        return by_x, ((by_shift,), (by_logit,))
+        return grad_x, ((grad_shift,), (grad_logit,))

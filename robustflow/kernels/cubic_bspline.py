@@ -2,9 +2,9 @@
 # ruff: noqa: RUF005  (Triton does not support (*a, b))
 """The monotone cubic B-spline of Hong and Chun (arXiv:2304.04555).
 
-The formulas are those of csrc/math/cubic_bspline.h, which explains them; nearly all names are the
-same. Eight bins in a box, slope 1 at its edges, identity outside, and a shift. Eleven parameters
-per element: four knot logits, six control logits, the shift.
+The formulas are those of csrc/math/cubic_bspline.h, which explains them. Eight bins in a
+box, slope 1 at its edges, identity outside, and a shift. Eleven parameters per element: four knot
+logits, six control logits, the shift.
 
 One formula serves both halves of the box. It goes from the edge of the box to the middle knot. An
 element in the upper half is mirrored. x and y are distances from the edge. A *curve* is the tuple
@@ -48,8 +48,8 @@ def cubic_root(curve, distance):
     t = at_most(tl.exp2(tl.log2(v / unit[2]) * 0.3333333333333333), 2.0 * v / (start + root))
     for _ in tl.static_range(3):
         residual, slope = cubic_rise(unit, t) - v, cubic_slope(unit, t)
-        bend = 3.0 * tl.fma(unit[1] - unit[0], 1.0 - t, (unit[2] - unit[1]) * t)
-        t = t - residual * slope / tl.fma(slope, slope, -residual * bend)
+        curvature = 3.0 * tl.fma(unit[1] - unit[0], 1.0 - t, (unit[2] - unit[1]) * t)
+        t = t - residual * slope / tl.fma(slope, slope, -residual * curvature)
     return at_most(1.0, at_least(0.0, t))
 
 
@@ -109,10 +109,10 @@ def cubic_locate(key, params, settings, INVERSE: tl.constexpr):
     g = cubic_sizes(control_shares, m, free)
     # Distance of the middle knot from the left edge.
     inner = f[1] + f[2]
-    beside = (g[2] / (f[0] + inner), g[3] / (inner + f[3]))
-    r4 = tl.fma(beside[0], f[2], beside[1] * f[1]) / inner
+    middle_slopes = (g[2] / (f[0] + inner), g[3] / (inner + f[3]))
+    r4 = tl.fma(middle_slopes[0], f[2], middle_slopes[1] * f[1]) / inner
     if INVERSE:
-        middle = ((m + g[0]) + g[1]) + tl.fma(beside[0], f[0] + f[1], f[1] * r4)
+        middle = ((m + g[0]) + g[1]) + tl.fma(middle_slopes[0], f[0] + f[1], f[1] * r4)
     else:
         middle = ((m + m) + f[0]) + f[1]
     upper = key - left >= middle
@@ -121,11 +121,11 @@ def cubic_locate(key, params, settings, INVERSE: tl.constexpr):
     control_shares = cubic_mirrored(upper, control_shares)
     f = cubic_mirrored(upper, f)
     g = cubic_mirrored(upper, g)
-    beside = cubic_mirrored(upper, beside)
+    middle_slopes = cubic_mirrored(upper, middle_slopes)
 
     f01 = f[0] + f[1]
     third = tl.zeros_like(f01) + 0.3333333333333333
-    q2, q3, q4 = g[0] / ((m + m) + f[0]), g[1] / (m + f01), beside[0]
+    q2, q3, q4 = g[0] / ((m + m) + f[0]), g[1] / (m + f01), middle_slopes[0]
     r1 = 0.5 * (third + q2)
     r2 = tl.fma(q2, f[0], q3 * m) / (m + f[0])
     r3 = tl.fma(q3, f[1], q4 * f[0]) / f01
@@ -150,15 +150,15 @@ def cubic_locate(key, params, settings, INVERSE: tl.constexpr):
     zero = tl.zeros_like(x1)
     x_knots = (of_bin(reached, zero, x1, x2, x3), of_bin(reached, x1, x2, x3, x4))
     y_knots = (of_bin(reached, zero, y1, y2, y3), of_bin(reached, y1, y2, y3, y4))
-    slopes = (third, third, q2, q3, q4, beside[1])
-    found = (upper, outside, distance, width, curve, x_knots, y_knots)
-    return found, (reached, knot_shares, control_shares, x1, f, slopes)
+    slopes = (third, third, q2, q3, q4, middle_slopes[1])
+    location = (upper, outside, distance, width, curve, x_knots, y_knots)
+    return location, (reached, knot_shares, control_shares, x1, f, slopes)
 
 
 @triton.jit
-def cubic_point(found, INVERSE: tl.constexpr):
+def cubic_point(location, INVERSE: tl.constexpr):
     """(whether the bin's outer knot is the nearer one, the curve and t from the nearer knot)."""
-    _, _, distance, width, curve, x_knots, y_knots = found
+    _, _, distance, width, curve, x_knots, y_knots = location
     r0, q, r1 = curve
     if INVERSE:
         a, b = distances(distance, y_knots[0], y_knots[1], width * (r0 + q + r1))
@@ -175,9 +175,9 @@ def cubic_bspline_transform(x, params, settings, INVERSE: tl.constexpr):
     left, right = settings[0], settings[1]
     shift = params[0][10]
     key = x - shift if INVERSE else x
-    found, _ = cubic_locate(key, params[0], settings, INVERSE)
-    upper, outside, _, width, _, x_knots, y_knots = found
-    near_edge, curve, t = cubic_point(found, INVERSE)
+    location, _ = cubic_locate(key, params[0], settings, INVERSE)
+    upper, outside, _, width, _, x_knots, y_knots = location
+    near_edge, curve, t = cubic_point(location, INVERSE)
     if INVERSE:
         moved = tl.where(near_edge, tl.fma(width, t, x_knots[0]), tl.fma(-width, t, x_knots[1]))
     else:
@@ -191,11 +191,11 @@ def cubic_bspline_transform(x, params, settings, INVERSE: tl.constexpr):
 
 
 @triton.jit
-def cubic_derivatives(found, place, t, c):
+def cubic_derivatives(location, details, t, c):
     """Derivatives of y and of l = log T at a point of a bin: struct Derivatives in C++."""
-    reached, _, _, m, f, q = place
-    width = found[3]
-    q0, q1 = of_bin(reached, q[0], q[1], q[2], q[3]), found[4][1]
+    reached, _, _, m, f, q = details
+    width = location[3]
+    q0, q1 = of_bin(reached, q[0], q[1], q[2], q[3]), location[4][1]
     q2 = of_bin(reached, q[2], q[3], q[4], q[5])
     # Knot spacings before and after the bin, and distances of the point from the knots.
     before, after = of_bin(reached, m, m, m, f[0]), of_bin(reached, m, f[0], f[1], f[2])
@@ -223,68 +223,68 @@ def cubic_derivatives(found, place, t, c):
         tl.fma(q1, up1, t * a1 * w),
         q2 * up2,
     )
-    one_over, bend0, bend1 = 1.0 / third, (q1 - q0) * two0, (q2 - q1) * two1
-    half_bend = tl.fma(c, bend0, t * bend1) * one_over
+    one_over, curvature0, curvature1 = 1.0 / third, (q1 - q0) * two0, (q2 - q1) * two1
+    half_l_x = tl.fma(c, curvature0, t * curvature1) * one_over
     l_difference = (B0 * three0 * one_over, B1 * three1 * one_over, B2 * three2 * one_over)
     l2 = q2 * l_difference[2]
     l_knot = (
-        l2 - tl.fma(t * b1 * bend1, one_over, c * half_bend),
-        -tl.fma(q0, l_difference[0], tl.fma(c * a0 * bend0, one_over, t * half_bend)),
-        -tl.fma(q1, l_difference[1], t * a1 * bend1 * one_over),
+        l2 - tl.fma(t * b1 * curvature1, one_over, c * half_l_x),
+        -tl.fma(q0, l_difference[0], tl.fma(c * a0 * curvature0, one_over, t * half_l_x)),
+        -tl.fma(q1, l_difference[1], t * a1 * curvature1 * one_over),
         -l2,
     )
-    return 3.0 * third, 2.0 * half_bend, y_knot, l_knot, y_control, l_difference
+    return 3.0 * third, 2.0 * half_l_x, y_knot, l_knot, y_control, l_difference
 
 
 @triton.jit
-def sums_around(shares):
+def sums_before_and_after(shares):
     """(for each share the sum of those before it, for each share the sum of those after it)."""
     zero = tl.zeros_like(shares[0])
-    before, behind = (zero,), (zero,)
+    before, after = (zero,), (zero,)
     for i in tl.static_range(1, len(shares)):
         before = before + (before[i - 1] + shares[i - 1],)
-        behind = (behind[0] + shares[len(shares) - i],) + behind
-    return before, behind
+        after = (after[0] + shares[len(shares) - i],) + after
+    return before, after
 
 
 @triton.jit
-def by_points(around, by_point):
-    """sum_j share_j (C_i - C_j) for each i, from by_point[i] = C_i - C_(i+1).
+def gradients_from_points(sums, grad_points):
+    """sum_j share_j (C_i - C_j) for each i, from grad_points[i] = C_i - C_(i+1).
 
-    C_i is the gradient with respect to the size of interval i, and by_point[i] that with respect to
-    the point between intervals i and i + 1; it is zero after the last of ``by_point``.
+    C_i is the gradient with respect to the size of interval i, and grad_points[i] that with respect
+    to the point between intervals i and i + 1; it is zero after the last of ``grad_points``.
     """
-    before, behind = around
+    before, after = sums
     zero = tl.zeros_like(before[0])
-    from_behind = ()
+    from_after = ()
     total = zero
     for i in tl.static_range(len(before) - 1, -1, -1):
-        if i < len(by_point):
-            total = tl.fma(by_point[i], behind[i], total)
-        from_behind = (total,) + from_behind
-    out = (from_behind[0],)
+        if i < len(grad_points):
+            total = tl.fma(grad_points[i], after[i], total)
+        from_after = (total,) + from_after
+    out = (from_after[0],)
     from_before = zero
     for i in tl.static_range(1, len(before)):
-        if i <= len(by_point):
-            from_before = tl.fma(by_point[i - 1], before[i], from_before)
-        out = out + (from_behind[i] - from_before,)
+        if i <= len(grad_points):
+            from_before = tl.fma(grad_points[i - 1], before[i], from_before)
+        out = out + (from_after[i] - from_before,)
     return out
 
 
 @triton.jit
-def by_sizes(around, shares, by_size):
-    """The same sums, from by_size[i] = C_i, which is zero after the last of ``by_size``."""
-    before, behind = around
+def gradients_from_sizes(sums, shares, grad_sizes):
+    """The same sums, from grad_sizes[i] = C_i, which is zero after the last of ``grad_sizes``."""
+    before, after = sums
     weighted = ()
-    for i in tl.static_range(len(by_size)):
-        weighted = weighted + (shares[i] * by_size[i],)
-    sums_before, sums_behind = sums_around(weighted)
-    total = sums_before[len(by_size) - 1] + weighted[len(by_size) - 1]
+    for i in tl.static_range(len(grad_sizes)):
+        weighted = weighted + (shares[i] * grad_sizes[i],)
+    sums_before, sums_after = sums_before_and_after(weighted)
+    total = sums_before[len(grad_sizes) - 1] + weighted[len(grad_sizes) - 1]
     out = ()
     for i in tl.static_range(len(shares)):
-        if i < len(by_size):
-            others = sums_before[i] + sums_behind[i]
-            out = out + (tl.fma(before[i] + behind[i], by_size[i], -others),)
+        if i < len(grad_sizes):
+            others = sums_before[i] + sums_after[i]
+            out = out + (tl.fma(before[i] + after[i], grad_sizes[i], -others),)
         else:
             out = out + (-total,)
     return out
@@ -292,47 +292,49 @@ def by_sizes(around, shares, by_size):
 
 @triton.jit
 def cubic_bspline_gradient(
-    x, params, by_output, by_logabsdet, settings, INVERSE: tl.constexpr
+    x, params, grad_output, grad_logabsdet, settings, INVERSE: tl.constexpr
 ):  # fmt: skip
     key = x - params[0][10] if INVERSE else x
-    found, place = cubic_locate(key, params[0], settings, INVERSE)
-    upper, outside = found[0], found[1]
-    reached, knot_shares, control_shares, _, _, _ = place
-    near_edge, _, t = cubic_point(found, INVERSE)
+    location, details = cubic_locate(key, params[0], settings, INVERSE)
+    upper, outside = location[0], location[1]
+    reached, knot_shares, control_shares, _, _, _ = details
+    near_edge, _, t = cubic_point(location, INVERSE)
     c = 1.0 - t
-    slope, bend, y_knot, l_knot, y_control, l_difference = cubic_derivatives(
-        found, place, tl.where(near_edge, t, c), tl.where(near_edge, c, t)
+    slope, l_x, y_knot, l_knot, y_control, l_difference = cubic_derivatives(
+        location, details, tl.where(near_edge, t, c), tl.where(near_edge, c, t)
     )
-    grad = tl.where(upper, -by_output, by_output)
+    mirrored = tl.where(upper, -grad_output, grad_output)
     # Implicit differentiation: the gradients of the inverse are those of the forward transform,
     # with these cotangents of its y and l.
     if INVERSE:
-        by_distance = tl.fma(-by_logabsdet, bend, grad) / slope
-        by_y, by_l = -by_distance, -by_logabsdet
+        grad_distance = tl.fma(-grad_logabsdet, l_x, mirrored) / slope
+        grad_y, grad_l = -grad_distance, -grad_logabsdet
     else:
-        by_distance = tl.fma(grad, slope, by_logabsdet * bend)
-        by_y, by_l = grad, by_logabsdet
+        grad_distance = tl.fma(mirrored, slope, grad_logabsdet * l_x)
+        grad_y, grad_l = mirrored, grad_logabsdet
     zero = tl.zeros_like(key)
-    k0, k1 = tl.fma(by_l, l_knot[0], -by_y * y_knot[0]), tl.fma(by_l, l_knot[1], -by_y * y_knot[1])
-    k2, k3 = tl.fma(by_l, l_knot[2], -by_y * y_knot[2]), tl.fma(by_l, l_knot[3], -by_y * y_knot[3])
+    k0 = tl.fma(grad_l, l_knot[0], -grad_y * y_knot[0])
+    k1 = tl.fma(grad_l, l_knot[1], -grad_y * y_knot[1])
+    k2 = tl.fma(grad_l, l_knot[2], -grad_y * y_knot[2])
+    k3 = tl.fma(grad_l, l_knot[3], -grad_y * y_knot[3])
     p0, p1, p2, p3 = (
-        by_y * y_control[0], by_y * y_control[1], by_y * y_control[2], by_y * y_control[3]
+        grad_y * y_control[0], grad_y * y_control[1], grad_y * y_control[2], grad_y * y_control[3]
     )  # fmt: skip
-    s0, s1, s2 = by_l * l_difference[0], by_l * l_difference[1], by_l * l_difference[2]
+    s0, s1, s2 = grad_l * l_difference[0], grad_l * l_difference[1], grad_l * l_difference[2]
     # Gradients with respect to the knots, control points and differences that the logits move. One
     # bin further from the edge, the same knot has an index smaller by one among k0 to k3; likewise
     # for the others.
-    knots = by_points(
-        sums_around(knot_shares),
+    knots = gradients_from_points(
+        sums_before_and_after(knot_shares),
         (
             of_bin(reached, k3, k2, k1, k0),
             of_bin(reached, zero, k3, k2, k1),
             of_bin(reached, zero, zero, k3, k2),
         ),
     )
-    around = sums_around(control_shares)
-    points = by_points(
-        around,
+    sums = sums_before_and_after(control_shares)
+    points = gradients_from_points(
+        sums,
         (
             of_bin(reached, p3, p2, p1, p0),
             of_bin(reached, zero, p3, p2, p1),
@@ -340,8 +342,8 @@ def cubic_bspline_gradient(
             of_bin(reached, zero, zero, zero, p3),
         ),
     )
-    sizes = by_sizes(
-        around,
+    sizes = gradients_from_sizes(
+        sums,
         control_shares,
         (
             of_bin(reached, s2, s1, s0, zero),
@@ -351,13 +353,14 @@ def cubic_bspline_gradient(
         ),
     )
     free = (settings[1] - settings[0]) * (1.0 - 8.0 * settings[2])
-    by_knots, by_controls = (), ()
+    grad_knots, grad_controls = (), ()
     for i in tl.static_range(4):
-        by_knots = by_knots + (tl.where(outside, 0.0, free * knot_shares[i] * knots[i]),)
+        grad_knots = grad_knots + (tl.where(outside, 0.0, free * knot_shares[i] * knots[i]),)
     for i in tl.static_range(6):
         both = points[i] + sizes[i]
-        by_controls = by_controls + (tl.where(outside, 0.0, free * control_shares[i] * both),)
-    by_x = tl.where(outside, by_output, tl.where(upper, -by_distance, by_distance))
-    by_shift = -by_x if INVERSE else by_output
-    made = cubic_mirrored(upper, by_knots) + cubic_mirrored(upper, by_controls) + (by_shift,)
-    return by_x, (made,)
+        grad_controls = grad_controls + (tl.where(outside, 0.0, free * control_shares[i] * both),)
+    grad_x = tl.where(outside, grad_output, tl.where(upper, -grad_distance, grad_distance))
+    grad_shift = -grad_x if INVERSE else grad_output
+    grad_knots = cubic_mirrored(upper, grad_knots)
+    grad_controls = cubic_mirrored(upper, grad_controls)
+    return grad_x, (grad_knots + grad_controls + (grad_shift,),)

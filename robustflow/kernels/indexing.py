@@ -13,6 +13,13 @@ import triton.language as tl
 
 from robustflow.kernels.elementary import LOG_2, split_exponent
 
+# What the numbers of a group are, in READS and WRITES of loops.py.
+GROUP_TENSOR = tl.constexpr(0)  # index of the tensor that holds the group
+GROUP_FIRST = tl.constexpr(1)  # its first plane there
+GROUP_COUNT = tl.constexpr(2)  # number of planes
+GROUP_PADDED = tl.constexpr(3)  # that number, rounded up to a power of two
+GROUP_ROWS = tl.constexpr(4)  # ROWS of load_planes()
+
 # The kind of sum, chosen by plan.py.
 SUM_NOTHING = tl.constexpr(0)
 SUM_ROWS = tl.constexpr(1)  # the rows of a group; each inner element has a sum of its own
@@ -27,12 +34,12 @@ def locate_program(
     chunks,
     BLOCK_INNER: tl.constexpr,
     SUMS: tl.constexpr,
-    WIDE: tl.constexpr,
+    INT64_INDEX: tl.constexpr,
 ):
     """(group, chunk, block of the inner dimension) of this program; for SUM_KEPT the group is the
     block of groups."""
     program = tl.program_id(0)
-    if WIDE:
+    if INT64_INDEX:
         program = program.to(tl.int64)
     if SUMS == SUM_GROUP:  # its tiles go along the inner dimension too
         return program // chunks, program % chunks, program * 0
@@ -138,9 +145,9 @@ def at_index(index, tensors, GROUPS: tl.constexpr, OUTER_DIMS: tl.constexpr):
     """
     out = ()
     for g in tl.static_range(len(GROUPS)):
-        pointer, strides, plane = tensors[GROUPS[g][0]]
+        pointer, strides, plane = tensors[GROUPS[g][GROUP_TENSOR]]
         if pointer is not None:
-            pointer += GROUPS[g][1] * plane
+            pointer += GROUPS[g][GROUP_FIRST] * plane
         out = out + ((pointer, offset(index, strides, OUTER_DIMS), plane),)
     return out
 

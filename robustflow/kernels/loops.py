@@ -16,12 +16,11 @@ Constants of both kernels:
 
 - TRANSFORM: the name of the formula; OPTIONS: its settings that are not floats, and the number of
   parameters of each group;
-- READS: how to read each group of an element's parameters: (index of the params tensor, first
-  plane in it, number of planes, that number rounded up to a power of two, ROWS of
-  :func:`indexing.load_planes`); WRITES: the same for the gradients;
+- READS: where to read each group of an element's parameters, and how: a tuple whose places
+  :mod:`indexing` names GROUP_TENSOR to GROUP_ROWS; WRITES: the same for the gradients;
 - IN_REGISTERS: whether an element's parameters and gradients fit in registers. If not, the formula
   reads and writes them itself;
-- TILES to WIDE: see robustflow/kernels/plan.py.
+- TILES to INT64_INDEX: see robustflow/kernels/plan.py.
 """
 
 from __future__ import annotations
@@ -32,6 +31,10 @@ import triton.language as tl
 from robustflow.kernels.affine import affine_gradient, affine_transform
 from robustflow.kernels.cubic_bspline import cubic_bspline_gradient, cubic_bspline_transform
 from robustflow.kernels.indexing import (
+    GROUP_COUNT,
+    GROUP_PADDED,
+    GROUP_ROWS,
+    GROUP_TENSOR,
     SUM_NOTHING,
     at_index,
     load_or_zero,
@@ -77,28 +80,30 @@ def transform_formula(
 
 @triton.jit
 def gradient_formula(
-    x, params, constant, mask, by_output, by_logabsdet, settings, index, grads,
+    x, params, constant, mask, grad_output, grad_logabsdet, settings, index, grads,
     TRANSFORM: tl.constexpr, OPTIONS: tl.constexpr, WRITES: tl.constexpr,
     IN_REGISTERS: tl.constexpr, INVERSE: tl.constexpr, X_DTYPE: tl.constexpr, BLOCK: tl.constexpr,
     OUTER_DIMS: tl.constexpr,
 ):  # fmt: skip
     """(gradient of x, for each group in WRITES a tuple of gradients) of each element.
 
-    by_output and by_logabsdet are the cotangents of the output and of logabsdet, in either
+    grad_output and grad_logabsdet are the cotangents of the output and of logabsdet, in either
     direction. Without IN_REGISTERS, the formula stores the gradients of the parameters itself.
     """
     if TRANSFORM == "modified_rq":
-        return modified_rq_gradient(x, params, by_output, by_logabsdet, settings, OPTIONS, INVERSE)
+        return modified_rq_gradient(
+            x, params, grad_output, grad_logabsdet, settings, OPTIONS, INVERSE
+        )
     elif TRANSFORM == "rq":
         return rq_gradient_by_bins(
-            x, params, constant, mask, by_output, by_logabsdet, settings, index, grads, OPTIONS,
+            x, params, constant, mask, grad_output, grad_logabsdet, settings, index, grads, OPTIONS,
             WRITES, IN_REGISTERS, INVERSE, X_DTYPE, BLOCK, OUTER_DIMS,
         )  # fmt: skip
     elif TRANSFORM == "affine":
-        return affine_gradient(x, params, by_output, by_logabsdet, settings, OPTIONS, INVERSE)
+        return affine_gradient(x, params, grad_output, grad_logabsdet, settings, OPTIONS, INVERSE)
     else:
         tl.static_assert(TRANSFORM == "cubic_bspline")
-        return cubic_bspline_gradient(x, params, by_output, by_logabsdet, settings, INVERSE)
+        return cubic_bspline_gradient(x, params, grad_output, grad_logabsdet, settings, INVERSE)
 
 
 @triton.jit
@@ -111,22 +116,23 @@ def as_scalars(settings, DTYPE: tl.constexpr):
 
 @triton.jit
 def load_params(
-    reads, mask,
+    sources, mask,
     READS: tl.constexpr, IN_REGISTERS: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """The formula's params: see transform_formula()."""
     if not IN_REGISTERS:
-        return reads
+        return sources
     else:
         out = ()
         for g in tl.static_range(len(READS)):
-            if READS[g][2] == 0:
+            if READS[g][GROUP_COUNT] == 0:
                 out = out + ((),)
             else:
-                pointer, at, plane = reads[g]
+                pointer, at, plane = sources[g]
                 planes = load_planes(
-                    pointer, at, plane, mask, READS[g][2], READS[g][3], READS[g][4], BLOCK, DTYPE
-                )
+                    pointer, at, plane, mask, READS[g][GROUP_COUNT], READS[g][GROUP_PADDED],
+                    READS[g][GROUP_ROWS], BLOCK, DTYPE,
+                )  # fmt: skip
                 out = out + (planes,)
         return out
 
@@ -147,7 +153,8 @@ def transform_kernel(
     logabsdet_0, logabsdet_1, logabsdet_2, logabsdet_inner, logabsdet_part,
     TRANSFORM: tl.constexpr, INVERSE: tl.constexpr, OPTIONS: tl.constexpr, READS: tl.constexpr,
     IN_REGISTERS: tl.constexpr, DTYPE: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCK_INNER: tl.constexpr, OUTER_DIMS: tl.constexpr, SUMS: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_INNER: tl.constexpr, OUTER_DIMS: tl.constexpr, SUMS: tl.constexpr,
+    INT64_INDEX: tl.constexpr,
 ):  # fmt: skip
     settings = as_scalars(
         (setting0, setting1, setting2, setting3, setting4, setting5, setting6, setting7, setting8),
@@ -164,7 +171,7 @@ def transform_kernel(
     logabsdet_strides = (logabsdet_0, logabsdet_1, logabsdet_2, logabsdet_inner)
     shape = (groups, rows, inner, size1, size2)
 
-    group, chunk, inner_block = locate_program(inner, chunks, BLOCK_INNER, SUMS, WIDE)
+    group, chunk, inner_block = locate_program(inner, chunks, BLOCK_INNER, SUMS, INT64_INDEX)
     mantissa = tl.full([BLOCK], 1.0, DTYPE)
     exponent = tl.full([BLOCK], 0.0, DTYPE)
     for t in range(TILES):
@@ -173,9 +180,9 @@ def transform_kernel(
         )
         at = offset(index, x_strides, OUTER_DIMS)
         key = tl.load(x + at, mask=mask, other=0.0).to(DTYPE)
-        reads = at_index(index, params, READS, OUTER_DIMS)
+        sources = at_index(index, params, READS, OUTER_DIMS)
         value, slope, log_slope = transform_formula(
-            key, load_params(reads, mask, READS, IN_REGISTERS, BLOCK, DTYPE),
+            key, load_params(sources, mask, READS, IN_REGISTERS, BLOCK, DTYPE),
             (constant, offset(index, constant_strides, OUTER_DIMS), constant_plane),
             mask, settings,
             TRANSFORM, OPTIONS, IN_REGISTERS, INVERSE, x.dtype.element_ty, BLOCK,
@@ -219,7 +226,7 @@ def gradient_kernel(
     TRANSFORM: tl.constexpr, INVERSE: tl.constexpr, OPTIONS: tl.constexpr, READS: tl.constexpr,
     WRITES: tl.constexpr, IN_REGISTERS: tl.constexpr, DTYPE: tl.constexpr, TILES: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_INNER: tl.constexpr, OUTER_DIMS: tl.constexpr, SUMS: tl.constexpr,
-    WIDE: tl.constexpr,
+    INT64_INDEX: tl.constexpr,
 ):  # fmt: skip
     settings = as_scalars(
         (setting0, setting1, setting2, setting3, setting4, setting5, setting6, setting7, setting8),
@@ -245,13 +252,13 @@ def gradient_kernel(
     parts = (grad0_part, grad1_part, grad2_part)
     shape = (groups, rows, inner, size1, size2)
 
-    group, chunk, inner_block = locate_program(inner, chunks, BLOCK_INNER, SUMS, WIDE)
+    group, chunk, inner_block = locate_program(inner, chunks, BLOCK_INNER, SUMS, INT64_INDEX)
     sums = ()
     if SUMS != SUM_NOTHING:
         zero = tl.full([BLOCK], 0.0, DTYPE)
         for g in tl.static_range(len(WRITES)):
             zeros = ()
-            for _ in tl.static_range(tl.constexpr(WRITES[g][2])):
+            for _ in tl.static_range(tl.constexpr(WRITES[g][GROUP_COUNT])):
                 zeros = zeros + (zero,)
             sums = sums + (zeros,)
     for t in range(TILES):
@@ -260,63 +267,65 @@ def gradient_kernel(
         )
         at = offset(index, x_strides, OUTER_DIMS)
         key = tl.load(x + at, mask=mask, other=0.0).to(DTYPE)
-        reads = at_index(index, params, READS, OUTER_DIMS)
-        loaded = load_params(reads, mask, READS, IN_REGISTERS, BLOCK, DTYPE)
+        sources = at_index(index, params, READS, OUTER_DIMS)
+        loaded = load_params(sources, mask, READS, IN_REGISTERS, BLOCK, DTYPE)
         at = offset(index, grad_y_strides, OUTER_DIMS)
-        by_output = load_or_zero(grad_y, at, mask, key)
+        grad_y_tile = load_or_zero(grad_y, at, mask, key)
         at = offset(index, grad_logabsdet_strides, OUTER_DIMS)
-        by_logabsdet = load_or_zero(grad_logabsdet, at, mask, key)
-        by_x, made = gradient_formula(
+        grad_logabsdet_tile = load_or_zero(grad_logabsdet, at, mask, key)
+        grad_x_tile, grad_tiles = gradient_formula(
             key, loaded,
             (constant, offset(index, constant_strides, OUTER_DIMS), constant_plane),
-            mask, by_output, by_logabsdet, settings, index, grads,
+            mask, grad_y_tile, grad_logabsdet_tile, settings, index, grads,
             TRANSFORM, OPTIONS, WRITES, IN_REGISTERS, INVERSE, x.dtype.element_ty, BLOCK,
             OUTER_DIMS,
         )  # fmt: skip
         if grad_x is not None:
             at = offset(index, grad_x_strides, OUTER_DIMS)
-            tl.store(grad_x + at, by_x.to(grad_x.dtype.element_ty), mask=mask)
+            tl.store(grad_x + at, grad_x_tile.to(grad_x.dtype.element_ty), mask=mask)
         if IN_REGISTERS:
             if SUMS == SUM_NOTHING:
-                writes = at_index(index, grads, WRITES, OUTER_DIMS)
-                store_groups(writes, made, mask, WRITES, BLOCK)
+                targets = at_index(index, grads, WRITES, OUTER_DIMS)
+                store_groups(targets, grad_tiles, mask, WRITES, BLOCK)
             else:
-                sums = add_groups(sums, made, mask, grads, WRITES)
+                sums = add_groups(sums, grad_tiles, mask, grads, WRITES)
     if SUMS != SUM_NOTHING:
         index, mask = locate_sums(
             group, chunk, inner_block, shape, BLOCK, BLOCK_INNER, OUTER_DIMS, SUMS
         )
-        writes = at_index(index, grads, WRITES, OUTER_DIMS)
+        targets = at_index(index, grads, WRITES, OUTER_DIMS)
         for g in tl.static_range(len(WRITES)):
-            pointer, at, plane = writes[g]
+            pointer, at, plane = targets[g]
             if pointer is not None:
-                at += part_offset(chunk, parts[WRITES[g][0]], SUMS)
+                at += part_offset(chunk, parts[WRITES[g][GROUP_TENSOR]], SUMS)
                 store_sums(
-                    pointer, at, plane, mask, sums[g], WRITES[g][2], BLOCK, BLOCK_INNER, SUMS
-                )
+                    pointer, at, plane, mask, sums[g], WRITES[g][GROUP_COUNT], BLOCK,
+                    BLOCK_INNER, SUMS,
+                )  # fmt: skip
 
 
 @triton.jit
-def store_groups(writes, made, mask, WRITES: tl.constexpr, BLOCK: tl.constexpr):
+def store_groups(targets, grad_tiles, mask, WRITES: tl.constexpr, BLOCK: tl.constexpr):
     """Store a tile's gradients, for the groups whose gradient is needed."""
     for g in tl.static_range(len(WRITES)):
-        pointer, at, plane = writes[g]
+        pointer, at, plane = targets[g]
         if pointer is not None:
             store_planes(
-                pointer, at, plane, mask, made[g], WRITES[g][2], WRITES[g][3], WRITES[g][4], BLOCK
-            )
+                pointer, at, plane, mask, grad_tiles[g], WRITES[g][GROUP_COUNT],
+                WRITES[g][GROUP_PADDED], WRITES[g][GROUP_ROWS], BLOCK,
+            )  # fmt: skip
 
 
 @triton.jit
-def add_groups(sums, made, mask, grads, WRITES: tl.constexpr):
+def add_groups(sums, grad_tiles, mask, grads, WRITES: tl.constexpr):
     """Add a tile's gradients to the sums, for the groups whose gradient is needed."""
     out = ()
     for g in tl.static_range(len(WRITES)):
         planes = ()
-        for k in tl.static_range(tl.constexpr(WRITES[g][2])):
-            if grads[WRITES[g][0]][0] is None:
+        for k in tl.static_range(tl.constexpr(WRITES[g][GROUP_COUNT])):
+            if grads[WRITES[g][GROUP_TENSOR]][0] is None:
                 planes = planes + (sums[g][k],)
             else:
-                planes = planes + (sums[g][k] + tl.where(mask, made[g][k], 0.0),)
+                planes = planes + (sums[g][k] + tl.where(mask, grad_tiles[g][k], 0.0),)
         out = out + (planes,)
     return out

@@ -91,7 +91,7 @@ def modified_rq_transform(
 
 @triton.jit
 def modified_rq_gradient(
-    x, params, by_output, by_logabsdet, settings, OPTIONS: tl.constexpr, INVERSE: tl.constexpr
+    x, params, grad_output, grad_logabsdet, settings, OPTIONS: tl.constexpr, INVERSE: tl.constexpr
 ):  # fmt: skip
     w, h, d, shift = params[0]
     left, right, min_bin, min_derivative, inverse_bound = modified_rq_settings(settings)
@@ -100,25 +100,25 @@ def modified_rq_gradient(
     spline_bin, upper, outside, factors = modified_rq_bin(
         key, w, h, d, settings, INVERSE, OPTIONS[0]
     )
-    by_x, by_x0, by_x1, by_y0, by_y1, by_log_d0, by_log_d1, _, _ = rq_gradient(
-        spline_bin, key, by_output, by_logabsdet, INVERSE
+    grad_x, grad_x0, grad_x1, grad_y0, grad_y1, grad_log_d0, grad_log_d1, _, _ = rq_gradient(
+        spline_bin, key, grad_output, grad_logabsdet, INVERSE
     )
     w_slope, h_slope, factor, derivative = factors
     # The inner knot is the right one of the first bin and the left one of the second.
-    by_w = tl.where(upper, by_x0, by_x1) * (size * tl.where(saturated(w), 0.0, w_slope))
-    by_h = tl.where(upper, by_y0, by_y1) * (size * tl.where(saturated(h), 0.0, h_slope))
+    grad_w = tl.where(upper, grad_x0, grad_x1) * (size * tl.where(saturated(w), 0.0, w_slope))
+    grad_h = tl.where(upper, grad_y0, grad_y1) * (size * tl.where(saturated(h), 0.0, h_slope))
     if OPTIONS[0] == "softclip":
         _, log_slope = soft_clip(d, inverse_bound)
     else:
         log_slope = (1.0 - min_derivative) * factor / derivative
         log_slope = tl.where(saturated(d), 0.0, log_slope)
-    by_d = tl.where(upper, by_log_d0, by_log_d1) * log_slope
-    by_x = tl.where(outside, by_output, by_x)
-    by_shift = -by_x if INVERSE else by_output
-    made = (
-        tl.where(outside, 0.0, by_w),
-        tl.where(outside, 0.0, by_h),
-        tl.where(outside, 0.0, by_d),
-        by_shift,
+    grad_d = tl.where(upper, grad_log_d0, grad_log_d1) * log_slope
+    grad_x = tl.where(outside, grad_output, grad_x)
+    grad_shift = -grad_x if INVERSE else grad_output
+    param_grads = (
+        tl.where(outside, 0.0, grad_w),
+        tl.where(outside, 0.0, grad_h),
+        tl.where(outside, 0.0, grad_d),
+        grad_shift,
     )
-    return by_x, (made,)
+    return grad_x, (param_grads,)

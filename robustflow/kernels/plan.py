@@ -48,7 +48,7 @@ _SMALLEST_RUN = 16
 # indexing.py says what is summed.
 SUM_NOTHING, SUM_ROWS, SUM_GROUP, SUM_INNER, SUM_KEPT = 0, 1, 2, 3, 4
 
-_WIDE = 1 << 30
+_INT64_FROM = 1 << 30
 """Offsets from here on are computed in 64 bits; half of 2^31 leaves room for a tile's overhang."""
 
 Strides = tuple[int, ...]
@@ -68,7 +68,7 @@ class Plan:
     block_inner: int
     tiles: int
     chunks: int
-    wide: bool
+    int64_index: bool
 
     @property
     def outer_dims(self) -> int:
@@ -110,7 +110,7 @@ class Plan:
             "BLOCK_INNER": self.block_inner,
             "OUTER_DIMS": self.outer_dims,
             "SUMS": self.sums,
-            "WIDE": self.wide,
+            "INT64_INDEX": self.int64_index,
         }
 
 
@@ -188,12 +188,12 @@ def make_plan(
         tiles *= -(-inner // block_inner)
     per_program = 1
     if sums in (SUM_ROWS, SUM_GROUP, SUM_KEPT):
-        chunks, most = CHUNKS, MAX_TILES
+        chunks, max_tiles = CHUNKS, MAX_TILES
         if not independent:
             others = groups * inner // block if sums == SUM_KEPT else groups
             others *= -(-inner // block_inner) if sums == SUM_ROWS else 1
-            chunks, most = -(-PROGRAMS // max(others, 1)), MAX_GRADIENT_TILES
-        per_program = min(power_of_two_from(-(-tiles // chunks)), most)
+            chunks, max_tiles = -(-PROGRAMS // max(others, 1)), MAX_GRADIENT_TILES
+        per_program = min(power_of_two_from(-(-tiles // chunks)), max_tiles)
     extent = max(
         sum((size - 1) * abs(stride) for size, stride in zip(shape, strides, strict=True))
         for strides in operands
@@ -208,7 +208,7 @@ def make_plan(
         block_inner=block_inner,
         tiles=per_program,
         chunks=-(-tiles // per_program),
-        wide=bool(extent + planes >= _WIDE or math.prod(shape) >= _WIDE),
+        int64_index=bool(extent + planes >= _INT64_FROM or math.prod(shape) >= _INT64_FROM),
     )
 
 

@@ -71,7 +71,7 @@ def rq_transform(
 
 @triton.jit
 def rq_gradient_by_bins(
-    x, params, box, mask, by_output, by_logabsdet, settings, index, grads,
+    x, params, box, mask, grad_output, grad_logabsdet, settings, index, grads,
     OPTIONS: tl.constexpr, WRITES: tl.constexpr, IN_REGISTERS: tl.constexpr,
     INVERSE: tl.constexpr, X_DTYPE: tl.constexpr, BLOCK: tl.constexpr, OUTER_DIMS: tl.constexpr,
 ):  # fmt: skip
@@ -82,11 +82,11 @@ def rq_gradient_by_bins(
     _, _, _, logit_scale, inverse_bound = rq_settings(settings)
     x_box, y_box = rq_load_box(box, mask, settings, BLOCK, x.dtype)
     if IN_REGISTERS:
-        sizes, spline_bin, place, slopes, totals = rq_search_registers(
+        sizes, spline_bin, position, slopes, totals = rq_search_registers(
             x, params, x_box, y_box, settings, NUM_BINS, INVERSE, TAILS, PARAMETRIZATION
         )  # fmt: skip
     else:
-        spline_bin, place, slopes, totals, largest = rq_search_memory(
+        spline_bin, position, slopes, totals, largest = rq_search_memory(
             x, params, mask, x_box, y_box, settings, NUM_BINS, INVERSE, TAILS, PARAMETRIZATION
         )  # fmt: skip
     if INVERSE:
@@ -94,57 +94,58 @@ def rq_gradient_by_bins(
     else:
         lower, upper = x_box
     outside = rq_outside(x, lower, upper, TAILS, X_DTYPE)
-    by_x, by_x0, by_x1, by_y0, by_y1, by_log_d0, by_log_d1, by_xs, by_ys = rq_gradient(
-        spline_bin, x, by_output, by_logabsdet, INVERSE
-    )
-    bin_index, pre_x, own_x, post_x, pre_y, own_y, post_y, d0_slope, d1_slope = place
+    grad_x, grad_x0, grad_x1, grad_y0, grad_y1, grad_log_d0, grad_log_d1, grad_x_knots, \
+        grad_y_knots = rq_gradient(spline_bin, x, grad_output, grad_logabsdet, INVERSE)  # fmt: skip
+    bin_index, pre_x, own_x, post_x, pre_y, own_y, post_y, d0_slope, d1_slope = position
     x_slope, y_slope = slopes
     x_total, y_total = totals
     x_factors = rq_size_factors(
         x_slope, x_total, logit_scale, bin_index, pre_x, own_x, post_x,
-        by_x0, by_x1, by_xs, NUM_BINS, PARAMETRIZATION,
+        grad_x0, grad_x1, grad_x_knots, NUM_BINS, PARAMETRIZATION,
     )  # fmt: skip
     y_factors = rq_size_factors(
         y_slope, y_total, logit_scale, bin_index, pre_y, own_y, post_y,
-        by_y0, by_y1, by_ys, NUM_BINS, PARAMETRIZATION,
+        grad_y0, grad_y1, grad_y_knots, NUM_BINS, PARAMETRIZATION,
     )  # fmt: skip
-    by_d0 = tl.where(outside, 0.0, by_log_d0 * d0_slope)
-    by_d1 = tl.where(outside, 0.0, by_log_d1 * d1_slope)
-    by_x = tl.where(outside, tl.zeros_like(x) if TAILS is None else by_output, by_x)
+    grad_d0 = tl.where(outside, 0.0, grad_log_d0 * d0_slope)
+    grad_d1 = tl.where(outside, 0.0, grad_log_d1 * d1_slope)
+    grad_x = tl.where(outside, tl.zeros_like(x) if TAILS is None else grad_output, grad_x)
     if IN_REGISTERS:
         w, h, _ = params
         x_sizes, y_sizes = sizes
-        by_w = rq_size_gradients(
+        grad_w = rq_size_gradients(
             x_factors, x_sizes, w, bin_index, outside, logit_scale, inverse_bound,
             NUM_BINS, PARAMETRIZATION,
         )  # fmt: skip
-        by_h = rq_size_gradients(
+        grad_h = rq_size_gradients(
             y_factors, y_sizes, h, bin_index, outside, logit_scale, inverse_bound,
             NUM_BINS, PARAMETRIZATION,
         )  # fmt: skip
-        by_d = ()
+        grad_d = ()
         for j in tl.static_range(NUM_DERIVATIVES):
-            by_d = by_d + (rq_derivative_gradient(j, bin_index, by_d0, by_d1, NUM_BINS, TAILS),)
-        return by_x, (by_w, by_h, by_d)
+            grad_d = grad_d + (
+                rq_derivative_gradient(j, bin_index, grad_d0, grad_d1, NUM_BINS, TAILS),
+            )
+        return grad_x, (grad_w, grad_h, grad_d)
     else:
         largest_x, largest_y = largest
-        writes = at_index(index, grads, WRITES, OUTER_DIMS)
+        targets = at_index(index, grads, WRITES, OUTER_DIMS)
         rq_store_size_gradients(
-            writes[0], params[0], mask, x_factors, largest_x, bin_index, outside,
+            targets[0], params[0], mask, x_factors, largest_x, bin_index, outside,
             logit_scale, inverse_bound, NUM_BINS, PARAMETRIZATION, x.dtype,
         )  # fmt: skip
         rq_store_size_gradients(
-            writes[1], params[1], mask, y_factors, largest_y, bin_index, outside,
+            targets[1], params[1], mask, y_factors, largest_y, bin_index, outside,
             logit_scale, inverse_bound, NUM_BINS, PARAMETRIZATION, x.dtype,
         )  # fmt: skip
-        pointer, at, plane = writes[2]
+        pointer, at, plane = targets[2]
         if pointer is not None:
             for j in range(NUM_DERIVATIVES):
-                made = rq_derivative_gradient(j, bin_index, by_d0, by_d1, NUM_BINS, TAILS)
+                gradient = rq_derivative_gradient(j, bin_index, grad_d0, grad_d1, NUM_BINS, TAILS)
                 tl.store(
-                    pointer + (at + j * plane), made.to(pointer.dtype.element_ty), mask=mask
+                    pointer + (at + j * plane), gradient.to(pointer.dtype.element_ty), mask=mask
                 )  # fmt: skip
-        return by_x, ()
+        return grad_x, ()
 
 
 @triton.jit
@@ -164,19 +165,19 @@ def rq_search_registers(
     NUM_BINS: tl.constexpr, INVERSE: tl.constexpr, TAILS: tl.constexpr,
     PARAMETRIZATION: tl.constexpr,
 ):  # fmt: skip
-    """(sizes, bin, place, slopes, sums of sizes), the logits in registers."""
+    """(sizes, bin, position, slopes, sums of sizes), the logits in registers."""
     min_bin_width, min_bin_height, min_derivative, logit_scale, inverse_bound = rq_settings(
         settings
     )
     w, h, d = params
-    x_sizes, x_behind = rq_sizes(w, logit_scale, inverse_bound, NUM_BINS, PARAMETRIZATION)
-    y_sizes, y_behind = rq_sizes(h, logit_scale, inverse_bound, NUM_BINS, PARAMETRIZATION)
-    spline_bin, place, slopes = rq_search(
-        key, x_sizes, x_behind, y_sizes, y_behind, d, x_box, y_box,
+    x_sizes, x_after = rq_sizes(w, logit_scale, inverse_bound, NUM_BINS, PARAMETRIZATION)
+    y_sizes, y_after = rq_sizes(h, logit_scale, inverse_bound, NUM_BINS, PARAMETRIZATION)
+    spline_bin, position, slopes = rq_search(
+        key, x_sizes, x_after, y_sizes, y_after, d, x_box, y_box,
         min_bin_width, min_bin_height, min_derivative, inverse_bound,
         NUM_BINS, INVERSE, TAILS, PARAMETRIZATION,
     )  # fmt: skip
-    return (x_sizes, y_sizes), spline_bin, place, slopes, (x_behind[0], y_behind[0])
+    return (x_sizes, y_sizes), spline_bin, position, slopes, (x_after[0], y_after[0])
 
 
 @triton.jit
@@ -184,15 +185,15 @@ def rq_size_gradients(
     factors, sizes, logits, index, outside, logit_scale, inverse_bound,
     NUM_BINS: tl.constexpr, PARAMETRIZATION: tl.constexpr,
 ):  # fmt: skip
-    made = ()
+    gradients = ()
     for k in tl.static_range(NUM_BINS):
-        made = made + (
+        gradients = gradients + (
             rq_size_gradient(
                 k, factors, sizes[k], logits[k], index, outside, logit_scale, inverse_bound,
                 PARAMETRIZATION,
             ),
         )  # fmt: skip
-    return made
+    return gradients
 
 
 # ---- more bins than registers hold: logits are read again for each pass --------------------------
@@ -227,7 +228,7 @@ def rq_search_memory(
     NUM_BINS: tl.constexpr, INVERSE: tl.constexpr, TAILS: tl.constexpr,
     PARAMETRIZATION: tl.constexpr,
 ):  # fmt: skip
-    """(bin, place, slopes, sums of sizes, largest logits); every knot counts from the left."""
+    """(bin, position, slopes, sums of sizes, largest logits); every knot counts from the left."""
     min_bin_width, min_bin_height, min_derivative, logit_scale, inverse_bound = rq_settings(
         settings
     )
@@ -283,26 +284,26 @@ def rq_search_memory(
         )
         before_x += size_x
         before_y += size_y
-    spline_bin, place = rq_found_bin(
+    spline_bin, position = rq_found_bin(
         state, x_box, y_box, last_logit, x_axis, y_axis, min_derivative, inverse_bound,
         TAILS, PARAMETRIZATION,
     )  # fmt: skip
-    return spline_bin, place, (x_slope, y_slope), (total_x, total_y), (largest_x, largest_y)
+    return spline_bin, position, (x_slope, y_slope), (total_x, total_y), (largest_x, largest_y)
 
 
 @triton.jit
 def rq_store_size_gradients(
-    write, read, mask, factors, largest, index, outside, logit_scale, inverse_bound,
+    target, source, mask, factors, largest, index, outside, logit_scale, inverse_bound,
     NUM_BINS: tl.constexpr, PARAMETRIZATION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    pointer, at, plane = write
+    pointer, at, plane = target
     if pointer is not None:
         for k in range(NUM_BINS):
-            logit = load_plane(read, k, mask, DTYPE)
+            logit = load_plane(source, k, mask, DTYPE)
             size = rq_size(logit, largest, logit_scale, inverse_bound, PARAMETRIZATION)
-            made = rq_size_gradient(
+            gradient = rq_size_gradient(
                 k, factors, size, logit, index, outside, logit_scale, inverse_bound, PARAMETRIZATION
             )
             tl.store(
-                pointer + (at + k * plane), made.to(pointer.dtype.element_ty), mask=mask
+                pointer + (at + k * plane), gradient.to(pointer.dtype.element_ty), mask=mask
             )  # fmt: skip

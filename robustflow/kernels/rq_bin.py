@@ -123,16 +123,16 @@ def rq_apply(spline_bin, a, b, shares, grad_y, grad_l):
     two_E_W, two_g_H = 2.0 * E * one_over_W, 2.0 * g * height
     l_y = grad_l * (2.0 * (1.0 - E) / height)
     crossed = tl.fma(h0, h1, u0 * u1)
-    by_x = tl.fma(grad_y, slope, grad_l * (A - B))
+    grad_x = tl.fma(grad_y, slope, grad_l * (A - B))
     through_x0 = c * tl.fma(two_g_H * b, p, slope * c)
     through_x1 = t * tl.fma(two_g_H * a, r, slope * t)
-    by_x0 = -tl.fma(grad_y, through_x0, grad_l * (A + two_E_W))
-    by_x1 = tl.fma(-grad_y, through_x1, grad_l * (B + two_E_W))
-    by_y0 = tl.fma(grad_y, tl.fma(2.0 * h1, u0, tl.fma(r, r, crossed)), -l_y)
-    by_y1 = tl.fma(grad_y, tl.fma(2.0 * h0, u1, tl.fma(p, p, crossed)), l_y)
-    by_log_d0 = tl.fma(grad_y, height * u0 * r, grad_l * tl.fma(-2.0, u0, n0))
-    by_log_d1 = tl.fma(-grad_y, height * u1 * p, grad_l * tl.fma(-2.0, u1, n1))
-    return by_x, by_x0, by_x1, by_y0, by_y1, by_log_d0, by_log_d1
+    grad_x0 = -tl.fma(grad_y, through_x0, grad_l * (A + two_E_W))
+    grad_x1 = tl.fma(-grad_y, through_x1, grad_l * (B + two_E_W))
+    grad_y0 = tl.fma(grad_y, tl.fma(2.0 * h1, u0, tl.fma(r, r, crossed)), -l_y)
+    grad_y1 = tl.fma(grad_y, tl.fma(2.0 * h0, u1, tl.fma(p, p, crossed)), l_y)
+    grad_log_d0 = tl.fma(grad_y, height * u0 * r, grad_l * tl.fma(-2.0, u0, n0))
+    grad_log_d1 = tl.fma(-grad_y, height * u1 * p, grad_l * tl.fma(-2.0, u1, n1))
+    return grad_x, grad_x0, grad_x1, grad_y0, grad_y1, grad_log_d0, grad_log_d1
 
 
 @triton.jit
@@ -151,7 +151,7 @@ def rq_gradient(spline_bin, key, grad_y, grad_logabsdet, INVERSE: tl.constexpr):
         g, slope, h0, h1, u0, u1, _, _, E, A, B = shares
         one_over_T = 1.0 / slope
         scaled = tl.fma(-grad_logabsdet, A - B, grad_y) * one_over_T
-        _, _, _, by_y0, by_y1, by_log_d0, by_log_d1 = rq_apply(
+        _, _, _, grad_y0, grad_y1, grad_log_d0, grad_log_d1 = rq_apply(
             spline_bin, a, b, shares, -scaled, -grad_logabsdet
         )
         # dx/dx0 and dx/dx1 at fixed y; they sum to one.
@@ -160,12 +160,12 @@ def rq_gradient(spline_bin, key, grad_y, grad_logabsdet, INVERSE: tl.constexpr):
         two_g_H = 2.0 * g * height * one_over_T
         of_x0 = c * tl.fma(two_g_H * b, h0 + u0, c)
         of_x1 = t * tl.fma(two_g_H * a, h1 + u1, t)
-        by_l = grad_logabsdet * tl.fma(2.0 * E, one_over_W, tl.fma(A, of_x1, B * of_x0))
-        by_x0, by_x1 = tl.fma(grad_y, of_x0, by_l), tl.fma(grad_y, of_x1, -by_l)
-        return scaled, by_x0, by_x1, by_y0, by_y1, by_log_d0, by_log_d1, grad_y, -scaled
+        through_l = grad_logabsdet * tl.fma(2.0 * E, one_over_W, tl.fma(A, of_x1, B * of_x0))
+        grad_x0, grad_x1 = tl.fma(grad_y, of_x0, through_l), tl.fma(grad_y, of_x1, -through_l)
+        return scaled, grad_x0, grad_x1, grad_y0, grad_y1, grad_log_d0, grad_log_d1, grad_y, -scaled
     else:
         a, b = distances(key, x0, x1, width)
-        by_x, by_x0, by_x1, by_y0, by_y1, by_log_d0, by_log_d1 = rq_apply(
+        grad_x, grad_x0, grad_x1, grad_y0, grad_y1, grad_log_d0, grad_log_d1 = rq_apply(
             spline_bin, a, b, rq_shares(spline_bin, a, b), grad_y, grad_logabsdet
         )
-        return by_x, by_x0, by_x1, by_y0, by_y1, by_log_d0, by_log_d1, -by_x, grad_y
+        return grad_x, grad_x0, grad_x1, grad_y0, grad_y1, grad_log_d0, grad_log_d1, -grad_x, grad_y

@@ -6,9 +6,9 @@ Durkan et al. 2019 (arXiv:1906.04032). Up to ``launchers.MAX_BINS_IN_REGISTERS``
 logits are tuples of blocks, held in registers; beyond, they are read from memory again for each
 pass. Both ways go through the same steps.
 
-A *derivative* is the tuple (d, d log d / d logit). A *place* is what gradients need beside an
+A *derivative* is the tuple (d, d log d / d logit). A *position* is what gradients need beside an
 element's bin: its index, the unnormalised sizes of the bins before it, of its own and of those
-behind it, on x and on y, and d log d / d logit at its two knots.
+after it, on x and on y, and d log d / d logit at its two knots.
 """
 
 from __future__ import annotations
@@ -74,29 +74,29 @@ def rq_sizes(
     NUM_BINS: tl.constexpr,
     PARAMETRIZATION: tl.constexpr,
 ):
-    """(sizes, behind): behind[k] is the sum of the sizes from k on; all unnormalised."""
+    """(sizes, after): after[k] is the sum of the sizes from k on; all unnormalised."""
     largest = logits[0]
     if PARAMETRIZATION == "softmax":
         for k in tl.static_range(1, NUM_BINS):
             largest = at_least(largest, logits[k])
     total = tl.zeros_like(largest)
     sizes = ()
-    behind = ()
+    after = ()
     for i in tl.static_range(NUM_BINS):
         size = rq_size(
             logits[NUM_BINS - 1 - i], largest, logit_scale, inverse_bound, PARAMETRIZATION
         )
         total = size if i == 0 else total + size
         sizes = (size,) + sizes
-        behind = (total,) + behind
-    return sizes, behind
+        after = (total,) + after
+    return sizes, after
 
 
 @triton.jit
 def rq_knot(
     k,
     before,
-    behind,
+    after,
     start,
     end,
     step,
@@ -104,7 +104,7 @@ def rq_knot(
     NUM_BINS: tl.constexpr,
     PARAMETRIZATION: tl.constexpr,
 ):
-    """Knot k, from the left end of the box up to the middle one, from the right end behind it.
+    """Knot k, from the left end of the box up to the middle knot, else from the right.
 
     If the bins are of similar size that is the nearer end, whose rounding error is smaller.
     Ready-made sizes need not sum exactly to the box: their knots are measured from the left.
@@ -112,7 +112,7 @@ def rq_knot(
     if PARAMETRIZATION == "knots" or k <= NUM_BINS // 2:
         return tl.fma(slope, before, start + k * step)
     else:
-        return tl.fma(-slope, behind, end - (NUM_BINS - k) * step)
+        return tl.fma(-slope, after, end - (NUM_BINS - k) * step)
 
 
 @triton.jit
@@ -148,7 +148,7 @@ def rq_pass_knot(
     k, state, knot_x, knot_y, logit, size_x, size_y, before_x, before_y, key,
     INVERSE: tl.constexpr,
 ):  # fmt: skip
-    """The search's state after inner knot k, with the sizes of the bin behind it.
+    """The search's state after inner knot k, with the sizes of the bin after it.
 
     If the key passed the previous knot, this knot is its bin's right end (so far). If it passed
     this knot, this is its bin's left end. NaN passes no knot.
@@ -191,7 +191,7 @@ def rq_found_bin(
     TAILS: tl.constexpr,
     PARAMETRIZATION: tl.constexpr,
 ):
-    """(bin, place) from the search's state behind the last inner knot."""
+    """(bin, position) from the search's state after the last inner knot."""
     index, x0, x1, y0, y1, own_x, own_y, pre_x, pre_y, post_x, post_y, logit0, logit1, reached = (
         state
     )
@@ -211,17 +211,17 @@ def rq_found_bin(
     if PARAMETRIZATION == "knots":  # the last knot is the end of the box
         width = tl.where(reached, x_end - x0, width)
         height = tl.where(reached, y_end - y0, height)
-    place = (index, pre_x, own_x, post_x, pre_y, own_y, post_y, d0_slope, d1_slope)
-    return (x0, x1, y0, y1, width, height, d0, d1), place
+    position = (index, pre_x, own_x, post_x, pre_y, own_y, post_y, d0_slope, d1_slope)
+    return (x0, x1, y0, y1, width, height, d0, d1), position
 
 
 @triton.jit
 def rq_search(
     key,
     x_sizes,
-    x_behind,
+    x_after,
     y_sizes,
-    y_behind,
+    y_after,
     derivatives,
     x_box,
     y_box,
@@ -234,11 +234,11 @@ def rq_search(
     TAILS: tl.constexpr,
     PARAMETRIZATION: tl.constexpr,
 ):
-    """(bin, place, axes) of each element, its logits in registers."""
+    """(bin, position, axes) of each element, its logits in registers."""
     x_start, x_end = x_box
     y_start, y_end = y_box
-    x_axis = rq_axis(x_start, x_end, x_behind[0], min_bin_width, NUM_BINS, PARAMETRIZATION)
-    y_axis = rq_axis(y_start, y_end, y_behind[0], min_bin_height, NUM_BINS, PARAMETRIZATION)
+    x_axis = rq_axis(x_start, x_end, x_after[0], min_bin_width, NUM_BINS, PARAMETRIZATION)
+    y_axis = rq_axis(y_start, y_end, y_after[0], min_bin_height, NUM_BINS, PARAMETRIZATION)
     x_step, x_slope = x_axis
     y_step, y_slope = y_axis
     if TAILS == "linear":
@@ -255,10 +255,10 @@ def rq_search(
     before_y = y_sizes[0]
     for k in tl.static_range(1, NUM_BINS):
         knot_x = rq_knot(
-            k, before_x, x_behind[k], x_start, x_end, x_step, x_slope, NUM_BINS, PARAMETRIZATION
+            k, before_x, x_after[k], x_start, x_end, x_step, x_slope, NUM_BINS, PARAMETRIZATION
         )
         knot_y = rq_knot(
-            k, before_y, y_behind[k], y_start, y_end, y_step, y_slope, NUM_BINS, PARAMETRIZATION
+            k, before_y, y_after[k], y_start, y_end, y_step, y_slope, NUM_BINS, PARAMETRIZATION
         )
         logit = derivatives[k - 1 if TAILS == "linear" else k]
         state = rq_pass_knot(
@@ -267,11 +267,11 @@ def rq_search(
         )  # fmt: skip
         before_x = before_x + x_sizes[k]
         before_y = before_y + y_sizes[k]
-    spline_bin, place = rq_found_bin(
+    spline_bin, position = rq_found_bin(
         state, x_box, y_box, last_logit, x_axis, y_axis, min_derivative, inverse_bound,
         TAILS, PARAMETRIZATION,
     )  # fmt: skip
-    return spline_bin, place, (x_slope, y_slope)
+    return spline_bin, position, (x_slope, y_slope)
 
 
 @triton.jit
@@ -305,29 +305,33 @@ def rq_size_factors(
     before,
     own,
     after,
-    by_left,
-    by_right,
-    by_both,
+    grad_left,
+    grad_right,
+    grad_both,
     NUM_BINS: tl.constexpr,
     PARAMETRIZATION: tl.constexpr,
 ):
-    """Factors of the gradients by size logits: before an element's bin, its own, behind it.
+    """Factors of the gradients by size logits: before an element's bin, its own, after it.
 
     The gradient is the factor times the bin's unnormalised size: slope * size_j * (C_j - mean). C_j
     is the gradient by the knots that move with bin j: both of the element's if bin j is before its
-    own, the right one for its own, none if behind. The mean is weighted by size. The differences
+    own, the right one for its own, none for a later bin. The mean is weighted by size. Differences
     are written out, because they cancel. For ready-made sizes the gradient is C_j; there the last
     knot is the end of the box, whatever the sizes.
     """
     if PARAMETRIZATION == "knots":
         last = index == NUM_BINS - 1.0
-        return tl.where(last, by_left, by_both), tl.where(last, 0.0, by_right), tl.zeros_like(total)
+        return (
+            tl.where(last, grad_left, grad_both),
+            tl.where(last, 0.0, grad_right),
+            tl.zeros_like(total),
+        )
     else:
         factor = slope * logit_scale / total
         return (
-            factor * tl.fma(by_both, after, by_left * own),
-            factor * tl.fma(by_right, after, -(by_left * before)),
-            -(factor * tl.fma(by_both, before, by_right * own)),
+            factor * tl.fma(grad_both, after, grad_left * own),
+            factor * tl.fma(grad_right, after, -(grad_left * before)),
+            -(factor * tl.fma(grad_both, before, grad_right * own)),
         )
 
 
@@ -348,11 +352,11 @@ def rq_size_gradient(
 
 @triton.jit
 def rq_derivative_gradient(
-    j, index, by_d0, by_d1, NUM_BINS: tl.constexpr, TAILS: tl.constexpr
+    j, index, grad_d0, grad_d1, NUM_BINS: tl.constexpr, TAILS: tl.constexpr
 ):  # fmt: skip
     """The gradient by derivative logit j, from those by the derivatives at an element's knots."""
     knot = j + 1 if TAILS == "linear" else j
-    out = tl.where(index == knot, by_d0, 0.0) + tl.where(index == knot - 1, by_d1, 0.0)
+    out = tl.where(index == knot, grad_d0, 0.0) + tl.where(index == knot - 1, grad_d1, 0.0)
     if TAILS == "circular":
-        out += tl.where((j == 0) & (index == NUM_BINS - 1), by_d1, 0.0)
+        out += tl.where((j == 0) & (index == NUM_BINS - 1), grad_d1, 0.0)
     return out

@@ -110,8 +110,8 @@ RunGradient = Callable[[Call, Tensor | None, Tensor | None, Tensor | None, tuple
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     """float64 if any tensor is, else float32."""
-    wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
-    return torch.float64 if wide else torch.float32
+    has_float64 = any(t is not None and t.dtype == torch.float64 for t in tensors)
+    return torch.float64 if has_float64 else torch.float32
 
 
 def transform(
@@ -179,8 +179,8 @@ def gradient(
     if x.numel() == 0:
         return tuple(t.zero_() for t in out)
     dtype = compute_dtype(x, *params, constant)
-    wanted = [p for p, grad in zip(params, grads, strict=True) if grad is not None]
-    shared = [{d for d in range(dims) if p.shape[d] != shape[d]} for p in wanted]
+    needing_grad = [p for p, grad in zip(params, grads, strict=True) if grad is not None]
+    shared = [{d for d in range(dims) if p.shape[d] != shape[d]} for p in needing_grad]
     summed = shared[0] if shared else set()
     tensors = (grad_y, grad_logabsdet, x, *params, constant, grad_x, *grads)
     plan = None
