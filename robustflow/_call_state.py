@@ -25,12 +25,12 @@ PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 """Subclasses may mean something else by an operation."""
 
 
-def _find(path: str, otherwise: Any) -> Any:
+def _find(path: str, default: Any) -> Any:
     """An attribute of torch by its path, or a substitute if torch has no such attribute."""
     try:
         return reduce(getattr, path.split("."), torch)
     except AttributeError:
-        return otherwise
+        return default
 
 
 Kind = Literal["plain", "compiled", "batched", "differentiated"]
@@ -46,21 +46,19 @@ def _unknown() -> object:
 # one, and the reference serves it. Without the second, the reference serves vmap too, in place of
 # the operators' own rule.
 innermost_transform: Callable[[], Any] = _find(
-    "_C._functorch.peek_interpreter_stack", otherwise=_unknown
+    "_C._functorch.peek_interpreter_stack", default=_unknown
 )
-_transforms: Callable[[], Any] = _find(
-    "_C._functorch.get_interpreter_stack", otherwise=lambda: None
-)
-_VMAP: Any = _find("_C._functorch.TransformType.Vmap", otherwise=object())
+_transforms: Callable[[], Any] = _find("_C._functorch.get_interpreter_stack", default=lambda: None)
+_VMAP: Any = _find("_C._functorch.TransformType.Vmap", default=object())
 
 # How many modes (fake tensors, proxies, a user's TorchDispatchMode) see every operation. Without
 # it, assume that there is one: calls go through the dispatcher, where modes see them.
-num_dispatch_modes: Callable[[], int] = _find("_C._len_torch_dispatch_stack", otherwise=lambda: 1)
+num_dispatch_modes: Callable[[], int] = _find("_C._len_torch_dispatch_stack", default=lambda: 1)
 
 # Whether a tensor is of the batched kind that torch.autograd.grad(is_grads_batched=True) makes.
 # Without it, assume so: calls go through the dispatcher.
 _is_batched: Callable[[Tensor], bool] = _find(
-    "_C._functorch.is_legacy_batchedtensor", otherwise=lambda tensor: True
+    "_C._functorch.is_legacy_batchedtensor", default=lambda tensor: True
 )
 
 # The module whose _current_level says how deep in forward mode (torch.autograd.forward_ad) a call
@@ -73,7 +71,7 @@ _forward_mode: Any = (
 # have a formula of its own. torch.library's documentation names it for that. Without it an
 # operator's autograd would call itself without end, so then no kernel is called.
 _guard: Callable[[], AbstractContextManager[Any]] | None = _find(
-    "_C._AutoDispatchBelowAutograd", otherwise=None
+    "_C._AutoDispatchBelowAutograd", default=None
 )
 KERNELS_CAN_BE_CALLED = _guard is not None
 
@@ -86,7 +84,7 @@ def below_autograd() -> AbstractContextManager[Any]:
 
 # Whether torch.jit.trace records the call. The public function checks more and costs more.
 _public_is_tracing: Any = torch.jit.is_tracing  # type: ignore[attr-defined]
-is_tracing: Callable[[], bool] = _find("_C._is_tracing", otherwise=_public_is_tracing)
+is_tracing: Callable[[], bool] = _find("_C._is_tracing", default=_public_is_tracing)
 
 
 def has_tangent(*tensors: Tensor | None) -> bool:

@@ -3,7 +3,7 @@
 A :class:`Spec` is the one place for a transform's names, numbers, defaults and ranges. The
 operators' schemas (robustflow/ops), their configurations, the errors for wrong settings
 (robustflow/functional.py and its callers) and the arguments of the Triton kernels are made from it.
-C++ repeats the numbers of choices and the order of fields; tests/test_spec.py compares them.
+C++ repeats the numbers of choices and the order of settings; tests/test_spec.py compares them.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ class Number:
     """A setting that is a number.
 
     ``check(name, value, settings)`` raises an error if the value is not allowed. If the value is
-    None, ``otherwise(settings)`` is used in its place.
+    None, ``default_from(settings)`` is used in its place.
     """
 
     name: str
     default: float | None
     check: Callable[[str, Any, Settings], None]
-    otherwise: Callable[[Settings], float] | None = None
+    default_from: Callable[[Settings], float] | None = None
 
     type: ClassVar[str] = "float"
 
     @property
-    def fields(self) -> tuple[str, ...]:
+    def schema_names(self) -> tuple[str, ...]:
         """Its names in the schema."""
         return (self.name,)
 
     def pack(self, value: Any, settings: Settings) -> tuple[float, ...]:
         """Its values in the schema, checked."""
-        if value is None and self.otherwise is not None:
-            value = self.otherwise(settings)
+        if value is None and self.default_from is not None:
+            value = self.default_from(settings)
         self.check(self.name, value, settings)
         return (value,)
 
@@ -74,7 +74,7 @@ class Flag:
     type: ClassVar[str] = "bool"
 
     @property
-    def fields(self) -> tuple[str, ...]:
+    def schema_names(self) -> tuple[str, ...]:
         return (self.name,)
 
     def pack(self, value: Any, settings: Settings) -> tuple[bool, ...]:
@@ -85,19 +85,19 @@ class Flag:
 class Choice:
     """A setting that is one of several names. In the schema it is the name's index in ``names``.
 
-    ``field`` is the setting's name in the schema, if that differs from ``name``. ``type`` is its
-    type in the schema: "int", or "bool" if there are only two names.
+    ``schema_name`` is the setting's name in the schema, if that differs from ``name``. ``type`` is
+    its type in the schema: "int", or "bool" if there are only two names.
     """
 
     name: str
     default: str | None
     names: tuple[str | None, ...]
-    field: str = ""
+    schema_name: str = ""
     type: str = "int"
 
     @property
-    def fields(self) -> tuple[str, ...]:
-        return (self.field or self.name,)
+    def schema_names(self) -> tuple[str, ...]:
+        return (self.schema_name or self.name,)
 
     def pack(self, value: Any, settings: Settings) -> tuple[int | bool, ...]:
         check_choice(self.name, value, self.names)
@@ -111,7 +111,7 @@ class Interval:
 
     name: str
     default: tuple[float, float]
-    fields: tuple[str, str]
+    schema_names: tuple[str, str]
 
     type: ClassVar[str] = "float"
 
@@ -128,7 +128,7 @@ class Box:
 
     name: str
     default: float
-    fields: tuple[str, str, str, str]
+    schema_names: tuple[str, str, str, str]
     check: Callable[[Any, Settings], tuple[float, ...]]
 
     type: ClassVar[str] = "float"
@@ -165,7 +165,7 @@ class Spec:
         >>> from robustflow._transforms import MODIFIED_RQ
         >>> MODIFIED_RQ.config(False, (-3.0, 3.0), 1e-3, 1e-3, "softclip", "sum", 4)
         (False, -3.0, 3.0, 0.001, 0.001, True, 1)
-        >>> MODIFIED_RQ.named(_)
+        >>> MODIFIED_RQ.with_choice_names(_)
         (False, -3.0, 3.0, 0.001, 0.001, 'softclip', 1)
     """
 
@@ -190,11 +190,11 @@ class Spec:
         self.config: Callable[..., tuple[Any, ...]] = once(self._config)
         counts = [group.count for group in groups]
         self.num_params = sum(c for c in counts if isinstance(c, int)) if not size else 0
-        choices = {each.fields[0]: each for each in settings if isinstance(each, Choice)}
+        choices = {each.schema_names[0]: each for each in settings if isinstance(each, Choice)}
         self._choices = tuple(
-            (at, choices[field].names)
-            for at, field in enumerate(self.fields.values())
-            if field in choices
+            (index, choices[name].names)
+            for index, name in enumerate(self.config_names)
+            if name in choices
         )
 
     @property
@@ -204,19 +204,16 @@ class Spec:
         return (f"Tensor {first}", *(f"Tensor? {name}" for name in (*others, *self.constants)))
 
     @property
-    def numbers(self) -> tuple[str, ...]:
-        """The schema's other arguments, which are a configuration."""
-        return tuple(self.fields)
+    def config_schema(self) -> tuple[str, ...]:
+        """The schema's other arguments, which are a configuration: ``"bool inverse"``, ..."""
+        size = [f"int {self.size}"] if self.size else []
+        settings = [f"{each.type} {name}" for each in self.settings for name in each.schema_names]
+        return (*size, "bool inverse", *settings, "int batch_dims")
 
     @property
-    def fields(self) -> dict[str, str]:
-        """A configuration's arguments: from the schema's text, ``"bool inverse"``, to the name."""
-        arguments = {f"int {self.size}": self.size} if self.size else {}
-        arguments["bool inverse"] = "inverse"
-        for each in self.settings:
-            arguments |= {f"{each.type} {field}": field for field in each.fields}
-        arguments["int batch_dims"] = "batch_dims"
-        return arguments
+    def config_names(self) -> tuple[str, ...]:
+        """Names of a configuration's values."""
+        return tuple(argument.split()[1] for argument in self.config_schema)
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -227,11 +224,11 @@ class Spec:
         """Parameters per element in each group, given the size and settings that decide it."""
         return tuple(group.size(settings) for group in self.groups)
 
-    def named(self, config: Sequence[Any]) -> tuple[Any, ...]:
+    def with_choice_names(self, config: Sequence[Any]) -> tuple[Any, ...]:
         """A configuration with the value of each ``Choice`` as a name instead of a number."""
         values = list(config)
-        for at, names in self._choices:
-            values[at] = names[values[at]]
+        for index, names in self._choices:
+            values[index] = names[values[index]]
         return tuple(values)
 
     def _config(self, *arguments: Any) -> tuple[Any, ...]:

@@ -66,10 +66,10 @@ def test_numbers_of_choices_in_cpp(spec: Spec) -> None:
 def test_order_of_fields_in_cpp(spec: Spec) -> None:
     """But the direction, the dimensions and the box, which C++ has elsewhere."""
     members = _members(CONFIGS[spec.name])
-    fields = [name for name in spec.fields.values() if name in members]
-    assert [name for name in members if name in fields] == fields
+    names = [name for name in spec.config_names if name in members]
+    assert [name for name in members if name in names] == names
     box = {"left", "right", "bottom", "top"} if spec.name == "rq" else set()
-    assert set(spec.fields.values()) - set(fields) == {"inverse", "batch_dims"} | box
+    assert set(spec.config_names) - set(names) == {"inverse", "batch_dims"} | box
 
 
 def test_largest_splines_of_kernels() -> None:
@@ -89,8 +89,10 @@ def test_defaults_of_signatures(spec: Spec) -> None:
 @EACH
 def test_arguments_of_the_reference(spec: Spec) -> None:
     """Those of the schema, but for names in place of numbers."""
-    arguments = [each.split()[1] for each in spec.tensors] + list(spec.fields.values())
-    choices = {each.fields[0]: each.name for each in spec.settings if isinstance(each, Choice)}
+    arguments = [each.split()[1] for each in spec.tensors] + list(spec.config_names)
+    choices = {
+        each.schema_names[0]: each.name for each in spec.settings if isinstance(each, Choice)
+    }
     expected = ["x", *(choices.get(name, name) for name in arguments)]
     assert list(inspect.signature(getattr(reference, spec.name)).parameters) == expected
 

@@ -20,7 +20,7 @@ from robustflow.kernels.loops import gradient_kernel, transform_kernel
 from robustflow.kernels.run import NO_SINK, Call, Sink, gradient, transform
 
 MAX_BINS_IN_REGISTERS = 32
-"""3 K values and what is made of them fill a thread's 255 registers a little beyond."""
+"""3 K values and what is computed from them fill a thread's 255 registers a little beyond."""
 
 # Number of arguments that the kernels of loops.py have for groups and for settings.
 _NUM_GROUPS = 3
@@ -36,7 +36,7 @@ class Settings:
     ``counts`` are the parameters of each group, ``size`` is the configuration's, or 0.
     """
 
-    numbers: tuple[float, ...]
+    floats: tuple[float, ...]
     options: tuple[Any, ...]
     inverse: bool
     batch_dims: int
@@ -93,7 +93,7 @@ class Function:
         self.spec = spec
         self._num_groups = len(spec.groups)
         self._num_tensors = len(spec.tensors)
-        self._fields = tuple(argument.split() for argument in spec.numbers)
+        self._config_schema = tuple(argument.split() for argument in spec.config_schema)
         self._settings = once(self._sort)
 
     @property
@@ -101,35 +101,38 @@ class Function:
         return LAUNCHES.get(self.spec.name, _ONE_A_THREAD)
 
     def _sort(self, *config: Any) -> Settings:
-        values = self.spec.named(config)
-        named = {name: value for (_, name), value in zip(self._fields, values, strict=True)}
+        settings = dict(
+            zip(self.spec.config_names, self.spec.with_choice_names(config), strict=True)
+        )
         if self.spec.size:  # a kernel has one size: torch.compile must specialise on it
-            named[self.spec.size] = int(named[self.spec.size])
-        floats = tuple(named[name] for kind, name in self._fields if kind == "float")
-        numbers = (*floats, *self._launches.derived(named))
-        apart = ("inverse", "batch_dims")
-        others = [name for kind, name in self._fields if kind != "float" and name not in apart]
+            settings[self.spec.size] = int(settings[self.spec.size])
+        own = tuple(settings[name] for kind, name in self._config_schema if kind == "float")
+        floats = (*own, *self._launches.derived(settings))
+        separate = ("inverse", "batch_dims")
+        others = [
+            name for kind, name in self._config_schema if kind != "float" and name not in separate
+        ]
         return Settings(
-            numbers + (0.0,) * (_NUM_SETTINGS - len(numbers)),
-            tuple(named[name] for name in others),
-            named["inverse"],
-            named["batch_dims"],
-            named.get(self.spec.size, 0),
-            self.spec.counts(named),
+            floats + (0.0,) * (_NUM_SETTINGS - len(floats)),
+            tuple(settings[name] for name in others),
+            settings["inverse"],
+            settings["batch_dims"],
+            settings.get(self.spec.size, 0),
+            self.spec.counts(settings),
         )
 
     def forward(self, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
         """(y, logabsdet): the reference of the same name, by a Triton kernel."""
         groups, constant, settings = self._split(arguments)
-        launches, params = self._launches, _given(groups, settings)
+        launches, params = self._launches, _nonempty(groups, settings)
 
         def run(call: Call, y: Tensor, logabsdet: Sink) -> None:
             arguments = (
-                *(call.x, *_slots(call.params), call.constant, y, logabsdet.data),
-                *settings.numbers,
+                *(call.x, *_padded(call.params), call.constant, y, logabsdet.data),
+                *settings.floats,
                 *call.plan.geometry(),
                 *call.strides(call.x),
-                *(s for each in _slots(call.params) for s in call.planes(each)),
+                *(s for each in _padded(call.params) for s in call.planes(each)),
                 *call.planes(call.constant),
                 *call.strides(y),
                 *call.sums(logabsdet),
@@ -148,7 +151,7 @@ class Function:
         """Gradients by x and each group, empty where its bit of the last argument is not set."""
         *others, needed = arguments
         groups, constant, settings = self._split(others)
-        launches, params = self._launches, _given(groups, settings)
+        launches, params = self._launches, _nonempty(groups, settings)
 
         def run(
             call: Call,
@@ -157,14 +160,14 @@ class Function:
             grad_x: Tensor | None,
             sinks: tuple[Sink, ...],
         ) -> None:
-            outs = _slots(sinks, NO_SINK)
+            outs = _padded(sinks, NO_SINK)
             arguments = (
-                *(call.x, *_slots(call.params), call.constant, grad_y, grad_logabsdet, grad_x),
+                *(call.x, *_padded(call.params), call.constant, grad_y, grad_logabsdet, grad_x),
                 *(sink.data for sink in outs),
-                *settings.numbers,
+                *settings.floats,
                 *call.plan.geometry(),
                 *call.strides(call.x),
-                *(s for each in _slots(call.params) for s in call.planes(each)),
+                *(s for each in _padded(call.params) for s in call.planes(each)),
                 *call.planes(call.constant),
                 *call.strides(grad_y),
                 *call.strides(grad_logabsdet),
@@ -178,9 +181,9 @@ class Function:
 
         half = groups[0].element_size() == 2
         block = launches.half_gradient_block if half else launches.gradient_block
-        wanted = tuple(bool(needed >> i & 1) for i in range(1 + len(params)))
+        needs_grad = tuple(bool(needed >> i & 1) for i in range(1 + len(params)))
         grad_x, *grads = gradient(
-            grad_y, grad_logabsdet, x, params, constant, wanted, block, run,
+            grad_y, grad_logabsdet, x, params, constant, needs_grad, block, run,
             settings.in_registers,
         )  # fmt: skip
         for i in range(len(params), self._num_groups):
@@ -228,7 +231,7 @@ class Function:
         }
 
 
-def _given(groups: Sequence[Tensor | None], settings: Settings) -> tuple[Tensor, ...]:
+def _nonempty(groups: Sequence[Tensor | None], settings: Settings) -> tuple[Tensor, ...]:
     """The parameter tensors that are not empty."""
     return tuple(
         group
@@ -237,8 +240,8 @@ def _given(groups: Sequence[Tensor | None], settings: Settings) -> tuple[Tensor,
     )
 
 
-def _slots(given: Sequence[Any], absent: Any = None) -> list[Any]:
-    return [*given, *[absent] * (_NUM_GROUPS - len(given))]
+def _padded(values: Sequence[Any], absent: Any = None) -> list[Any]:
+    return [*values, *[absent] * (_NUM_GROUPS - len(values))]
 
 
 def functions(spec: Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:

@@ -85,11 +85,11 @@ class Transform:
 
         @functools.wraps(reference)
         def with_names(*arguments: Any) -> tuple[Tensor, Tensor]:
-            given, config = arguments[: len(tensors)], arguments[len(tensors) :]
-            return reference(*given, *spec.named(config))
+            inputs, config = arguments[: len(tensors)], arguments[len(tensors) :]
+            return reference(*inputs, *spec.with_choice_names(config))
 
         self.reference: Transformed = with_names
-        arguments = (*tensors, *spec.numbers)
+        arguments = (*tensors, *spec.config_schema)
         backward = ("Tensor? grad_y", "Tensor? grad_logabsdet", *arguments, "int needed")
         # Arguments and number of results, of the operator and of its backward.
         self._schemas = ((arguments, 2), (backward, self._num_gradients))
@@ -242,14 +242,14 @@ class Transform:
             # Each example needs its own gradient, so shared tensors are expanded, not broadcast.
             batched = _batch_first(info.batch_size, in_dims, args[: num_tensors + 2], expand=True)
             *config, batch_dims, needed = args[num_tensors + 2 :]
-            made = backward(*batched, *config, batch_dims + 1, needed)
-            made = tuple(
+            grads = backward(*batched, *config, batch_dims + 1, needed)
+            grads = tuple(
                 grad
                 if needed >> i & 1 and tensor is not None
                 else grad.new_empty(info.batch_size, 0)
-                for i, (grad, tensor) in enumerate(zip(made, batched[2:], strict=False))
+                for i, (grad, tensor) in enumerate(zip(grads, batched[2:], strict=False))
             )
-            return made, (0,) * num_gradients
+            return grads, (0,) * num_gradients
 
         library = LIBRARY
         if forward.namespace != LIBRARY.ns:
@@ -263,7 +263,7 @@ class Transform:
         for name, fake_kernel, rule in rules:
             torch.library.register_fake(name, fake_kernel, lib=library)
             torch.library.register_vmap(name, rule, lib=library)
-        reverse_mode = self._python_way(forward, backward)
+        reverse_mode = self._python_function(forward, backward)
 
         def autograd(*args: Any) -> tuple[Tensor, Tensor]:
             if _in_torch_func_or_forward_mode(args[:num_tensors]):
@@ -291,31 +291,31 @@ class Transform:
         for i, need in enumerate(needed):
             mask |= need << i
         with below_autograd():
-            made: list[Tensor | None] = list(
+            grads: list[Tensor | None] = list(
                 call_backward(*cotangents, *ctx.saved_tensors, *ctx.config, mask)
             )
         for i, need in enumerate(needed):
             if not need:
-                made[i] = None
-        return made
+                grads[i] = None
+        return grads
 
     def _eager(self, call: Function, call_backward: Function) -> Transformed:
         """The function for eager calls: an autograd.Function, skipped if no gradient is needed."""
-        python_way = self._python_way(call, call_backward)
+        python_function = self._python_function(call, call_backward)
         library = _native.autograd()
         if library is None or not isinstance(call, OpOverload):
-            return python_way
+            return python_function
         operator: Transformed = library.Operator(
             call._schema.name,
             call_backward._schema.name,  # type: ignore[attr-defined]
             self._num_tensors,
             self._num_gradients,
             functools.partial(_reference_gradients, self.reference),
-            python_way,
+            python_function,
         )
         return operator
 
-    def _python_way(self, call: Function, call_backward: Function) -> Transformed:
+    def _python_function(self, call: Function, call_backward: Function) -> Transformed:
         num_tensors, num_gradients = self._num_tensors, self._num_gradients
         num_constants = num_tensors - num_gradients
         gradients = self._gradients
@@ -333,8 +333,8 @@ class Transform:
             @staticmethod
             def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
                 needed = ctx.needs_input_grad[1 : 1 + num_gradients]
-                found = gradients(call_backward, ctx, needed, cotangents)
-                return None, *found, *(None,) * num_constants
+                grads = gradients(call_backward, ctx, needed, cotangents)
+                return None, *grads, *(None,) * num_constants
 
         apply = Eager.apply
 
@@ -436,8 +436,9 @@ def _annotated(function: Function, arguments: Sequence[str], results: int) -> Fu
 
 def compute_dtype(x: Tensor, others: Sequence[Tensor | None]) -> torch.dtype:
     """The dtype in which the kernels compute: float64 if any tensor is, else float32."""
-    wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in (x, *others))
-    return torch.float64 if wide else torch.float32
+    tensors = (each for each in (x, *others) if each is not None)
+    has_float64 = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if has_float64 else torch.float32
 
 
 def _reference_gradients(
@@ -456,20 +457,20 @@ def _reference_gradients(
         for output, cotangent in zip(outputs, cotangents, strict=True)
         if cotangent is not None and output.requires_grad
     ]
-    wanted = [t for t, need in zip(tensors, needed, strict=False) if need and t is not None]
+    inputs = [t for t, need in zip(tensors, needed, strict=False) if need and t is not None]
     if not pairs:
-        made = iter([torch.zeros_like(tensor) for tensor in wanted])
+        grads = iter([torch.zeros_like(tensor) for tensor in inputs])
     else:
-        made = iter(
+        grads = iter(
             torch.autograd.grad(
                 [output for output, _ in pairs],
-                wanted,
+                inputs,
                 [cotangent for _, cotangent in pairs],
                 create_graph=True,
                 materialize_grads=True,
             )
         )
-    return [next(made) if need else None for need in needed]
+    return [next(grads) if need else None for need in needed]
 
 
 def _batch_first(

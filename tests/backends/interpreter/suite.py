@@ -119,7 +119,7 @@ def test_more_dimensions_than_arguments(shared: tuple[int, ...], batch_dims: int
     config: Any = (False, -0.5, 0.5, 1e-3, 1e-3, False, batch_dims)
     y, logabsdet = modified_rq(x, params, *config)
     wide = x.double().requires_grad_(), params.double().requires_grad_()
-    wanted = reference.modified_rq(*wide, *MODIFIED_RQ.named(config))
+    wanted = reference.modified_rq(*wide, *MODIFIED_RQ.with_choice_names(config))
     torch.testing.assert_close(y.double(), wanted[0], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(logabsdet.double(), wanted[1], rtol=1e-5, atol=1e-5)
     backward: Any = (None, torch.ones_like(logabsdet), x, params, *config, 3)
