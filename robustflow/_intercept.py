@@ -20,7 +20,7 @@ import torch
 
 from robustflow._call_state import is_tracing
 
-Around = Callable[..., Any]
+Wrapper = Callable[..., Any]
 
 _ABSENT: Any = object()
 _lock = threading.RLock()
@@ -28,18 +28,18 @@ _sites: dict[tuple[type | ModuleType, str], _Site] = {}
 
 
 class Interception:
-    """One function around one object's method: what :func:`intercept` returns."""
+    """One wrapper of one object's method: what :func:`intercept` returns."""
 
     def __init__(
         self,
         site: _Site,
         target: object,
-        around: Around,
+        wrapper: Wrapper,
         inner: bool,
         outer: bool,
         weak: bool,
     ) -> None:
-        self.around = around
+        self.wrapper = wrapper
         self.inner = inner
         self.outer = outer
         self.active = True
@@ -84,7 +84,7 @@ class _Site:
                 if torch.compiler.is_compiling() or is_tracing():
                     return self.original(this, *args, **kwargs)
                 proceed = functools.partial(self.original, this)
-                return self._around(id(this), proceed)(*args, **kwargs)
+                return self._wrapped(id(this), proceed)(*args, **kwargs)
 
             return method
 
@@ -92,13 +92,13 @@ class _Site:
         def function(*args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling() or is_tracing():
                 return self.original(*args, **kwargs)
-            return self._around(id(self.owner), self.original)(*args, **kwargs)
+            return self._wrapped(id(self.owner), self.original)(*args, **kwargs)
 
         return function
 
-    def _around(self, key: int, proceed: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrapped(self, key: int, proceed: Callable[..., Any]) -> Callable[..., Any]:
         for each in self.entries.get(key, ()):
-            proceed = functools.partial(each.around, proceed)
+            proceed = functools.partial(each.wrapper, proceed)
         return proceed
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
@@ -109,15 +109,15 @@ class _Site:
         return getattr(super(self.owner, this), self.name)(*rest, **kwargs)
 
     def add(self, interception: Interception, key: int) -> None:
-        found = self.entries.get(key, ())
+        others = self.entries.get(key, ())
         # Functions that change results stand inside, those that change arguments outside, and those
         # that look at both in between.
-        outer = tuple(each for each in found if each.outer)
-        rest = tuple(each for each in found if not each.outer)
+        outer = tuple(each for each in others if each.outer)
+        rest = tuple(each for each in others if not each.outer)
         if interception.inner:
-            self.entries[key] = (interception, *found)
+            self.entries[key] = (interception, *others)
         elif interception.outer:
-            self.entries[key] = (*found, interception)
+            self.entries[key] = (*others, interception)
         else:
             self.entries[key] = (*rest, interception, *outer)
 
@@ -140,13 +140,13 @@ class _Site:
 def intercept(
     target: object,
     name: str,
-    around: Around,
+    wrapper: Wrapper,
     *,
     inner: bool = False,
     outer: bool = False,
     weak: bool = False,
 ) -> Interception:
-    """Replace a method of this one object by ``around(proceed, *args, **kwargs)``.
+    """Replace a method of this one object by ``wrapper(proceed, *args, **kwargs)``.
 
     ``proceed(*args, **kwargs)`` is the method as it was, with the interceptions of it that stand
     further inside.
@@ -155,7 +155,7 @@ def intercept(
         target: an object whose class has the method, as a plain function; or a Python module,
             whose function is intercepted for every caller that looks it up there.
         name: of the method.
-        around: what is called in its place, with the method's arguments.
+        wrapper: what is called in its place, with the method's arguments.
         inner: stand inside all others: for what changes results that others look at.
         outer: stand outside all others: for what changes arguments that others look at.
         weak: end with the object, too, and do not keep it alive.
@@ -165,6 +165,6 @@ def intercept(
         site = _sites.get((owner, name))
         if site is None or not site.in_place:
             site = _sites[owner, name] = _Site(owner, name)
-        interception = Interception(site, target, around, inner, outer, weak)
+        interception = Interception(site, target, wrapper, inner, outer, weak)
         site.add(interception, id(target))
         return interception

@@ -71,7 +71,7 @@ class CallWatcher(Watcher):
             self.calls[-1].logits.append(logits)
         return params
 
-    def note(self, log_derivatives: Tensor, *, last: bool = False) -> None:
+    def record_derivatives(self, log_derivatives: Tensor, *, last: bool = False) -> None:
         if self.calls and not self._asking:
             if last:
                 self.calls[-1].noted.clear()

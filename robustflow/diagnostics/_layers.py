@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from robustflow._call_state import is_plain_eager
-from robustflow._intercept import Around, Interception, intercept
+from robustflow._intercept import Interception, Wrapper, intercept
 from robustflow.diagnostics.kinds import Kind
 
 Run = Callable[[], Any]
@@ -148,7 +148,7 @@ class Watcher(ABC):
     Each thread has its own running call.
 
     Attributes:
-        derivatives: whether :meth:`note` is to be called for splines.
+        derivatives: whether :meth:`record_derivatives` is to be called for splines.
         gradients: whether recorded tensors keep their autograd graph, if gradients are on.
         changes: it changes parameters; watchers that do not change any see the changed ones.
     """
@@ -164,12 +164,12 @@ class Watcher(ABC):
         self._once: set[tuple[int, str]] = set()
         self._lock = threading.RLock()
 
-    def start(self, found: Iterable[Watched]) -> None:
+    def start(self, layers: Iterable[Watched]) -> None:
         """Watch all calls of these layers from now on; after an error, none."""
         with self._lock:
             self._watching = True
         try:
-            for each in found:
+            for each in layers:
                 each.watch(self)
         except BaseException:
             self.stop()
@@ -188,7 +188,7 @@ class Watcher(ABC):
         self,
         target: object,
         name: str,
-        around: Around,
+        wrapper: Wrapper,
         *,
         makes_params: bool = False,
         once: bool = False,
@@ -197,7 +197,7 @@ class Watcher(ABC):
         """:func:`robustflow._intercept.intercept`, until :meth:`stop`.
 
         Args:
-            target, name, around, weak: as there.
+            target, name, wrapper, weak: as there.
             makes_params: the method returns parameters; otherwise parameters may be its arguments.
             once: several layers share the target: calls after the first are not counted.
         """
@@ -209,7 +209,7 @@ class Watcher(ABC):
             if weak:
                 self._interceptions = [each for each in self._interceptions if each.active]
             inner, outer = self.changes and makes_params, self.changes and not makes_params
-            interception = intercept(target, name, around, inner=inner, outer=outer, weak=weak)
+            interception = intercept(target, name, wrapper, inner=inner, outer=outer, weak=weak)
             self._interceptions.append(interception)
 
     @abstractmethod
@@ -234,7 +234,7 @@ class Watcher(ABC):
             replay: for ``spread="replay"``: the call, from inputs to outputs.
         """
 
-    def inside(self, block: Block, density: bool, inputs: Sequence[Tensor], run: Run) -> Any:
+    def call_block(self, block: Block, density: bool, inputs: Sequence[Tensor], run: Run) -> Any:
         """Run ``run()``, one call of a block, and record it."""
         return run()
 
@@ -247,7 +247,7 @@ class Watcher(ABC):
     ) -> None:
         """Called when robustflow's transform in this layer is, with its raw parameters."""
 
-    def note(self, log_derivatives: Tensor, *, last: bool = False) -> None:  # noqa: B027
+    def record_derivatives(self, log_derivatives: Tensor, *, last: bool = False) -> None:  # noqa: B027
         """Record elementwise log-derivatives of the running call.
 
         Args:
@@ -277,10 +277,10 @@ def set_name(watched: Watched, name: str) -> None:
         each.name = ".".join(filter(None, (name, part)))
 
 
-def layers_of(found: Iterable[Watched]) -> list[Layer]:
+def layers_of(watched: Iterable[Watched]) -> list[Layer]:
     """The layers, with each block replaced by its parts."""
     layers: list[Layer] = []
-    for each in found:
+    for each in watched:
         if isinstance(each, Block):
             layers += each.parts
         elif isinstance(each, Layer):

@@ -76,10 +76,10 @@ class Guard:
         layers: names of the layers that it is in.
     """
 
-    def __init__(self, watcher: Watcher, layers: Sequence[Layer], found: Iterable[Any]) -> None:
+    def __init__(self, watcher: Watcher, layers: Sequence[Layer], watched: Iterable[Any]) -> None:
         self.layers = tuple(layer.name for layer in layers)
         self._watcher = watcher
-        watcher.start(found)
+        watcher.start(watched)
 
     def restore(self) -> None:
         """Sample as before; a second call does nothing."""
@@ -131,11 +131,11 @@ def clamp_inverse(
     check_number("max_gain", max_gain)
     if not max_gain >= 1:
         raise ValueError(f"max_gain must be at least 1, got {max_gain!r}.")
-    found, affine = _affine_layers(model, layers, "clamp_inverse")
+    watched, affine = _affine_layers(model, layers, "clamp_inverse")
     # Computed before any call, by the layer's own code.
     limits = {layer.name: _range_below(layer, math.log(max_gain)) for layer in affine}
     guard = _ScaleGuard(lambda layer, logits: logits.clamp(*limits[layer.name]))
-    return Guard(guard, affine, found)
+    return Guard(guard, affine, watched)
 
 
 def hold_scale(model: nn.Module, layers: str | Iterable[str]) -> Guard:
@@ -158,23 +158,23 @@ def hold_scale(model: nn.Module, layers: str | Iterable[str]) -> Guard:
         ...     samples = flow.sample(5, torch.randn(2, 3))
     """
     names = [layers] if isinstance(layers, str) else list(layers)
-    found, affine = _affine_layers(model, names, "hold_scale")
+    watched, affine = _affine_layers(model, names, "hold_scale")
     guard = _ScaleGuard(lambda _, logits: logits.median().expand_as(logits))
-    return Guard(guard, affine, found)
+    return Guard(guard, affine, watched)
 
 
 def _affine_layers(
     model: nn.Module, names: Iterable[str] | None, what: str
 ) -> tuple[list[Watched], list[Layer]]:
     """The layers to watch, and the affine ones among them."""
-    found = find_layers(model, names)
-    affine = [layer for layer in layers_of(found) if layer.affine is not None]
+    watched = find_layers(model, names)
+    affine = [layer for layer in layers_of(watched) if layer.affine is not None]
     if not affine:
         raise ValueError(
             f"{what} found no affine layer whose scale it knows in this {type(model).__name__}: "
             "splines need no such guard, and other layers are not known."
         )
-    return found, affine
+    return watched, affine
 
 
 def _range_below(layer: Layer, log_gain: float) -> tuple[float, float]:
@@ -248,7 +248,7 @@ def resample_onsets(
         if not faulty or attempt == tries:
             break
         for index, latent in enumerate(current):
-            mask = _around(monitor.onsets, latent, radius * 2**attempt)
+            mask = _near_onsets(monitor.onsets, latent, radius * 2**attempt)
             fresh = torch.randn(latent.shape, generator=generator).to(latent)
             current[index] = torch.where(mask, temperature * fresh, latent)
     return samples, current, len(faulty)
@@ -274,17 +274,17 @@ def _check_one_pass(monitor: InverseMonitor, samples: Tensor, what: str) -> None
         )
 
 
-def _around(onsets: Iterable[Onset], latent: Tensor, radius: int) -> Tensor:
+def _near_onsets(onsets: Iterable[Onset], latent: Tensor, radius: int) -> Tensor:
     """Which positions of a latent (N, C, \\*S) lie near an onset, (N, 1, \\*S)."""
     size = latent.shape[2:]
     mask = torch.zeros(latent.shape[0], 1, *size, dtype=torch.bool, device=latent.device)
     for onset in onsets:
-        place: list[slice | int] = [onset.sample, 0]
+        region: list[slice | int] = [onset.sample, 0]
         for at, there, here in zip(onset.position[1:], onset.shape[1:], size, strict=False):
             scale = here / there
             centre, reach = (at + 0.5) * scale, (radius + 0.5) * scale
-            place.append(slice(max(0, int(centre - reach)), math.ceil(centre + reach)))
-        mask[tuple(place)] = True
+            region.append(slice(max(0, int(centre - reach)), math.ceil(centre + reach)))
+        mask[tuple(region)] = True
     return mask
 
 

@@ -212,7 +212,7 @@ class InverseMonitor(Watcher):
         self.limits = Limits(growth, magnitude)
         self.on_explosion = on_explosion
         self.density = density
-        self._found = find_layers(model, layers)
+        self._layers = find_layers(model, layers)
         self._model_name = type(model).__name__
         self.clear()
 
@@ -231,7 +231,7 @@ class InverseMonitor(Watcher):
                 "This monitor is already active: create another InverseMonitor to nest them."
             )
         self._state = _State()
-        self.start(self._found)
+        self.start(self._layers)
         return self
 
     def __exit__(
@@ -350,7 +350,7 @@ class InverseMonitor(Watcher):
         replay: Replay | None = None,
     ) -> Any:
         state = self._state
-        if not self._sees(state, density) or self.current() is layer:
+        if not self._is_recording(state, density) or self.current() is layer:
             return run()
         call = Call(layer)
         state.calls.append(call)  # calling() would cost more than the rest of this function
@@ -363,12 +363,12 @@ class InverseMonitor(Watcher):
             self._record(state, density, call, inputs, outputs, probe, replay)
         return result
 
-    def inside(self, block: Block, density: bool, inputs: Sequence[Tensor], run: Run) -> Any:
+    def call_block(self, block: Block, density: bool, inputs: Sequence[Tensor], run: Run) -> Any:
         state = self._state
-        if not self._sees(state, density):
+        if not self._is_recording(state, density):
             return run()
         (z,) = inputs
-        watched, known = self._run_of(state, block, density, inputs)
+        watched, known = self._find_run(state, block, density, inputs)
         (mask,) = watched.masks_of(known, inputs)
         state.frames.append(_Frame(z, mask))
         try:
@@ -388,22 +388,22 @@ class InverseMonitor(Watcher):
             logits = layer.affine.logits(params.detach())
             if layer.affine.counted is not None:
                 logits = logits[:, layer.affine.counted]
-            raw = _extremes(logits)
+            raw = _min_and_max(logits)
             # The parameters of all features replace those of earlier passes, which were computed
             # before all features were known.
             several = layer.kind == "autoregressive" and logits.shape[1] > 1
-            calls[-1].raw = raw if several else _wider(calls[-1].raw, raw)
+            calls[-1].raw = raw if several else _merged(calls[-1].raw, raw)
             if layer.kind == "injector":
                 self._state.params[layer] = Unchanged(params)
         return params
 
-    def note(self, log_derivatives: Tensor, *, last: bool = False) -> None:
+    def record_derivatives(self, log_derivatives: Tensor, *, last: bool = False) -> None:
         calls = self._state.calls
         if calls and log_derivatives.numel():
-            log = _extremes(log_derivatives.detach())
-            calls[-1].log = log if last else _wider(calls[-1].log, log)
+            log = _min_and_max(log_derivatives.detach())
+            calls[-1].log = log if last else _merged(calls[-1].log, log)
 
-    def _sees(self, state: _State, density: bool) -> bool:
+    def _is_recording(self, state: _State, density: bool) -> bool:
         return not state.paused and (self.density or not density) and is_watchable()
 
     def _record(
@@ -423,11 +423,11 @@ class InverseMonitor(Watcher):
             if run is not None and run.density == density:
                 value = run.value_of(inputs[0])
             if run is None or value is None:
-                run, (value, *_) = self._run_of(state, layer, density, inputs)
+                run, (value, *_) = self._find_run(state, layer, density, inputs)
             else:
                 run.called.add(layer)
         assert run is not None
-        before, after = _arranged(layer, inputs), _arranged(layer, outputs)
+        before, after = _as_channels_first(layer, inputs), _as_channels_first(layer, outputs)
         masks: list[Mask] = [None] * len(outputs)
         if not run.clean:
             masks = self._spread(layer, run, frame, inputs, before, after, probe, replay)
@@ -436,15 +436,15 @@ class InverseMonitor(Watcher):
         if layer.kind != "reshape":
             first = (value and value.summary_of(inputs[0])) or summarise(before[0])
             last = summarise(after[0])
-            found = self._crossings(layer, before[0], after[0], (first, last), masks[0], frame)
-            if found is not None:
+            crossings = self._crossings(layer, before[0], after[0], (first, last), masks[0], frame)
+            if crossings is not None:
                 shape = after[0].shape
                 if frame is not None:
                     shape = frame.z.shape
                     every = torch.arange(shape[1], device=after[0].device)
-                    found = found.of_channels(every[layer.changed])
-                masks[0] = found.joined(masks[0], shape)
-                onsets = self._onsets(layer, run, found, shape)
+                    crossings = crossings.of_channels(every[layer.changed])
+                masks[0] = crossings.joined(masks[0], shape)
+                onsets = self._onsets(layer, run, crossings, shape)
             self._add(run, density, call, before[0], after[0], (first, last), onsets)
         if frame is not None:
             frame.mask = masks[0]
@@ -454,7 +454,7 @@ class InverseMonitor(Watcher):
                 last = None  # of the first alone
         if onsets:
             run.clean = False
-            self._tell(state, run, onsets)
+            self._handle_onsets(state, run, onsets)
 
     def _spread(
         self,
@@ -475,7 +475,7 @@ class InverseMonitor(Watcher):
             sources, shapes = list(before), [each.shape for each in after]
         return spread(layer, masks, sources, shapes, probe, replay)
 
-    def _run_of(
+    def _find_run(
         self, state: _State, watched: Watched, density: bool, inputs: Sequence[Tensor]
     ) -> tuple[WatchedRun, list[Value | None]]:
         """The run that a call belongs to, and what is known of the inputs.
@@ -489,7 +489,7 @@ class InverseMonitor(Watcher):
             if watched not in run.called or any(each is not None for each in known):
                 run.called.add(watched)
                 return run, known
-        samples = len(_arranged(watched, inputs)[0])
+        samples = len(_as_channels_first(watched, inputs)[0])
         with self._lock:
             if run is not None:
                 self._close(run)
@@ -510,8 +510,8 @@ class InverseMonitor(Watcher):
         frame: _Frame | None,
     ) -> Crossings | None:
         limits = self.limits
-        least = min(limits.growth, limits.magnitude) if layer.conditional else limits.magnitude
-        if summaries[1].peak < least:  # growth is no more than |out|
+        smallest = min(limits.growth, limits.magnitude) if layer.conditional else limits.magnitude
+        if summaries[1].peak < smallest:  # growth is no more than |out|
             return None
         if mask is not None and frame is not None:
             mask = mask[:, layer.changed]
@@ -540,28 +540,28 @@ class InverseMonitor(Watcher):
             row.calls += 1
             row.inputs.add(summaries[0])
             row.outputs.add(summaries[1])
-            row.raw, row.log = _wider(row.raw, call.raw), _wider(row.log, call.log)
+            row.raw, row.log = _merged(row.raw, call.raw), _merged(row.log, call.log)
             if onsets:
                 row.onsets += len(onsets)
                 run.onsets += onsets
                 self.onsets += onsets[: _MOST_ONSETS - len(self.onsets)]
             if run.map_rows is None:  # not closed
                 if run.steps == 0:
-                    self._map(run, None, before, summaries[0])
-                self._map(run, call.layer, after, summaries[1])
+                    self._keep_map(run, None, before, summaries[0])
+                self._keep_map(run, call.layer, after, summaries[1])
             run.steps += 1
 
     def _onsets(
-        self, layer: Layer, run: WatchedRun, found: Crossings, shape: torch.Size
+        self, layer: Layer, run: WatchedRun, crossings: Crossings, shape: torch.Size
     ) -> list[Onset]:
-        groups = grouped(found, shape[2:])
-        chosen = torch.tensor([number for number, _ in groups], device=found.index.device)
-        sizes = found.magnitude.nan_to_num(nan=math.inf)
-        columns = (found.index, found.growth, sizes, found.reasons)
+        groups = grouped(crossings, shape[2:])
+        chosen = torch.tensor([number for number, _ in groups], device=crossings.index.device)
+        sizes = crossings.magnitude.nan_to_num(nan=math.inf)
+        columns = (crossings.index, crossings.growth, sizes, crossings.reasons)
         rows = zip(*(column[chosen].tolist() for column in columns), strict=True)
         onsets = []
-        for (place, growth, magnitude, reason), (_, elements) in zip(rows, groups, strict=True):
-            sample, *position = place
+        for (index, growth, magnitude, reason), (_, elements) in zip(rows, groups, strict=True):
+            sample, *position = index
             onsets.append(
                 Onset(
                     layer=layer.name,
@@ -579,7 +579,7 @@ class InverseMonitor(Watcher):
             )
         return onsets
 
-    def _map(self, run: WatchedRun, layer: Layer | None, z: Tensor, summary: Summary) -> None:
+    def _keep_map(self, run: WatchedRun, layer: Layer | None, z: Tensor, summary: Summary) -> None:
         """Keep maps for :meth:`panel`, up to a limit; without a layer, those of the latents."""
         magnitudes = summary.peaks
         if z.dim() == 2 and z.numel() <= _MOST_FEATURES:
@@ -592,7 +592,7 @@ class InverseMonitor(Watcher):
     def _close(self, run: WatchedRun) -> None:
         self._map_bytes -= run.close()
 
-    def _tell(self, state: _State, run: WatchedRun, onsets: Sequence[Onset]) -> None:
+    def _handle_onsets(self, state: _State, run: WatchedRun, onsets: Sequence[Onset]) -> None:
         first = len(run.onsets) == len(onsets)
         if self.on_explosion == "warn":
             if first:
@@ -639,7 +639,7 @@ def _exp(log: float) -> float:
     return math.inf if log > _LARGEST_LOG else math.exp(log)
 
 
-def _arranged(watched: Watched, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+def _as_channels_first(watched: Watched, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """The tensors in the layout (N, C, \\*S)."""
     if watched.channels_last:
         return [each.reshape(-1, each.shape[-1]) for each in tensors]
@@ -648,12 +648,12 @@ def _arranged(watched: Watched, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     return [each if each.dim() > 1 else each.reshape(-1, 1) for each in tensors]
 
 
-def _extremes(values: Tensor) -> tuple[float, float]:
+def _min_and_max(values: Tensor) -> tuple[float, float]:
     ends = torch.aminmax(values)
     return ends.min.item(), ends.max.item()
 
 
-def _wider(
+def _merged(
     one: tuple[float, float] | None, other: tuple[float, float] | None
 ) -> tuple[float, float] | None:
     if one is None or other is None:

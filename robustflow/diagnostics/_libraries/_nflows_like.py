@@ -29,15 +29,15 @@ class NflowsLayer(Layer):
         sampling, density = self.sampling, INVERSE if self.sampling == FORWARD else FORWARD
         if self.flipped:
             sampling, density = density, sampling
-        watcher.intercept(self.module, sampling, self._around(watcher, False))
-        watcher.intercept(self.module, density, self._around(watcher, True))
+        watcher.intercept(self.module, sampling, self._wrapper(watcher, False))
+        watcher.intercept(self.module, density, self._wrapper(watcher, True))
         for name in self.methods if self.affine is not None else ():
             watcher.intercept(self.module, name, _params(watcher))
         if watcher.derivatives and self.sums:
             watcher.intercept(self.utils, "sum_except_batch", _sums(watcher), once=True)
         watch_converted(watcher, self.module)
 
-    def _around(self, watcher: Watcher, density: bool) -> Callable[..., Any]:
+    def _wrapper(self, watcher: Watcher, density: bool) -> Callable[..., Any]:
         def layer(proceed: Callable[..., Any], inputs: Tensor, context: Any = None) -> Any:
             def probe(kept: Tensor) -> Tensor:
                 return self.module.transform_net(kept, context)
@@ -55,28 +55,28 @@ class NflowsLayer(Layer):
 
 
 def _params(watcher: Watcher) -> Callable[..., Any]:
-    """Around a method called with inputs and packed parameters, by name or by position."""
+    """Wraps a method called with inputs and packed parameters, by name or by position."""
 
-    def around(proceed: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def wrapper(proceed: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         inputs, params = (*args, *kwargs.values())
         layer = watcher.current()
         if layer is not None:
             params = watcher.params(layer, params)
         return proceed(inputs, params)
 
-    return around
+    return wrapper
 
 
 def _sums(watcher: Watcher) -> Callable[..., Any]:
-    """Around the function that sums elementwise log-derivatives."""
+    """Wraps the function that sums elementwise log-derivatives."""
 
-    def around(proceed: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def wrapper(proceed: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
         layer = watcher.current()
         if isinstance(layer, NflowsLayer) and layer.sums:
-            watcher.note(x, last=layer.kind == "autoregressive")
+            watcher.record_derivatives(x, last=layer.kind == "autoregressive")
         return proceed(x, *args, **kwargs)
 
-    return around
+    return wrapper
 
 
 def coupling(layer: NflowsLayer, affine: type[nn.Module] | None) -> NflowsLayer:

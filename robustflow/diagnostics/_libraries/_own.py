@@ -37,7 +37,7 @@ def watch_transform(watcher: Watcher, transform: Any) -> None:
     """Report a transform's calls to the watcher; several layers may share one transform."""
     reduces = _reduces(transform.__class__)
 
-    def around(
+    def wrapper(
         proceed: Callable[..., Any],
         x: Tensor,
         params: Tensor,
@@ -57,13 +57,13 @@ def watch_transform(watcher: Watcher, transform: Any) -> None:
         # call for all features replaces them, because earlier passes used features that were not
         # known yet.
         last = layer.kind == "autoregressive" and x.shape[1] > 1
-        watcher.note(_changed(layer, each), last=last)
+        watcher.record_derivatives(_changed(layer, each), last=last)
         if options.get("reduce") == "none":
             return y, each
         return y, each.flatten(1).sum(dim=1)
 
     method = "forward" if isinstance(transform, nn.Module) else "__call__"
-    watcher.intercept(transform, method, around, once=True)
+    watcher.intercept(transform, method, wrapper, once=True)
 
 
 def _changed(layer: Layer, each: Tensor) -> Tensor:

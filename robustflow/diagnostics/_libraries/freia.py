@@ -58,7 +58,7 @@ class _Layer(_Tuples, Layer):
                 replay=lambda marked: run(tuple(marked))[0],
             )
 
-        watcher.intercept(self.module, "forward", _around(self.module, call))
+        watcher.intercept(self.module, "forward", _wrapper(self.module, call))
         watch_converted(watcher, self.module)
         if self.affine is not None:
             _watch_net(watcher, self, self.module.subnet)
@@ -77,7 +77,7 @@ class _Part(Layer):
     net: nn.Module | None = None
 
     def watch(self, watcher: Watcher) -> None:
-        watcher.intercept(self.module, self.method, self._around(watcher))
+        watcher.intercept(self.module, self.method, self._wrapper(watcher))
         watch_converted(watcher, self.module)
         if self.net is not None and self.affine is not None:
             _watch_net(watcher, self, self.net)
@@ -88,7 +88,7 @@ class _Part(Layer):
     def with_outputs(self, result: Any, outputs: Sequence[Tensor]) -> Any:
         return outputs[0] if isinstance(result, Tensor) else (outputs[0], *result[1:])
 
-    def _around(self, watcher: Watcher) -> Callable[..., Any]:
+    def _wrapper(self, watcher: Watcher) -> Callable[..., Any]:
         def call(proceed: Callable[..., Any], x: Tensor, *args: Any, rev: bool = False) -> Any:
             def run() -> Any:
                 params = args
@@ -122,23 +122,23 @@ class _Block(_Tuples, Block):
         def call(
             turned: bool, x: Sequence[Tensor], conditions: Sequence[Tensor], run: Callable[..., Any]
         ) -> Any:
-            return watcher.inside(self, turned == self.flipped, tuple(x), lambda: run(x))
+            return watcher.call_block(self, turned == self.flipped, tuple(x), lambda: run(x))
 
-        watcher.intercept(self.module, "forward", _around(self.module, call))
+        watcher.intercept(self.module, "forward", _wrapper(self.module, call))
         for part in self.parts:
             part.watch(watcher)
 
 
-def _around(module: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
+def _wrapper(module: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
     """The wrapper of a ``forward``, by ``call(rev, inputs, conditions, run)``."""
     signature = inspect.signature(module.forward)
 
     def layer(proceed: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(x, *args, **kwargs).arguments
+        arguments = signature.bind(x, *args, **kwargs).arguments
         return call(
-            bool(given.get("rev", False)),
+            bool(arguments.get("rev", False)),
             x,
-            given.get("c") or (),
+            arguments.get("c") or (),
             lambda inputs: proceed(inputs, *args, **kwargs),
         )
 
@@ -147,8 +147,8 @@ def _around(module: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
 
 def _watch_net(watcher: Watcher, layer: Layer, net: nn.Module) -> None:
     def params(proceed: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        made = proceed(*args, **kwargs)
-        return watcher.params(layer, made) if watcher.current() is layer else made
+        output = proceed(*args, **kwargs)
+        return watcher.params(layer, output) if watcher.current() is layer else output
 
     watcher.intercept(net, "forward", params, makes_params=True)
 

@@ -50,12 +50,12 @@ class _Layer(NflowsLayer):
         if self.net is not None and self.affine is not None:
 
             def params(proceed: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-                made = proceed(*args, **kwargs)
-                return watcher.params(self, made) if watcher.current() is self else made
+                output = proceed(*args, **kwargs)
+                return watcher.params(self, output) if watcher.current() is self else output
 
             watcher.intercept(self.net, "forward", params, makes_params=True)
 
-    def _around(self, watcher: Watcher, density: bool) -> Callable[..., Any]:
+    def _wrapper(self, watcher: Watcher, density: bool) -> Callable[..., Any]:
         def layer(proceed: Callable[..., Any], z: Any, *args: Any, **kwargs: Any) -> Any:
             several = isinstance(z, list | tuple)
             if self.first_kept is not None:

@@ -27,12 +27,12 @@ class OtherLayer(Layer):
     def watch(self, watcher: Watcher) -> None:
         turn = turned_by(self.module)
         if turn is None and callable(getattr(type(self.module), "inverse", None)):
-            watcher.intercept(self.module, "inverse", self._around(watcher, True))
-            watcher.intercept(self.module, "forward", self._around(watcher, False))
+            watcher.intercept(self.module, "inverse", self._wrapper(watcher, True))
+            watcher.intercept(self.module, "forward", self._wrapper(watcher, False))
         else:
-            watcher.intercept(self.module, "forward", self._around(watcher, turn or True))
+            watcher.intercept(self.module, "forward", self._wrapper(watcher, turn or True))
 
-    def _around(self, watcher: Watcher, turned: bool | str) -> Callable[..., Any]:
+    def _wrapper(self, watcher: Watcher, turned: bool | str) -> Callable[..., Any]:
         """The wrapper of a method that samples always, or if this argument is true."""
         signature = inspect.signature(self.module.forward)
 

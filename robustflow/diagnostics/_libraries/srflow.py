@@ -59,7 +59,7 @@ class _Coupling(Block):
             *args: Any,
             **kwargs: Any,
         ) -> Any:
-            return watcher.inside(
+            return watcher.call_block(
                 self,
                 bool(reverse) == self.flipped,
                 (input,),

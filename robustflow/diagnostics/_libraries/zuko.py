@@ -27,7 +27,7 @@ class _Layer(Layer):
         # Composed transforms call the second forward method, which mostly calls the first.
         names = {"_inverse": True, "_call": False, "call_and_ladj": False}
 
-        def around(transform: Transform, inverse: bool) -> Callable[..., Any]:
+        def wrapper(transform: Transform, inverse: bool) -> Callable[..., Any]:
             reference = weakref.ref(transform)  # its wrapper must not keep it alive
 
             def call(proceed: Callable[..., Any], z: Tensor) -> Any:
@@ -40,7 +40,7 @@ class _Layer(Layer):
                         with torch.set_grad_enabled(watcher.gradients and torch.is_grad_enabled()):
                             each = _log_derivatives(transform, *pair)
                         if each is not None:
-                            watcher.note(-each if inverse else each, last=True)
+                            watcher.record_derivatives(-each if inverse else each, last=True)
                     return result
 
                 def replay(marked: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -54,7 +54,7 @@ class _Layer(Layer):
             result = proceed(*args, **kwargs)
             for each in _parts(result):
                 for name, inverse in names.items():
-                    watcher.intercept(each, name, around(each, inverse), weak=True)
+                    watcher.intercept(each, name, wrapper(each, inverse), weak=True)
             return result
 
         watcher.intercept(self.module, "forward", layer)
@@ -124,11 +124,11 @@ def find(module: nn.Module) -> Watched | None:
     return layer
 
 
-def _describe_constant(layer: _Layer, made: Any) -> None:
+def _describe_constant(layer: _Layer, kind: Any) -> None:
     """A module that returns the same transform for every context."""
-    if made is transforms.PermutationTransform:
+    if kind is transforms.PermutationTransform:
         layer.kind, layer.spread, layer.conditional = "reshape", "replay", False
-    elif made in (transforms.RotationTransform, transforms.LULinearTransform):
+    elif kind in (transforms.RotationTransform, transforms.LULinearTransform):
         layer.kind, layer.spread, layer.conditional = "1x1", "channels", False
 
 
