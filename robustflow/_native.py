@@ -160,6 +160,13 @@ def set_isa(name: str) -> None:
     if not load():
         raise RuntimeError(load_error())
     _library.set_isa(name)
+    _share_isa()
+
+
+def _share_isa() -> None:
+    """Let the loops of `robustflow._autograd` use the instruction set of the kernels."""
+    if hasattr(_autograd, "set_isa"):
+        _autograd.set_isa(_library.isa_name())
 
 
 def _told(name: str, failure: Failure | None) -> dict[str, Any]:
@@ -369,3 +376,5 @@ _folder = _find_folder()
 _load()
 _load_cuda()
 _load_autograd()
+if load():
+    _share_isa()

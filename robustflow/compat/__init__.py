@@ -5,8 +5,23 @@ library in place; ``patch_module`` does so for a copy of nflows' functions in an
 """
 
 from robustflow.compat._patch.errors import PatchError
-from robustflow.compat._patch.interface import patch, patch_module, patched, unpatch
+from robustflow.compat._patch.interface import (
+    patch,
+    patch_module,
+    patched,
+    unpatch,
+    whole_layers,
+)
 from robustflow.compat._patch.session import Patch
 from robustflow.compat._patch.workers import worker_init
 
-__all__ = ["Patch", "PatchError", "patch", "patch_module", "patched", "unpatch", "worker_init"]
+__all__ = [
+    "Patch",
+    "PatchError",
+    "patch",
+    "patch_module",
+    "patched",
+    "unpatch",
+    "whole_layers",
+    "worker_init",
+]

@@ -284,7 +284,7 @@ class Transform:
     ) -> Sequence[Tensor | None]:
         """Gradients with respect to x and the parameters; None where not needed."""
         if torch.is_grad_enabled():  # create_graph=True: they are to be differentiated again
-            return _reference_gradients(
+            return reference_gradients(
                 self.reference, ctx.saved_tensors, ctx.config, needed, cotangents
             )
         mask = 0
@@ -310,7 +310,7 @@ class Transform:
             call_backward._schema.name,  # type: ignore[attr-defined]
             self._num_tensors,
             self._num_gradients,
-            functools.partial(_reference_gradients, self.reference),
+            functools.partial(reference_gradients, self.reference),
             python_function,
         )
         return operator
@@ -441,7 +441,7 @@ def compute_dtype(x: Tensor, others: Sequence[Tensor | None]) -> torch.dtype:
     return torch.float64 if has_float64 else torch.float32
 
 
-def _reference_gradients(
+def reference_gradients(
     reference: Transformed,
     tensors: Sequence[Tensor | None],
     config: Sequence[Any],

@@ -17,7 +17,11 @@ logger = logging.getLogger("robustflow.compat")
 # A kernel, robustflow's PyTorch reference, or the library's own code.
 KERNEL, REFERENCE, FALLBACK = SERVERS = ("kernel", "reference", "fallback")
 
+# Layers that one call served, or the library's method part by part.
+WHOLE, PARTS = WAYS = ("whole", "parts")
+
 _counts: dict[str, dict[str, int]] = {}
+_layers: dict[str, dict[str, int]] = {}
 _logged: set[tuple[str, str, str]] = set()
 
 
@@ -25,24 +29,49 @@ def start(library: str) -> None:
     """Count a library's calls, from zero."""
     with locking.lock:
         _counts[library] = dict.fromkeys(SERVERS, 0)
+        _layers[library] = dict.fromkeys(WAYS, 0)
 
 
 def keep(library: str) -> None:
     """Go on counting a library's calls, from zero if they are not counted yet."""
     with locking.lock:
         _counts.setdefault(library, dict.fromkeys(SERVERS, 0))
+        _layers.setdefault(library, dict.fromkeys(WAYS, 0))
 
 
 def stop(library: str) -> None:
     """Forget a library's counts."""
     with locking.lock:
         _counts.pop(library, None)
+        _layers.pop(library, None)
 
 
 def current() -> dict[str, dict[str, int]]:
     """A copy of the counts of each library."""
     with locking.lock:
         return {name: dict(counts) for name, counts in _counts.items()}
+
+
+def current_layers() -> dict[str, dict[str, int]]:
+    """A copy of the counts of each library's layers."""
+    with locking.lock:
+        return {name: dict(counts) for name, counts in _layers.items()}
+
+
+def served_whole(library: str, spline_calls: int) -> None:
+    """Count a layer that one call served, and the splines in it."""
+    with locking.lock:
+        if library in _counts:  # a call may end after the patch does
+            _layers[library][WHOLE] += 1
+            _counts[library][KERNEL] += spline_calls
+
+
+def served_in_parts(library: str, layer: str, reason: str) -> None:
+    """Count a layer whose library's method runs, and log why the first time."""
+    with locking.lock:
+        if library in _layers:
+            _layers[library][PARTS] += 1
+    _log_once(library, layer, reason, "%s: %s is not one call, since %s.")
 
 
 @asked_while_tracing
@@ -66,7 +95,11 @@ def served_rq(library: str, x: Tensor, num_bins: int) -> Any:
 def fell_back(library: str, function: str, reason: str) -> None:
     """Count a call that the library's own code serves, and log why the first time."""
     served(library, FALLBACK)
+    _log_once(library, function, reason, "%s: the library's own %s runs, since %s.")
+
+
+def _log_once(library: str, function: str, reason: str, message: str) -> None:
     key = (library, function, reason)
     if key not in _logged:
         _logged.add(key)
-        logger.debug("%s: the library's own %s runs, since %s.", library, function, reason)
+        logger.debug(message, library, function, reason)

@@ -145,3 +145,23 @@ def patched() -> dict[str, dict[str, int]]:
         {}
     """
     return counts.current()
+
+
+def whole_layers() -> dict[str, dict[str, int]]:
+    """Which layers of the patched libraries were one call, since each patch began.
+
+    A coupling layer of nflows, normflows or glasflow with a small residual network is one call on
+    the CPU: gather, network, spline, scatter and log-determinant, forward, inverse and backward.
+    Others run the library's method, whose spline the kernels serve; the logger
+    ``robustflow.compat`` says why at debug level, once for each reason.
+
+    Returns:
+        For each library ``{"whole": w, "parts": p}``, numbers of calls. The splines of both are in
+        :func:`patched`.
+
+    Example:
+        >>> import robustflow
+        >>> robustflow.compat.whole_layers()  # nothing is patched
+        {}
+    """
+    return counts.current_layers()

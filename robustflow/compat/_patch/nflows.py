@@ -7,19 +7,27 @@ from types import ModuleType
 from robustflow.compat._patch.code import Change
 from robustflow.compat._patch.nflows_like.functions import changes_of_module
 from robustflow.compat._patch.nflows_like.layers import layer_changes
+from robustflow.compat._patch.nflows_like.whole import whole_changes
 from robustflow.compat._patch.recognise import import_library
 
-_NAMES = ("splines.rational_quadratic", "coupling", "autoregressive", "nonlinearities", "made")
+_NAMES = (
+    "transforms.splines.rational_quadratic",
+    "transforms.coupling",
+    "transforms.autoregressive",
+    "transforms.nonlinearities",
+    "transforms.made",
+    "nn.nets",
+)
 
 
 def modules(library: str = "nflows", package: str = "nflows") -> list[ModuleType]:
     """Import those that define what is changed."""
-    return import_library(library, *(f"{package}.transforms.{name}" for name in _NAMES))
+    return import_library(library, *(f"{package}.{name}" for name in _NAMES))
 
 
 def changes(library: str = "nflows", package: str = "nflows") -> list[Change]:
     """What to change in nflows, or in the copy of it that ``library`` carries as ``package``."""
-    splines, coupling, autoregressive, nonlinearities, made = modules(library, package)
+    splines, coupling, autoregressive, nonlinearities, made, networks = modules(library, package)
     return [
         *changes_of_module(splines, library),
         *layer_changes(
@@ -28,5 +36,11 @@ def changes(library: str = "nflows", package: str = "nflows") -> list[Change]:
             autoregressive.MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
             nonlinearities.PiecewiseRationalQuadraticCDF,
             made.MADE,
+        ),
+        *whole_changes(
+            library,
+            coupling.PiecewiseRationalQuadraticCouplingTransform,
+            nonlinearities.PiecewiseRationalQuadraticCDF,
+            networks,
         ),
     ]

@@ -7,6 +7,7 @@ from types import ModuleType
 from robustflow.compat._patch.code import Change
 from robustflow.compat._patch.nflows_like.functions import changes_of_module
 from robustflow.compat._patch.nflows_like.layers import layer_changes
+from robustflow.compat._patch.nflows_like.whole import whole_changes
 from robustflow.compat._patch.recognise import import_library
 
 
@@ -18,12 +19,13 @@ def modules() -> list[ModuleType]:
         "normflows.flows.neural_spline.coupling",
         "normflows.flows.neural_spline.autoregressive",
         "normflows.nets.made",
+        "normflows.nets",
     )
 
 
 def changes() -> list[Change]:
     """What to change in normflows."""
-    splines, coupling, autoregressive, made = modules()
+    splines, coupling, autoregressive, made, networks = modules()
     return [
         *changes_of_module(splines, "normflows"),
         *layer_changes(
@@ -32,5 +34,11 @@ def changes() -> list[Change]:
             autoregressive.MaskedPiecewiseRationalQuadraticAutoregressive,
             coupling.PiecewiseRationalQuadraticCDF,
             made.MADE,
+        ),
+        *whole_changes(
+            "normflows",
+            coupling.PiecewiseRationalQuadraticCoupling,
+            coupling.PiecewiseRationalQuadraticCDF,
+            networks,
         ),
     ]

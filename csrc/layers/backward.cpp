@@ -1,0 +1,216 @@
+// A layer's gradients.
+#include "blocks.h"
+
+namespace robustflow {
+
+using network::Places;
+
+namespace {
+
+// How many blocks' sums of gradients are formed side by side: the same on any number of threads.
+constexpr int64_t kMaxSlabs = 8;
+
+// The gradients of a network's parameters. Blocks are divided into slabs, each with sums of its own,
+// which are then added in order.
+template <class T>
+class ParameterSums {
+ public:
+  const int64_t slabs;
+
+  // Of the parameters that `needed` asks for, from its entry `first` on.
+  ParameterSums(const variable_list& parameters, const std::vector<bool>& needed, size_t first,
+                int64_t blocks)
+      : slabs(std::min(blocks, kMaxSlabs)), totals_(parameters.size()) {
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      offsets_.push_back(size_);
+      if (!needed[first + i]) continue;
+      totals_[i] = zeros(parameters[i].sizes(), parameters[i].options());
+      size_ += parameters[i].numel();
+    }
+    if (slabs > 1) others_ = zeros({(slabs - 1) * size_}, parameters[0].options());
+  }
+
+  // Where a slab adds; null where nothing is needed.
+  std::vector<T*> of_slab(int64_t slab) const {
+    std::vector<T*> places(totals_.size(), nullptr);
+    for (size_t i = 0; i < places.size(); ++i)
+      if (totals_[i].defined())
+        places[i] = slab == 0 ? totals_[i].template data_ptr<T>() : other(slab, i);
+    return places;
+  }
+
+  // The totals, with the masks of the parameters applied.
+  const variable_list& finish(const variable_list& masks) {
+    for (size_t i = 0; i < totals_.size(); ++i) {
+      if (!totals_[i].defined()) continue;
+      T* total = totals_[i].template data_ptr<T>();
+      const int64_t count = totals_[i].numel();
+      for (int64_t slab = 1; slab < slabs; ++slab) {
+        const T* from = other(slab, i);
+        for (int64_t j = 0; j < count; ++j) total[j] += from[j];
+      }
+      if (masks[i].defined()) totals_[i].mul_(masks[i]);
+    }
+    return totals_;
+  }
+
+ private:
+  T* other(int64_t slab, size_t i) const {
+    return others_.data_ptr<T>() + (slab - 1) * size_ + offsets_[i];
+  }
+
+  variable_list totals_;
+  std::vector<int64_t> offsets_;
+  int64_t size_ = 0;
+  at::Tensor others_;
+};
+
+}  // namespace
+
+template <class T>
+variable_list Layer::backward_typed(bool inverse, const LayerTensors& given,
+                                    const variable_list& saved, const std::vector<bool>& needed,
+                                    const variable_list& cotangents) const {
+  const at::Tensor &values = saved[0], &params = saved[1], &before = saved[2], &kept = saved[3];
+  const at::Tensor &gy = cotangents[0], &gl = cotangents[1];
+  const int64_t samples = given.x.size(0), count = values.size(0), stride = values.size(2);
+  const int64_t outputs = params.size(1), inputs = network_.inputs;
+  const auto options = given.x.options();
+  const bool wants_x = needed[0], wants_context = needed[1];
+  const size_t first_own = 2 + num_parameters_;
+  bool wants_own = false;
+  for (size_t i = 0; i < num_own(); ++i) wants_own = wants_own || needed[first_own + i];
+
+  // The spline of the changed features.
+  const auto block_of = [&](const std::vector<int64_t>& columns) {
+    const at::Tensor out = at::empty({count, int64_t(columns.size()), stride}, options);
+    for (int64_t block = 0; block < count; ++block)
+      gather(Rows<const T>(gy), columns, Samples(block, stride, samples),
+             out.data_ptr<T>() + block * columns.size() * stride);
+    return out;
+  };
+  at::Tensor logs;
+  if (gl.defined()) {
+    logs = zeros({count, stride}, options);
+    T* to = logs.data_ptr<T>();
+    const T* from = gl.const_data_ptr<T>();
+    for (int64_t i = 0; i < samples; ++i) to[i] = from[i * gl.stride(0)];
+  }
+  const auto of_features = [&](const std::vector<int64_t>& columns) {
+    return logs.defined() ? logs.unsqueeze(2).expand({count, stride, int64_t(columns.size())})
+                          : at::Tensor();
+  };
+  const at::Tensor gy_changed = gy.defined() ? by_sample(block_of(changed_)) : at::Tensor();
+  variable_list made = spline_.gradients(
+      arguments_of(spline_, {by_sample(before), parameters_by_sample(params, num_params_)}),
+      configs_[inverse], wants_x ? 3 : 2, {gy_changed, of_features(changed_)});
+  at::Tensor gparams = made[1];
+  const at::Tensor like = parameters_by_sample(params, num_params_);
+  if (gparams.strides() != like.strides()) {
+    at::Tensor copy = at::empty_strided(like.sizes(), like.strides(), options);
+    copy.copy_(gparams);
+    gparams = copy;
+  }
+
+  // The network. Going back, the gradient of the kept features' own parameters passes through it.
+  const ReadyParameters<T> parameters(given.parameters, given.masks);
+  ParameterSums<T> sums(given.parameters, needed, 2, count);
+  const bool inputs_wanted = wants_x || wants_context || (inverse && wants_own);
+  const at::Tensor input_gradients =
+      inputs_wanted ? at::empty({count, inputs, stride}, options) : at::Tensor();
+  for_blocks(sums.slabs, [&](int64_t slab) {
+    const std::vector<T*> to = sums.of_slab(slab);
+    const Scratch<T> scratch(network_.gradients.units * stride, given.x);
+    Places<const T> places(network_.nodes.size());
+    Places<T> gradients(network_.nodes.size());
+    network::place(network_.gradients, scratch.data, stride, gradients);
+    const int64_t end = (slab + 1) * count / sums.slabs;
+    for (int64_t block = slab * count / sums.slabs; block < end; ++block) {
+      network::place(network_.kept,
+                     values.const_data_ptr<T>() + block * network_.kept.units * stride, stride,
+                     places);
+      places.back() = params.const_data_ptr<T>() + block * outputs * stride;
+      gradients.back() = gparams.data_ptr<T>() + block * outputs * stride;
+      network::run_backward<T>(network_, parameters.data, stride, places, gradients, inputs_wanted,
+                               to);
+      if (inputs_wanted)
+        std::copy_n(scratch.data, inputs * stride,
+                    input_gradients.data_ptr<T>() + block * inputs * stride);
+    }
+  });
+  variable_list found(2);
+  for (const at::Tensor& total : sums.finish(given.masks)) found.push_back(total);
+  found.resize(first_own + num_own());
+
+  // The spline of the kept features.
+  at::Tensor gkept;
+  if (own_ && (wants_x || wants_own)) {
+    at::Tensor cotangent = gy.defined() ? block_of(kept_) : at::Tensor();
+    if (inverse) {
+      const at::Tensor through = input_gradients.slice(1, 0, static_cast<int64_t>(kept_.size()));
+      cotangent = cotangent.defined() ? cotangent.add_(through) : through.contiguous();
+    }
+    variable_list arguments{by_sample(kept)};
+    for (const at::Tensor& t : given.own) arguments.push_back(t.unsqueeze(0).unsqueeze(0));
+    arguments = arguments_of(spline_, std::move(arguments));
+    int64_t wanted = wants_x ? 1 : 0;
+    for (size_t i = 0; i < 3; ++i) wanted |= int64_t(needed[first_own + i]) << (i + 1);
+    variable_list own = spline_.gradients(
+        arguments, (*own_)[inverse], wanted,
+        {cotangent.defined() ? by_sample(cotangent) : at::Tensor(), of_features(kept_)});
+    if (wants_x) gkept = with_adjacent_samples(own[0]);
+    for (size_t i = 0; i < 3; ++i)
+      if (needed[first_own + i])
+        found[first_own + i] = own[i + 1].reshape(given.own[i].sizes()).contiguous();
+  }
+
+  if (wants_x) {
+    found[0] = at::empty({samples, features_}, options);
+    const Rows<T> out(found[0]);
+    const at::Tensor gx = with_adjacent_samples(made[0]);
+    for (int64_t block = 0; block < count; ++block) {
+      const Samples which(block, stride, samples);
+      scatter(gx.const_data_ptr<T>() + block * gx.stride(0), gx.stride(2), changed_, which, false,
+              out);
+      if (own_) {
+        scatter(gkept.const_data_ptr<T>() + block * gkept.stride(0), gkept.stride(2), kept_, which,
+                false, out);
+      } else {
+        for (const int64_t column : kept_) {
+          T* to = out.column(column) + which.first * out.row_stride;
+          if (gy.defined()) {
+            const Rows<const T> from(gy);
+            const T* at = from.column(column) + which.first * from.row_stride;
+            for (int64_t i = 0; i < which.count; ++i)
+              to[i * out.row_stride] = at[i * from.row_stride];
+          } else {
+            for (int64_t i = 0; i < which.count; ++i) to[i * out.row_stride] = T(0);
+          }
+        }
+      }
+      if (!(own_ && inverse))  // else it has passed through the kept features' spline
+        scatter(input_gradients.const_data_ptr<T>() + block * inputs * stride, stride, read_, which,
+                true, out);
+    }
+  }
+  if (wants_context) {
+    found[1] = at::empty({samples, context_features_}, options);
+    std::vector<int64_t> columns(context_features_);
+    for (int64_t i = 0; i < context_features_; ++i) columns[i] = i;
+    for (int64_t block = 0; block < count; ++block)
+      scatter(input_gradients.const_data_ptr<T>() + (block * inputs + read_.size()) * stride,
+              stride, columns, Samples(block, stride, samples), false, Rows<T>(found[1]));
+  }
+  return found;
+}
+
+variable_list Layer::backward(bool inverse, const LayerTensors& given, const variable_list& saved,
+                              const std::vector<bool>& needed,
+                              const variable_list& cotangents) const {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return given.x.scalar_type() == at::kDouble
+             ? backward_typed<double>(inverse, given, saved, needed, cotangents)
+             : backward_typed<float>(inverse, given, saved, needed, cotangents);
+}
+
+}  // namespace robustflow

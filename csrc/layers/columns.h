@@ -1,0 +1,62 @@
+// Copies between rows, (N, D), and blocks of samples, [block][column][sample].
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace robustflow {
+
+// A matrix of any strides.
+template <class T>
+struct Rows {
+  T* data;
+  int64_t row_stride, column_stride;
+
+  explicit Rows(const at::Tensor& t)
+      : data(t.data_ptr<std::remove_const_t<T>>()),
+        row_stride(t.stride(0)),
+        column_stride(t.stride(1)) {}
+
+  T* column(int64_t index) const { return data + index * column_stride; }
+};
+
+// Samples [first, first + count) of a block whose columns are `stride` apart.
+struct Samples {
+  int64_t first, count, stride;
+
+  Samples(int64_t block, int64_t stride_, int64_t samples)
+      : first(std::min(block * stride_, samples)),
+        count(std::clamp<int64_t>(samples - block * stride_, 0, stride_)),
+        stride(stride_) {}
+};
+
+// Some columns of a matrix; the samples that fill the block up are 0.
+template <class T>
+void gather(const Rows<const T>& from, const std::vector<int64_t>& columns, const Samples& samples,
+            T* to) {
+  for (const int64_t column : columns) {
+    const T* at = from.column(column) + samples.first * from.row_stride;
+    for (int64_t i = 0; i < samples.count; ++i) to[i] = at[i * from.row_stride];
+    std::fill(to + samples.count, to + samples.stride, T(0));
+    to += samples.stride;
+  }
+}
+
+// The other way; added to what is there where `adds`.
+template <class T>
+void scatter(const T* from, int64_t column_stride, const std::vector<int64_t>& columns,
+             const Samples& samples, bool adds, const Rows<T>& to) {
+  for (const int64_t column : columns) {
+    T* at = to.column(column) + samples.first * to.row_stride;
+    if (adds) {
+      for (int64_t i = 0; i < samples.count; ++i) at[i * to.row_stride] += from[i];
+    } else {
+      for (int64_t i = 0; i < samples.count; ++i) at[i * to.row_stride] = from[i];
+    }
+    from += column_stride;
+  }
+}
+
+}  // namespace robustflow

@@ -1,0 +1,82 @@
+// A whole coupling or autoregressive layer in one call: the features that its network reads, the
+// network, the K-bin spline of the others, and the log-determinant; with a backward pass of its own.
+//
+// robustflow/fused says which layers it serves and describes them.
+#pragma once
+
+#include <array>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../network/network.h"
+#include "../operator.h"
+
+namespace robustflow {
+
+// The K-bin spline's configuration in both directions.
+using Configs = std::array<Stack, 2>;
+
+// What a call is given, in the order in which Python passes it and autograd returns gradients.
+struct LayerTensors {
+  at::Tensor x, context;     // (N, D); (N, C), or undefined
+  variable_list parameters;  // of the network
+  variable_list own;         // widths, heights, derivatives of the spline of the kept features
+  variable_list masks;       // of the parameters: undefined where there is none, never a gradient
+};
+
+// A layer's description. Lives as long as the process, since a graph may refer to it.
+class Layer {
+ public:
+  Layer(const py::dict& description, const Operator& spline, py::function differentiable);
+
+  // (y, logabsdet); or a str, a clause that says why it cannot serve this call.
+  py::object call(bool inverse, const py::sequence& tensors) const;
+
+  variable_list forward(bool inverse, const LayerTensors& given, variable_list* saved) const;
+
+  // Gradients in the order of LayerTensors without the masks; `needed` asks for each.
+  variable_list backward(bool inverse, const LayerTensors& given, const variable_list& saved,
+                         const std::vector<bool>& needed, const variable_list& cotangents) const;
+
+  // The same from operations that autograd, vmap and subclasses know.
+  variable_list differentiable_gradients(bool inverse, const LayerTensors& given,
+                                         const std::vector<bool>& needed,
+                                         const variable_list& cotangents) const;
+
+  LayerTensors split(const variable_list& given) const;
+  variable_list join(const LayerTensors& tensors) const;
+  // Tensors that have gradients, and all.
+  size_t num_gradients() const { return 2 + num_parameters_ + num_own(); }
+  size_t num_tensors() const { return num_gradients() + num_parameters_; }
+  int64_t number() const { return number_; }
+  static const Layer& numbered(int64_t number) { return *all()[number]; }
+
+ private:
+  static std::vector<Layer*>& all();
+
+  size_t num_own() const { return own_ ? 3 : 0; }
+  std::string obstacle(const LayerTensors& given) const;
+
+  template <class T>
+  variable_list forward_typed(bool inverse, const LayerTensors& given, variable_list* saved) const;
+  template <class T>
+  variable_list backward_typed(bool inverse, const LayerTensors& given, const variable_list& saved,
+                               const std::vector<bool>& needed,
+                               const variable_list& cotangents) const;
+
+  network::Network network_;
+  size_t num_parameters_;
+  int64_t features_, context_features_;
+  std::vector<int64_t> read_, changed_, kept_;  // features; the last are those that do not change
+  int64_t num_params_;                          // of the spline of a feature
+  const Operator& spline_;
+  Configs configs_;
+  std::optional<Configs> own_;  // of the spline of the kept features, which has own parameters
+  py::function differentiable_;
+  int64_t number_;  // in all()
+};
+
+void define_layer(py::module_& m);
+
+}  // namespace robustflow

@@ -1,0 +1,116 @@
+#include "network.h"
+
+#include <algorithm>
+
+namespace robustflow::network {
+namespace {
+
+template <class T>
+const Kernels<T>& kernels();
+template <>
+const Kernels<float>& kernels<float>() {
+  return active_kernels().single;
+}
+template <>
+const Kernels<double>& kernels<double>() {
+  return active_kernels().wide;
+}
+
+}  // namespace
+
+template <class T>
+void run_forward(const Network& network, const std::vector<const T*>& parameters, Index stride,
+                 const Places<T>& values) {
+  const Kernels<T>& run = kernels<T>();
+  for (const Step& step : network.steps) {
+    const T *in = values[step.in], *other = values[step.other];
+    T* out = values[step.out];
+    const int units = network.nodes[step.out].size;
+    const Index size = units * stride;
+    switch (step.kind) {
+      case Kind::linear:
+        run.linear(parameters[step.weight], step.bias < 0 ? nullptr : parameters[step.bias], units,
+                   network.nodes[step.in].size, in, stride, out);
+        break;
+      case Kind::activation:
+        run.activate(step.activation, in, size, out);
+        break;
+      case Kind::gate:
+        run.gate(in, other, size, out);
+        break;
+      case Kind::sum:
+        run.add(in, other, size, out);
+        break;
+      case Kind::count:
+        break;
+    }
+  }
+}
+
+template <class T>
+void run_backward(const Network& network, const std::vector<const T*>& parameters, Index stride,
+                  const Places<const T>& values, const Places<T>& gradients, bool inputs_wanted,
+                  const std::vector<T*>& found) {
+  const Kernels<T>& run = kernels<T>();
+  const auto is_input = [&](int node) { return node < network.num_inputs; };
+  const auto wanted = [&](int node) { return inputs_wanted || !is_input(node); };
+  // Whether a node's gradient has a first part, to which others are added. Inputs overlap, so theirs
+  // begin at zero.
+  std::vector<char> begun(network.nodes.size(), 0);
+  begun[network.output()] = 1;
+  std::fill_n(gradients[0], network.inputs * stride, T(0));
+  const auto adds = [&](int node) {
+    const bool had = begun[node] || is_input(node);
+    begun[node] = 1;
+    return had;
+  };
+  for (auto at = network.steps.rbegin(); at != network.steps.rend(); ++at) {
+    const Step& step = *at;
+    if (!begun[step.out]) continue;  // nothing depends on it
+    const T* g = gradients[step.out];
+    const int units = network.nodes[step.out].size, inputs = network.nodes[step.in].size;
+    const Index size = units * stride;
+    switch (step.kind) {
+      case Kind::linear:
+        if (found[step.weight])
+          run.weight_gradient(g, units, values[step.in], inputs, stride, found[step.weight]);
+        if (step.bias >= 0 && found[step.bias])
+          run.bias_gradient(g, units, stride, found[step.bias]);
+        if (wanted(step.in))
+          run.input_gradient(parameters[step.weight], units, inputs, g, stride, adds(step.in),
+                             gradients[step.in]);
+        break;
+      case Kind::activation:
+        if (wanted(step.in)) {
+          const bool by_input = needs_input(step.activation);
+          run.activation_gradient(step.activation, values[by_input ? step.in : step.out], g, size,
+                                  adds(step.in), gradients[step.in]);
+        }
+        break;
+      case Kind::gate: {
+        const bool adds_in = adds(step.in), adds_other = adds(step.other);
+        run.gate_gradient(values[step.in], values[step.other], g, size, adds_in, gradients[step.in],
+                          adds_other, gradients[step.other]);
+        break;
+      }
+      case Kind::sum:
+        for (const int node : {step.in, step.other})
+          if (wanted(node)) run.accumulate(g, size, adds(node), gradients[node]);
+        break;
+      case Kind::count:
+        break;
+    }
+  }
+}
+
+#define ROBUSTFLOW_NETWORK(T)                                                     \
+  template void run_forward(const Network&, const std::vector<const T*>&, Index,  \
+                            const Places<T>&);                                    \
+  template void run_backward(const Network&, const std::vector<const T*>&, Index, \
+                             const Places<const T>&, const Places<T>&, bool,      \
+                             const std::vector<T*>&);
+ROBUSTFLOW_NETWORK(float)
+ROBUSTFLOW_NETWORK(double)
+#undef ROBUSTFLOW_NETWORK
+
+}  // namespace robustflow::network

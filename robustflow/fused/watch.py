@@ -1,0 +1,96 @@
+"""Whether a module still computes what it did when it was described."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules import module as _every
+
+
+class Watch:
+    """Modules, and what of them a description took for granted.
+
+    :meth:`change` is asked at every call, so it looks at nothing but attributes.
+    """
+
+    def __init__(self) -> None:
+        self._modules: list[tuple[nn.Module, type, tuple[Any, ...]]] = []
+        self._settings: list[tuple[dict[str, Any], str, Any]] = []
+        self._dropouts: list[nn.Module] = []
+        self._classes: list[tuple[Any, Any]] = []
+
+    def module(self, module: nn.Module) -> None:
+        """It keeps its class, its children and its class's ``forward``, and gets no hook."""
+        kind: Any = type(module)
+        self._modules.append((module, kind, tuple(module._modules.values())))
+        if not any(kind is each for each, _ in self._classes):
+            self._classes.append((kind, kind.forward))
+
+    def setting(self, module: nn.Module, name: str) -> Any:
+        """An attribute of a module keeps its value; returns it."""
+        value = module.__dict__[name] if name in module.__dict__ else getattr(module, name)
+        if name in module.__dict__:
+            self._settings.append((module.__dict__, name, value))
+        return value
+
+    def dropout(self, module: nn.Module) -> None:
+        """A dropout stays off."""
+        self.module(module)
+        self._dropouts.append(module)
+
+    def change(self) -> str | None:
+        """What is different now, as a clause; None if nothing is."""
+        if (
+            _every._global_forward_hooks
+            or _every._global_forward_pre_hooks
+            or _every._global_backward_hooks
+            or _every._global_backward_pre_hooks
+        ):
+            return "hooks watch all modules"
+        for module, kind, children in self._modules:
+            state = module.__dict__
+            if type(module) is not kind or tuple(state["_modules"].values()) != children:
+                return "a module of its network was replaced"
+            if (
+                state["_forward_hooks"]
+                or state["_forward_pre_hooks"]
+                or state["_backward_hooks"]
+                or state["_backward_pre_hooks"]
+                or "forward" in state
+            ):
+                return f"hooks watch a {kind.__name__} of its network"
+        for state, name, value in self._settings:
+            if state.get(name) is not value:
+                return f"its {name} changed"
+        for module in self._dropouts:
+            if module.training and module.p > 0:  # type: ignore[operator]
+                return "dropout is on"
+        for kind, forward in self._classes:
+            if kind.forward is not forward:
+                return f"the forward of {kind.__name__} was replaced"
+        return None
+
+
+class Parameters:
+    """Where a description's parameters and masks are, to be read at every call."""
+
+    def __init__(self) -> None:
+        self._parameters: list[tuple[dict[str, Any], str]] = []
+        self._masks: list[tuple[dict[str, Any], str] | None] = []
+
+    def add(self, module: nn.Module, name: str, mask: str | None = None) -> None:
+        """A parameter of a module, and a buffer of it that multiplies it."""
+        self._parameters.append((module._parameters, name))
+        self._masks.append(None if mask is None else (module._buffers, mask))
+
+    def linear(self, layer: nn.Linear, mask: str | None = None) -> None:
+        self.add(layer, "weight", mask)
+        if layer.bias is not None:
+            self.add(layer, "bias")
+
+    def now(self) -> list[Tensor | None]:
+        return [state.get(name) for state, name in self._parameters]
+
+    def masks(self) -> list[Tensor | None]:
+        return [None if place is None else place[0].get(place[1]) for place in self._masks]
