@@ -13,7 +13,7 @@ from robustflow._rq_arguments import box_of
 from robustflow._transforms import RQ
 from robustflow.compat._patch.obstacles import in_dtype, promoted_dtype
 
-_SMALLEST_BIN = (1e-3, 1e-3)  # width and height, which zuko fixes
+SMALLEST_BIN = (1e-3, 1e-3)  # width and height, which zuko fixes
 
 
 def spline(
@@ -36,7 +36,7 @@ def spline(
             "linear",
             "softclip",
             edges,
-            *_SMALLEST_BIN,
+            *SMALLEST_BIN,
             slope,
             1.0,
             "none",
@@ -53,8 +53,8 @@ def spline(
         derivatives,
         inverse,
         tail_bound=bound,
-        min_bin_width=_SMALLEST_BIN[0],
-        min_bin_height=_SMALLEST_BIN[1],
+        min_bin_width=SMALLEST_BIN[0],
+        min_bin_height=SMALLEST_BIN[1],
         min_derivative=slope,
         parametrization="softclip",
     )

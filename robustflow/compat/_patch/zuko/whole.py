@@ -1,0 +1,321 @@
+"""zuko's autoregressive and coupling layers, each in one call: forward, and a coupling's inverse.
+
+A layer is described once, from its network and settings; a call asks whether they are still what
+they were, and reads the parameters afresh. Layers and calls that cannot be served so run zuko's own
+methods, whose splines the kernels serve as before.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustflow import ops
+from robustflow._by_identity import ByIdentity
+from robustflow._call_state import is_plain_eager
+from robustflow._transforms import RQ
+from robustflow._versions import are_counted, versions
+from robustflow.compat._patch.code import Change, CodeChange, original_of
+from robustflow.compat._patch.counts import served_in_parts, served_whole
+from robustflow.compat._patch.obstacles import broadcasts_to, number_obstacle
+from robustflow.compat._patch.own_code import runs_own_code
+from robustflow.compat._patch.recognise import require_function, require_parameters
+from robustflow.compat._patch.zuko.direct import DirectLayers
+from robustflow.compat._patch.zuko.kernels import SMALLEST_BIN
+from robustflow.fused import (
+    Builder,
+    FusedLayer,
+    Parameters,
+    Program,
+    Watch,
+    activation_of,
+    fused_layer,
+    is_available,
+)
+
+
+class Modules(NamedTuple):
+    """Those of zuko whose classes are recognised."""
+
+    transforms: ModuleType
+    autoregressive: ModuleType
+    coupling: ModuleType
+    networks: ModuleType
+
+
+class _Method(NamedTuple):
+    """A method of a transform, and what the one call gives of its results."""
+
+    name: str
+    argument: str
+    inverse: bool
+    with_ladj: bool
+
+
+_FORWARD = (_Method("_call", "x", False, False), _Method("call_and_ladj", "x", False, True))
+_BACK = _Method("_inverse", "y", True, False)
+
+
+def whole_changes(library: str, modules: Modules, direct: DirectLayers) -> list[Change]:
+    """The changes of the methods of zuko's autoregressive and coupling transforms.
+
+    Args:
+        library: for counts and messages.
+        modules: of zuko.
+        direct: layers whose univariate transform is the spline.
+    """
+    if not is_available():
+        return []
+    whole = _Whole(library, modules, direct)
+    transforms = modules.transforms
+    return [
+        *(whole.change(transforms.AutoregressiveTransform, method) for method in _FORWARD),
+        *(whole.change(transforms.CouplingTransform, method) for method in (*_FORWARD, _BACK)),
+    ]
+
+
+class _Plan(NamedTuple):
+    """What is known of a layer; ``layer`` is None where a reason is all."""
+
+    layer: Any
+    reason: str
+    num_bins: int
+    watch: Watch
+    parameters: Parameters
+    univariate: Any
+    shapes: Any
+    masks: list[Tensor]
+    versions: list[int]
+
+
+class _Whole:
+    def __init__(self, library: str, modules: Modules, direct: DirectLayers) -> None:
+        self._library = library
+        self._modules = modules
+        self._direct = direct
+        self._layers: dict[type, type] = {
+            modules.transforms.AutoregressiveTransform: (
+                modules.autoregressive.MaskedAutoregressiveTransform
+            ),
+            modules.transforms.CouplingTransform: modules.coupling.GeneralCouplingTransform,
+        }
+        self._metas = {kind: vars(kind)["meta"] for kind in self._layers.values()}
+        self._plans = ByIdentity[_Plan]()
+
+    def change(self, owner: type, method: _Method) -> Change:
+        function = require_function(self._library, owner, method.name)
+        require_parameters(self._library, function, ("self", method.argument))
+        original = original_of(function)
+        layer_class, what = self._layers[owner], f"{owner.__name__}.{method.name}"
+
+        def call(self: Any, x: Tensor) -> Any:
+            if type(self) is owner and not torch.compiler.is_compiling() and not runs_own_code():
+                layer = layer_of(self, layer_class)
+                if layer is not None and layer in direct:
+                    found = serve(self, layer, x, method.inverse)
+                    if not isinstance(found, str):
+                        return found if method.with_ladj else found[0]
+                    served_in_parts(library, what, found)
+            return original(self, x)
+
+        layer_of, serve = self._layer_of, self._serve
+        library, direct = self._library, self._direct
+        return CodeChange(function, call)
+
+    def _layer_of(self, transform: Any, layer_class: type) -> Any:
+        """The layer that made a transform, if it is zuko's own and makes its parameters so."""
+        meta = transform.meta
+        if type(meta) is not partial or len(meta.args) != 1 or meta.keywords:
+            return None
+        layer, function = (getattr(meta.func, name, None) for name in ("__self__", "__func__"))
+        if type(layer) is not layer_class or function is not self._metas[layer_class]:
+            return None
+        return layer
+
+    def _serve(
+        self, transform: Any, layer: Any, x: Tensor, inverse: bool
+    ) -> tuple[Tensor, Tensor] | str:
+        """The layer in one call, or why it is not."""
+        if not is_plain_eager():
+            return (
+                "the call is traced, or in a transform of torch.func, in forward mode, or watched "
+                "by a mode"
+            )
+        plan = self._plans.get(layer)
+        if plan is None or not self._holds(plan, layer):
+            plan = self._plan(layer)
+            self._plans.set(layer, plan)
+        if plan.layer is None:
+            return plan.reason
+        if reason := plan.watch.change():
+            return reason
+        spline = ops.of(RQ)
+        if spline.route(x, plan.num_bins) is not spline.implementations["native"].eager:
+            return "another backend than the CPU kernels was chosen"
+        (context,) = transform.meta.args
+        leading = x.shape[:-1]
+        rows = x
+        if x.dim() != 2:
+            if x.dim() == 0:
+                return "its input has no features"
+            rows = x.reshape(-1, x.shape[-1])
+        if context is not None and context.shape[:-1] != leading:
+            if context.dim() == 0 or not broadcasts_to(context[..., 0], x[..., 0]):
+                return "its context does not broadcast to the input"
+            context = context.expand(*leading, -1)
+        if context is not None and context.dim() != 2:
+            context = context.reshape(-1, context.shape[-1])
+        found = plan.layer(
+            inverse, [rows, context, *plan.parameters.now(), *plan.parameters.masks()]
+        )
+        if isinstance(found, str):
+            return found
+        served_whole(self._library, 1)
+        y, ladj = found
+        return (y, ladj) if rows is x else (y.view(x.shape), ladj.view(leading))
+
+    def _holds(self, plan: _Plan, layer: Any) -> bool:
+        return (
+            plan.univariate is layer.univariate
+            and plan.shapes is layer.shapes
+            and all(map(lambda a, b: a is b, plan.masks, self._masks(layer)))
+            and versions(plan.masks) == plan.versions
+            and (plan.layer is not None or plan.watch.change() is None)
+        )
+
+    @staticmethod
+    def _masks(layer: Any) -> list[Tensor]:
+        mask = layer._buffers.get("mask")
+        return [] if mask is None else [mask]
+
+    def _plan(self, layer: Any) -> _Plan:
+        watch, parameters = Watch(), Parameters()
+        watch.module(layer)
+        found = self._describe(layer, watch, parameters)
+        reason, fused = (found, None) if isinstance(found, str) else ("", found.in_cpp())
+        masks = self._masks(layer)
+        return _Plan(
+            fused,
+            reason,
+            layer.shapes[0][0],
+            watch,
+            parameters,
+            layer.univariate,
+            layer.shapes,
+            masks,
+            versions(masks),
+        )
+
+    def _describe(self, layer: Any, watch: Watch, parameters: Parameters) -> FusedLayer | str:
+        num_bins, num_params = layer.shapes[0][0], layer.total
+        masks = self._masks(layer)
+        if not are_counted(masks):
+            return "its mask was made in inference mode"
+        settings = self._settings(layer.univariate)
+        if settings is None or num_params != 3 * num_bins - 1:
+            return "the kernels do not support its settings"
+        network = layer.hyper
+        if masks:
+            (mask,) = masks
+            read = tuple(mask.nonzero().flatten().tolist())
+            changed = tuple((~mask).nonzero().flatten().tolist())
+            features, kind, linear = len(mask), self._modules.networks.MLP, "Linear"
+        else:
+            features = network.out_features // num_params
+            read = changed = tuple(range(features))
+            kind, linear = self._modules.networks.MaskedMLP, "MaskedLinear"
+        if type(network) is not kind:
+            return "its network is not the library's own"
+        program = self._program(
+            network, getattr(self._modules.networks, linear), len(read), watch, parameters
+        )
+        if isinstance(program, str):
+            return program
+        if program.outputs != len(changed) * num_params:
+            return "its network makes another number of parameters"
+        bound, slope = settings
+        configs = [
+            RQ.config(
+                num_bins, inverse, "linear", "softclip", bound, *SMALLEST_BIN, slope, 1.0, "sum", 2
+            )
+            for inverse in (False, True)
+        ]
+        return program.obstacle or fused_layer(
+            program, features, read, changed, num_params, tuple(configs), None
+        )
+
+    def _settings(self, univariate: Any) -> tuple[float, float] | None:
+        """The bound and slope of a partial of the spline; None if they are not plain numbers."""
+        given: dict[str, Any] = {}
+        while type(univariate) is partial:
+            given = {**univariate.keywords, **given}
+            univariate = univariate.func
+        defaults = inspect.signature(univariate).parameters
+        bound, slope = (given.pop(name, defaults[name].default) for name in ("bound", "slope"))
+        plain = isinstance(slope, (int, float)) and 0 < slope < 1 and not number_obstacle(bound)
+        return (bound, slope) if plain and not given else None
+
+    def _program(
+        self,
+        network: Any,
+        linear: type,
+        features: int,
+        watch: Watch,
+        parameters: Parameters,
+    ) -> Program | str:
+        first: Any = next(iter(network._modules.values()), None)
+        kind = type(first)
+        if kind is not linear:
+            return "its network does not begin with a linear layer"
+        extra = first.weight.shape[-1] - features
+        if extra < 0:
+            return "its network reads another number of features"
+        builder = Builder(features, extra)
+        found = self._append(builder, builder.both, network, linear, watch, parameters)
+        return found if isinstance(found, str) else builder.program()
+
+    def _append(
+        self,
+        builder: Builder,
+        node: int,
+        sequence: Any,
+        linear: type,
+        watch: Watch,
+        parameters: Parameters,
+    ) -> int | str:
+        """The modules of a Sequential after a node; the last node that they make."""
+        watch.module(sequence)
+        start = node
+        for module in sequence._modules.values():
+            kind = type(module)
+            if kind is self._modules.networks.Residual:
+                made = self._append(builder, node, module, linear, watch, parameters)
+                if isinstance(made, str):
+                    return made
+                node = made
+                continue
+            watch.module(module)
+            if kind is linear:
+                if module.weight.dim() != 2:
+                    return "its network has a stack of linear layers"
+                masked = "mask" if "mask" in module._buffers else None
+                parameters.add(module, "weight", masked)
+                if module.bias is not None:
+                    parameters.add(module, "bias")
+                node = builder.linear(node, module.weight.shape[0], module.bias is not None)
+                continue
+            activation = activation_of(module)
+            if activation is None:
+                return f"its network has a {kind.__name__}"
+            for name in ("alpha", "negative_slope"):
+                if name in vars(module):
+                    watch.setting(module, name)
+            node = builder.activation(node, activation)
+        if type(sequence) is self._modules.networks.Residual:
+            node = builder.sum(start, node)
+        return node
