@@ -27,8 +27,9 @@ from robustflow.nn.elementwise import (
 )
 from robustflow.nn.incremental import call_obstacle, context_obstacle, incremental_inverse
 from robustflow.nn.layer import ConditionalLayer
-from robustflow.nn.masked import MaskedConditioner, MaskedConditionerOptions
+from robustflow.nn.masked import MaskedConditioner, MaskedConditionerOptions, MaskedLinear
 from robustflow.nn.precision import zero_logabsdet
+from robustflow.nn.whole import transform_whole
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -109,6 +110,12 @@ class Autoregressive(ConditionalLayer):
         """Transform every feature, given the projected context."""
         check_shape("z", z, self.channels, 0)
         if not inverse:
+            if type(self).params_of is ConditionalLayer.params_of:
+                every = range(self.channels)
+                kinds = (MaskedConditioner, MaskedLinear)
+                whole = transform_whole(self, z, state, False, every, every, kinds)
+                if whole is not None:
+                    return whole
             return self.transform(z, self.params_of(z, state))
         if not torch.compiler.is_compiling():
             found = self._inverse_incrementally(z, state)

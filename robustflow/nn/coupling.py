@@ -15,9 +15,10 @@ from robustflow.nn._checks import (
     check_transform,
 )
 from robustflow.nn.circle import circles_from
-from robustflow.nn.conditioner import ConditionerOptions, own_or_default
+from robustflow.nn.conditioner import Conditioner, ConditionerOptions, own_or_default
 from robustflow.nn.elementwise import ElementwiseTransform, ModifiedRQSpline, circles_of, select
 from robustflow.nn.layer import ConditionalLayer
+from robustflow.nn.whole import transform_whole
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -104,6 +105,14 @@ class Coupling(ConditionalLayer):
         """Transform one half of z, given the projected context."""
         check_shape("z", z, self.channels)
         changed = self.channels - self.kept_channels
+        if z.dim() == 2 and type(self).params_of is ConditionalLayer.params_of:
+            every = range(self.channels)
+            read = every[changed:] if self.reverse else every[: self.kept_channels]
+            rest = every[:changed] if self.reverse else every[self.kept_channels :]
+            kinds = (Conditioner, nn.Linear)
+            found = transform_whole(self, z, state, inverse, read, rest, kinds)
+            if found is not None:
+                return found
         if self.reverse:
             z2, z1 = z.split((changed, self.kept_channels), dim=1)
         else:
