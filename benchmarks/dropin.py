@@ -1,10 +1,12 @@
 """What a patch gains: stock neural spline flows with robustflow.compat.patch off and on.
 
-    python -m benchmarks.dropin [--filter TEXT] [--seconds S] [--json FILE] [--check]
+    python -m benchmarks.dropin [--filter TEXT] [--seconds S] [--threads N] [--json FILE] [--check]
 
 Beside them the bound: the same flow with a transform that costs nothing
 (robustflow/benchmarks/dropin_cases.py). A patch reaches what the bound leaves over the time with
 the patch on; the conditioner is the rest.
+A patch also runs whole layers in one call, and may then pass the bound, which runs the library's
+layers. The last table has the targets.
 Times are medians of alternating runs, each library and size in a process of its own, under the
 default allocator and one that keeps its memory; peak memory is of a training step beyond the flow.
 """
@@ -13,11 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from robustflow._arguments import output_file
 from robustflow.benchmarks import allocator, dropin_cases, machine, memory, peers, timing
@@ -26,6 +31,16 @@ from robustflow.benchmarks.rows import duration, table, write_json
 
 MODULE = "benchmarks.dropin"
 SHARE = 0.9  # of the free transform's speed-up, that training and sampling are to reach
+
+# How many times as fast as the library, on one thread; by library and size.
+TARGETS = {
+    ("nflows", "inference"): {"training step": 5.0, "sampling": 5.0},
+    ("normflows", "inference"): {"training step": 6.0, "sampling": 5.0},
+    ("zuko", "inference"): {"training step": 6.0, "sampling": 5.0},
+    ("nflows", "large batch"): {"training step": 4.0},
+    ("normflows", "large batch"): {"training step": 4.5},
+    ("zuko", "large batch"): {"training step": 5.0},
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,10 @@ class DropInRow:
     @property
     def share(self) -> float:
         return self.speedup / self.bound
+
+    @property
+    def target(self) -> float | None:
+        return TARGETS.get((self.library, self.size), {}).get(self.what)
 
 
 def time_flow(library: str, size: Size, policy: str, seconds: float) -> list[DropInRow]:
@@ -156,6 +175,20 @@ def report(rows: Sequence[DropInRow], left_out: dict[str, str]) -> str:
     parts.append(
         f"{len(rows) - len(missed)} of {len(rows)} reach {SHARE:.0%} of the bound's speed-up."
     )
+    targets = [
+        [
+            f"{row.library}, {row.size}",
+            row.what,
+            row.allocator,
+            f"{row.speedup:.2f}x",
+            f"{row.target:.1f}x",
+            "reached" if row.speedup >= row.target else "missed",
+        ]
+        for row in rows
+        if row.target is not None
+    ]
+    if targets:
+        parts.append(table(["flow", "work", "allocator", "faster", "target", ""], targets))
     parts += [f"Left out: {name}. {reason}" for name, reason in left_out.items()]
     return "\n\n".join(parts)
 
@@ -168,6 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     parser.add_argument("--filter", default="", help="only flows whose name contains this")
     parser.add_argument("--seconds", type=float, default=10.0, help="of timing for each row")
+    parser.add_argument("--threads", type=int, help="of PyTorch; the targets are for one")
     parser.add_argument("--tiny", action="store_true", help="a tiny flow, to see that it runs")
     parser.add_argument("--json", type=output_file, help="write the rows and the machine here")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a row falls short")
@@ -178,6 +212,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not cases:
         names = "; ".join(f"{library}, {size.name}" for library, size in every)
         parser.error(f"no flow's name contains {options.filter!r}; there are {names}")
+    if options.threads:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of the processes that measure
+        torch.set_num_threads(options.threads)
     description = machine.describe()
     print(machine.headline(description))
     rows, left_out = measure(cases, options.seconds, lambda name: print(f"... {name}", flush=True))
@@ -186,6 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         records = [
             {**asdict(row), "speedup": row.speedup, "bound": row.bound, "share": row.share}
+            | {"target": row.target}
             for row in rows
         ]
         saved = write_json(options.json, description, [], dropin=records, left_out=left_out)

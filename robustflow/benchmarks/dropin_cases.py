@@ -39,6 +39,7 @@ class Size:
         bins: K.
         layers: transforms in the flow.
         hidden: units of each of two hidden blocks or layers.
+        context: features of the condition of each sample; 0 for a flow without one.
     """
 
     name: str
@@ -47,11 +48,12 @@ class Size:
     bins: int
     layers: int
     hidden: int
+    context: int = 0
 
 
 SIZES = (
     Size("large batch", 4096, 6, 8, 8, 64),
-    Size("inference", 200, 5, 10, 5, 50),  # sbi's defaults
+    Size("inference", 200, 5, 10, 5, 50, context=5),  # sbi's defaults
     Size("wide", 1024, 15, 8, 8, 512),  # gravitational waves
 )
 TINY = Size("tiny", 16, 4, 4, 2, 8)
@@ -65,7 +67,9 @@ def find_size(name: str) -> Size:
 
 
 def make_flow(library: str, size: Size) -> Any:
-    """A flow with ``log_prob(x)`` and ``sample(count)``, the same at every call.
+    """A flow with ``log_prob(x)`` and ``sample()``, the same at every call.
+
+    Its condition, where it has one, is its own: one for each sample of the batch.
 
     Raises:
         PeerMissing: the library is not installed.
@@ -90,14 +94,16 @@ def _nflows(size: Size) -> Any:
         layers.append(
             transforms.PiecewiseRationalQuadraticCouplingTransform(
                 (torch.arange(size.features) + i) % 2,
-                lambda inputs, outputs: ResidualNet(inputs, outputs, size.hidden),
+                lambda inputs, outputs: ResidualNet(
+                    inputs, outputs, size.hidden, size.context or None
+                ),
                 num_bins=size.bins,
                 tails="linear",
                 tail_bound=TAIL_BOUND,
             )
         )
     base = distributions.StandardNormal([size.features])
-    return flows.Flow(transforms.CompositeTransform(layers), base)
+    return _Conditioned(flows.Flow(transforms.CompositeTransform(layers), base), size)
 
 
 def _normflows(size: Size) -> Any:
@@ -107,25 +113,54 @@ def _normflows(size: Size) -> Any:
     for _ in range(size.layers):
         layers.append(
             nf.flows.CoupledRationalQuadraticSpline(
-                size.features, 2, size.hidden, num_bins=size.bins, tail_bound=TAIL_BOUND
+                size.features,
+                2,
+                size.hidden,
+                size.context or None,
+                num_bins=size.bins,
+                tail_bound=TAIL_BOUND,
             )
         )
         layers.append(nf.flows.LULinearPermute(size.features))
     base = nf.distributions.DiagGaussian(size.features, trainable=False)
-    return nf.NormalizingFlow(base, layers)
+    kind = nf.ConditionalNormalizingFlow if size.context else nf.NormalizingFlow
+    return _Conditioned(kind(base, layers), size)
 
 
-class _Zuko(torch.nn.Module):
-    def __init__(self, flow: Any) -> None:
+class _Conditioned(torch.nn.Module):
+    """A flow and the condition of each sample of a batch, where it has one."""
+
+    context: Tensor | None
+
+    def __init__(self, flow: Any, size: Size) -> None:
         super().__init__()
         self.flow = flow
+        self.count = size.batch
+        context = torch.randn(size.batch, size.context) if size.context else None
+        self.register_buffer("context", context)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        result: Tensor = self.flow().log_prob(x)
+        given = () if self.context is None else (self.context,)
+        result: Tensor = self.flow.log_prob(x, *given)
         return result
 
-    def sample(self, count: int) -> Tensor:
-        result: Tensor = self.flow().sample((count,))
+    def sample(self) -> Any:
+        """As many as the batch has; normflows returns their log_prob, too."""
+        if self.context is None:
+            return self.flow.sample(self.count)
+        if hasattr(self.flow, "transform_to_noise"):  # nflows counts samples for each condition
+            return self.flow.sample(1, self.context)
+        return self.flow.sample(self.count, self.context)
+
+
+class _Zuko(_Conditioned):
+    def log_prob(self, x: Tensor) -> Tensor:
+        result: Tensor = self.flow(self.context).log_prob(x)
+        return result
+
+    def sample(self) -> Tensor:
+        shape = (self.count,) if self.context is None else ()
+        result: Tensor = self.flow(self.context).sample(shape)
         return result
 
 
@@ -135,10 +170,12 @@ def _zuko(size: Size) -> Any:
     return _Zuko(
         zuko.flows.NSF(
             size.features,
+            size.context,
             transforms=size.layers,
             bins=size.bins,
             hidden_features=(size.hidden,) * 2,
-        )
+        ),
+        size,
     )
 
 
@@ -205,7 +242,7 @@ def _free_changes(library: str) -> list[CodeChange]:
             return result
 
     def meta(self: Any, c: Tensor | None, x: Tensor) -> Any:
-        phi = self.hyper(x).unflatten(-1, (-1, self.total))
+        phi = self.hyper(x if c is None else torch.cat((x, c), -1)).unflatten(-1, (-1, self.total))
         return DependentTransform(Connected(phi), 1)
 
     return [CodeChange(vars(MaskedAutoregressiveTransform)["meta"], meta)]
@@ -278,7 +315,7 @@ def make_run(library: str, size: Size, what: str, mode: str, flow: Any = None) -
 
     def sample() -> object:
         with torch.no_grad():
-            return flow.sample(size.batch)
+            return flow.sample()
 
     return Run(library, mode, train if what == "training step" else sample)
 
@@ -293,7 +330,7 @@ def results(library: str, size: Size, mode: str) -> dict[str, Tensor]:
         gradients = [p.grad.flatten() for p in flow.parameters() if p.grad is not None]
         torch.manual_seed(2)
         with torch.no_grad():
-            samples = flow.sample(size.batch)
+            samples = flow.sample()
     samples = samples[0] if isinstance(samples, tuple) else samples
     return {
         "log_prob": log_prob.detach(),

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from robustflow import _patch_on_import, _patchable, compat
 from robustflow.cli.doctor import diagnose
+from robustflow.fused import is_available
 from tests.compat import spawned
 from tests.compat.served import counts
 
@@ -226,10 +227,13 @@ def test_the_examples_of_the_docs(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     text = (ROOT / "docs" / "drop-ins.md").read_text(encoding="utf-8")
-    patched, counted, logged, loaded = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    patched, whole, counted, logged, loaded = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {"__name__": "__main__"}
     exec(patched, names)
     assert names["counts"] == {"nflows": counts(kernel=1)}
+    if is_available():
+        exec(whole, names)
+        assert capsys.readouterr().out.strip() == whole.rpartition("# ")[2].strip()
     compat._patch.counts._logged.clear()
     level = logging.getLogger("robustflow.compat").level
     try:
