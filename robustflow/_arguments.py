@@ -40,13 +40,13 @@ def words_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
     """A type: some of these words, joined by commas, in the order of ``choices``."""
 
     def convert(text: str) -> list[str]:
-        found = text.split(",")
-        for word in found:
+        words = text.split(",")
+        for word in words:
             if word not in choices:
                 raise argparse.ArgumentTypeError(
                     f"must be of {', '.join(choices)}, joined by commas, got {word!r}"
                 )
-        return [choice for choice in choices if choice in found]
+        return [choice for choice in choices if choice in words]
 
     return convert
 

@@ -1,4 +1,4 @@
-"""Values kept for objects by their identity, each as long as its object lives."""
+"""A value for each of some objects, kept as long as the object lives."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ Value = TypeVar("Value")
 
 
 class ByIdentity(Generic[Value]):
-    """A dictionary of objects that holds them weakly and asks for neither hash nor equality.
+    """A dictionary whose keys are objects: held weakly, and compared by identity.
 
-    The keys are the objects' ids, because a lookup by a weak reference is slow. There is no lock,
-    which a forked process could inherit held: each step is one operation of the dictionary.
+    Inside, the keys are the objects' ids, because looking up a weak reference is slow. It needs no
+    lock, because each step is one operation of a dictionary; and it has none, because a process
+    that is forked while a lock is held cannot release it.
 
     Example:
         >>> from torch import nn

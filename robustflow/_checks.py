@@ -76,11 +76,11 @@ def check_number(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a number, got {describe(value)}.")
 
 
-def check_count(name: str, value: object, least: int = 1) -> None:
-    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
+def check_count(name: str, value: object, minimum: int = 1) -> None:
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= minimum:
         return
     kind = ValueError if isinstance(value, Real) else TypeError
-    raise kind(f"{name} must be a whole number of at least {least}, got {describe(value)}.")
+    raise kind(f"{name} must be a whole number of at least {minimum}, got {describe(value)}.")
 
 
 def check_tensor(name: str, value: object) -> None:
@@ -148,13 +148,13 @@ def fits(size: int, full: int) -> bool:
 
 
 def check_leading_shape(
-    name: str, shape: Sequence[int], wanted: Sequence[int], meaning: str
+    name: str, shape: Sequence[int], expected: Sequence[int], meaning: str
 ) -> None:
-    if shape == wanted:  # the usual case, at a tenth of the cost of the next
+    if shape == expected:  # the usual case, at a tenth of the cost of the next
         return
-    if len(shape) != len(wanted) or any(
-        not fits(size, full) for size, full in zip(shape, wanted, strict=True)
+    if len(shape) != len(expected) or any(
+        not fits(size, full) for size, full in zip(shape, expected, strict=True)
     ):
         raise ValueError(
-            f"{name} has dimensions {tuple(shape)} where {tuple(wanted)} are wanted: {meaning}."
+            f"{name} has dimensions {tuple(shape)} where {tuple(expected)} are wanted: {meaning}."
         )

@@ -9,7 +9,7 @@ from types import ModuleType, TracebackType
 
 
 def explain(what: str, error: ModuleNotFoundError, extra: str) -> str | None:
-    """The sentence for ``what``; None where a module of robustflow itself is missing."""
+    """A sentence that names the extra; None where a module of robustflow itself is missing."""
     package = (error.name or "robustflow").partition(".")[0]
     if package == "robustflow":
         return None
@@ -38,10 +38,10 @@ def explain_when_run(extra: str, others: Mapping[str, str]) -> None:
     package is imported otherwise.
 
     Args:
-        extra: what installs a missing package,
-        others: but for these: package to extra.
+        extra: what installs a missing package, unless ``others`` names it.
+        others: by package, the extra that installs it.
     """
-    if sys.argv[:1] != ["-m"]:  # what stands there while `python -m` looks for its module
+    if sys.argv[:1] != ["-m"]:  # its value while `python -m` looks for the module
         return
 
     def hook(

@@ -117,11 +117,11 @@ def _keep_elsewhere(name: str, content: str | bytes) -> None:
         path = Path(tempfile.mkdtemp(prefix="robustflow-"), name)
         write_atomically(path, content)
     except OSError as error:
-        found = f"There is no temporary folder to keep its contents in ({_reason(error)})"
+        problem = f"There is no temporary folder to keep its contents in ({_reason(error)})"
         if isinstance(content, bytes):
-            print(f"{found}: they are lost.", file=sys.stderr)
+            print(f"{problem}: they are lost.", file=sys.stderr)
         else:
-            print(f"{found}: they are printed instead.", file=sys.stderr)
+            print(f"{problem}: they are printed instead.", file=sys.stderr)
             print(content)
         return
     print(f"Its contents are kept in {path}.", file=sys.stderr)

@@ -120,14 +120,14 @@ def build_info() -> dict[str, Any]:
         True
     """
     others = {
-        "cuda": _told("_cuda", _cuda_failure),
-        "autograd": _told("_autograd", _autograd_failure),
+        "cuda": _facts_or_failure("_cuda", _cuda_failure),
+        "autograd": _facts_or_failure("_autograd", _autograd_failure),
     }
-    told = _told("_C", _failure)
+    facts = _facts_or_failure("_C", _failure)
     if not load():
-        return {**told, **others}
+        return {**facts, **others}
     return {
-        **told,
+        **facts,
         "isa": _library.isa_name(),
         "isa_supported": _library.isa_supported(),
         **others,
@@ -169,7 +169,7 @@ def _share_isa() -> None:
         _autograd.set_isa(_library.isa_name())
 
 
-def _told(name: str, failure: Failure | None) -> dict[str, Any]:
+def _facts_or_failure(name: str, failure: Failure | None) -> dict[str, Any]:
     facts = _facts(_folder, name) if _files(name) else {}
     if failure is None:
         return {"loaded": True, **facts}
@@ -299,8 +299,8 @@ def _installed_libraries() -> list[Path]:
     if not _is_source_tree():
         return []
     folders = [Path(str(each.locate_file("robustflow"))).resolve() for each in _distributions()]
-    found = [_extension(folder, "_C") for folder in folders if folder != _PACKAGE]
-    return [library for library in found if library is not None]
+    libraries = [_extension(folder, "_C") for folder in folders if folder != _PACKAGE]
+    return [library for library in libraries if library is not None]
 
 
 def _is_source_tree() -> bool:

@@ -36,13 +36,13 @@ def check_rq_parameters(
     widths, heights, derivatives = (group.shape for group in groups)
     num_bins = static(widths[-1])
     num_derivatives = count_derivatives(num_bins, tails)
-    for name, shape, wanted in (
+    for name, shape, expected in (
         (_PARAMETERS[1], heights, num_bins),
         (_PARAMETERS[2], derivatives, num_derivatives),
     ):
-        if shape[-1] != wanted:
+        if shape[-1] != expected:
             raise ValueError(
-                f"{name} must have a last dimension of {wanted} for {num_bins} bins with "
+                f"{name} must have a last dimension of {expected} for {num_bins} bins with "
                 f"tails={tails!r}, got shape {tuple(shape)}."
             )
     leading = widths[:-1]

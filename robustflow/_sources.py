@@ -18,8 +18,8 @@ def fingerprint(root: Path) -> str | None:
     if not (folder.is_dir() and description.is_file()):
         return None
     sources = [path for path in folder.rglob("*") if path.suffix in _SUFFIXES and path.is_file()]
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in (description, *sorted(sources)):
         content = path.read_bytes()
-        found.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
-    return found.hexdigest()[:16]
+        digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:16]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def versions(tensors: Iterable[Tensor]) -> list[int]:
-    """The count of in-place writes of each; 0 for inference tensors, of which torch keeps none."""
+    """The count of writes to each; 0 for inference tensors, whose writes torch does not count."""
     return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
@@ -22,7 +22,7 @@ def are_counted(tensors: Iterable[Tensor]) -> bool:
 
 
 class Unchanged:
-    """A tensor, held weakly, and recognised as long as nothing was written to it."""
+    """Recognises a tensor as long as nothing is written to it; holds it weakly."""
 
     __slots__ = ("_version", "reference")
 
@@ -31,7 +31,7 @@ class Unchanged:
         self._version = None if tensor.is_inference() else tensor._version
 
     def holds(self, tensor: Tensor) -> bool:
-        """Whether it is this tensor, as it was; never of an inference tensor."""
+        """Whether it is this tensor, without a write since; False for inference tensors."""
         return (
             self.reference() is tensor
             and self._version is not None

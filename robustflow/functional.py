@@ -369,17 +369,17 @@ def _unpack(name: str, params: Tensor, x: Tensor, num_params: int, order: str) -
         return params
     if len(packed) != len(shape) or len(shape) < 2 or packed[1] != shape[1] * num_params:
         if len(shape) >= 2:
-            wanted = f"{(shape[0], shape[1] * num_params, *shape[2:])} (packed) or "
+            expected = f"{(shape[0], shape[1] * num_params, *shape[2:])} (packed) or "
         else:
-            wanted = ""
+            expected = ""
         raise ValueError(
-            f"{name} must have shape {wanted}{(*shape, num_params)} for x of shape "
+            f"{name} must have shape {expected}{(*shape, num_params)} for x of shape "
             f"{tuple(shape)} with {num_params} parameters an element, got {tuple(packed)}."
         )
     samples, space = packed[0], packed[2:]
     if samples != shape[0] or space != shape[2:]:
-        wanted = "x's (or 1 where shared)"
-        check_leading_shape(name, (samples, *space), (shape[0], *shape[2:]), wanted)
+        expected = "x's (or 1 where shared)"
+        check_leading_shape(name, (samples, *space), (shape[0], *shape[2:]), expected)
     if order == "channel":
         params = params.view(samples, shape[1], num_params, *space)
         return params.movedim(2, -1) if space else params

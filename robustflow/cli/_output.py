@@ -1,4 +1,4 @@
-"""Standard output whose reader closed the pipe, as `head` does: not an error."""
+"""When the reader of standard output closes the pipe, as `head` does, that is no error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def reader_left() -> bool:
     """Whether the reader of standard output closed it; the remaining output is discarded."""
     try:
         file = sys.stdout.fileno()
-    except io.UnsupportedOperation:  # in memory
+    except io.UnsupportedOperation:  # not a file, as under pytest
         return False
     poll = select.poll()
     poll.register(file, 0)

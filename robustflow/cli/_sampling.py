@@ -32,12 +32,12 @@ def add_temperatures(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def add_size(
-    parser: argparse.ArgumentParser, default: int, *, least: int = 1, more: str = ""
+    parser: argparse.ArgumentParser, default: int, *, minimum: int = 1, more: str = ""
 ) -> None:
-    """``--size``: of the squares; ``more`` ends its help."""
+    """``--size``: the side of the squares; ``more`` is added to its help."""
     parser.add_argument(
         "--size",
-        type=whole_number(least),
+        type=whole_number(minimum),
         default=default,
         metavar="N",
         help=f"side of the squares (default: %(default)s{more})",

@@ -142,10 +142,10 @@ def describe_gpu() -> dict[str, str]:
 def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str:
     """The version of NVIDIA's driver, or "unknown" where the system does not tell."""
     try:
-        found = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", file.read_text(encoding="utf-8"))
+        match = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", file.read_text(encoding="utf-8"))
     except OSError:
         return "unknown"
-    return found[1] if found else "unknown"
+    return match[1] if match else "unknown"
 
 
 def _self_test(backend: str, device: str) -> list[str]:

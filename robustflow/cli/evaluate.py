@@ -64,7 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="LIST",
         help="what is done to the samples, joined by commas (default: %(default)s)",
     )
-    add_size(parser, 192, least=0, more="; 0: whole pictures; MS-SSIM needs 176")
+    add_size(parser, 192, minimum=0, more="; 0: whole pictures; MS-SSIM needs 176")
     parser.add_argument(
         "--colour",
         choices=("rgb", "y"),

@@ -29,16 +29,16 @@ def find_layers(model: nn.Module, only: Iterable[str | nn.Module] | None = None)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    found = _Search().layers(model)
+    found_layers = _Search().layers(model)
     if only is not None:
-        return _restricted(model, found, only)
-    if not found:
+        return _restricted(model, found_layers, only)
+    if not found_layers:
         raise ValueError(
             f"No flow layer was found in this {type(model).__name__}. Known are the layers of "
             "robustflow, nflows, glasflow, normflows, zuko, FrEIA and SRFlow's published code. "
             "Name others by layers=[...]: modules, or names from model.named_modules()."
         )
-    return found
+    return found_layers
 
 
 class _Search:
@@ -68,13 +68,13 @@ class _Search:
                 return [_named(watched, name, flipped)]
         inside = flipped != any(adapter.flips(module) for adapter in self.adapters)
         members = [each for adapter in self.adapters for each in adapter.members(module)]
-        found: list[Watched] = []
+        flow_layers: list[Watched] = []
         for part, child in module.named_children():
             called = child in members or (member and isinstance(module, nn.ModuleList))
-            found += self.layers(child, f"{name}.{part}" if name else part, inside, called)
-        if member and not found and not isinstance(module, nn.ModuleList):
-            found = [_named(OtherLayer(module), name, flipped)]
-        return found
+            flow_layers += self.layers(child, f"{name}.{part}" if name else part, inside, called)
+        if member and not flow_layers and not isinstance(module, nn.ModuleList):
+            flow_layers = [_named(OtherLayer(module), name, flipped)]
+        return flow_layers
 
 
 def _named(watched: Watched, name: str, flipped: bool) -> Watched:
@@ -108,7 +108,7 @@ def _check_can_be_watched(module: nn.Module, name: str) -> None:
 
 
 def _restricted(
-    model: nn.Module, found: Sequence[Watched], only: Iterable[str | nn.Module]
+    model: nn.Module, found_layers: Sequence[Watched], only: Iterable[str | nn.Module]
 ) -> list[Watched]:
     if isinstance(only, (str, nn.Module)):
         only = [only]
@@ -120,13 +120,13 @@ def _restricted(
         if name is None:
             raise ValueError(f"layers has a {type(item).__name__} that is no part of model.")
         if name not in modules:
-            known = ", ".join(repr(each.name) for each in found[:4]) or "no flow layers"
+            known = ", ".join(repr(each.name) for each in found_layers[:4]) or "no flow layers"
             raise ValueError(
                 f"layers has {name!r}, which is no name in model.named_modules(). Among them are "
                 f"{known}."
             )
-        inside = [each for each in found if each.name == name or _is_in(each.name, name)]
-        for block in found:
+        inside = [each for each in found_layers if each.name == name or _is_in(each.name, name)]
+        for block in found_layers:
             if isinstance(block, Block) and block.name != name:
                 parts = [part for part in block.parts if part.name == name]
                 if parts:

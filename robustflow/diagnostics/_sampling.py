@@ -54,8 +54,8 @@ def sample_mean(model: nn.Module, contexts: Any) -> Any:
         z = tensors[0].new_zeros(len(tensors[0]), model.channels, *size)
         return model(z, tensors[0], inverse=True)
     for library, sample in _LIBRARIES.items():
-        if library in sys.modules and (found := sample(model, tensors)) is not None:
-            return found
+        if library in sys.modules and (mean := sample(model, tensors)) is not None:
+            return mean
     raise ValueError(
         f"How a {type(model).__name__} samples is not known here: pass run=lambda model, contexts: "
         "..., which samples once for each context, with the latents at their mean."

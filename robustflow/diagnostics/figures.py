@@ -207,8 +207,12 @@ def _draw_radii(axis: Any, onset: Onset, maps: Sequence[LayerMap], growth: float
     steps = [each.step - onset.step for each in maps]
     limits = [whole if field is None else min(field, whole) for field in fields]
     radii = [_radius(each, onset, growth) if each.step >= onset.step else math.nan for each in maps]
-    behind = [limit if step >= 0 else math.nan for limit, step in zip(limits, steps, strict=True)]
-    axis.plot(steps, behind, color=_REFERENCE, linewidth=5, alpha=0.4, label="receptive field")
+    at_and_after = [
+        limit if step >= 0 else math.nan for limit, step in zip(limits, steps, strict=True)
+    ]
+    axis.plot(
+        steps, at_and_after, color=_REFERENCE, linewidth=5, alpha=0.4, label="receptive field"
+    )
     axis.plot(steps, radii, ".-", color=_COLOUR, label=f"|z| of {growth:g} or more")
     axis.yaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("layers behind the onset", fontsize=8)

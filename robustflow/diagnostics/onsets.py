@@ -160,10 +160,10 @@ def _radii(module: nn.Module, dims: int) -> list[int] | None:
     else:
         return None
     every = [_radii(part, dims) for part in parts]
-    found = [each for each in every if each is not None]
-    if len(found) < len(every):
+    known = [each for each in every if each is not None]
+    if len(known) < len(every):
         return None
-    return [sum(column) for column in zip(*found, strict=True)]
+    return [sum(column) for column in zip(*known, strict=True)]
 
 
 @torch.no_grad()
@@ -179,10 +179,10 @@ def _measured(probe: Probe, kept: Tensor) -> Reach:
             params = probe(marked)
         if params.shape[2:] != size:
             return None
-        found = params.isnan().flatten(0, 1).any(dim=0).nonzero()
-        if not len(found):
+        affected = params.isnan().flatten(0, 1).any(dim=0).nonzero()
+        if not len(affected):
             return tuple((-side, -side) for side in size)  # nothing depends on it
-        ends.append((found.amin(0).tolist(), found.amax(0).tolist()))
+        ends.append((affected.amin(0).tolist(), affected.amax(0).tolist()))
     (_, afters), (befores, _) = ends
     return tuple(
         # At the other end the true reach may be larger than what is visible.
@@ -232,15 +232,15 @@ def spread(
         masks, inputs: one mask for each input; for a part of a block, those of the block.
         shapes: of the outputs.
     """
-    found = [mask for mask in masks if mask is not None]
-    if not found:
+    present = [mask for mask in masks if mask is not None]
+    if not present:
         return [None] * len(shapes)
     if layer.spread == "replay" and replay is not None:
         return _replayed(masks, inputs, replay)
-    if layer.spread == "sample" or len(masks) > 1 or [found[0].shape] != list(shapes):
-        samples = torch.stack([mask.flatten(1).any(dim=1) for mask in found]).any(dim=0)
+    if layer.spread == "sample" or len(masks) > 1 or [present[0].shape] != list(shapes):
+        samples = torch.stack([mask.flatten(1).any(dim=1) for mask in present]).any(dim=0)
         return [samples.view(-1, *[1] * (len(each) - 1)).expand(each) for each in shapes]
-    mask = found[0]
+    mask = present[0]
     if layer.spread == "elementwise":
         return [mask]
     if layer.spread == "channels":
@@ -362,10 +362,10 @@ def find_crossings(
         return None
     growth = (out / reference.clamp(min=1)).nan_to_num(nan=math.inf, posinf=math.inf)
     reasons = torch.where(fresh, 2, torch.where(grew, 0, 1))
-    found = (row, channel)
+    at_crossing = (row, channel)
     channel = torch.arange(after.shape[1], device=after.device)[chosen][channel]
     index = torch.stack([sample[row], channel, *(each[row] for each in place)], dim=1)
-    return Crossings(index, growth[found], out[found], reasons[found])
+    return Crossings(index, growth[at_crossing], out[at_crossing], reasons[at_crossing])
 
 
 def _everywhere(mask: Tensor) -> Tensor:

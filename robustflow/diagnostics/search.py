@@ -122,9 +122,9 @@ class _Climb:
         self.model, self.watcher, self.run = model, watcher, run
         self.single = isinstance(contexts, Tensor)
         self.kind = type(contexts)
-        given = [contexts] if self.single else list(contexts)
-        self.now = [each.detach().clone().requires_grad_() for each in given]
-        self.best = [each.detach().clone() for each in given]
+        starts = [contexts] if self.single else list(contexts)
+        self.now = [each.detach().clone().requires_grad_() for each in starts]
+        self.best = [each.detach().clone() for each in starts]
         self.best_gain = torch.empty(0)
         self.start: Mapping[str, float] = {}
         self.found: dict[str, float] = {}

@@ -47,8 +47,8 @@ class ElementwiseTransform(Transform, ABC):
 
     @property
     def _parameters(self) -> tuple[Tensor, ...]:
-        found = (getattr(self, name) for name in self.parameter_names)
-        return tuple(parameter for parameter in found if parameter is not None)
+        parameters = (getattr(self, name) for name in self.parameter_names)
+        return tuple(parameter for parameter in parameters if parameter is not None)
 
     def _leading_shapes(self) -> list[Size]:
         """What x broadcasts against."""
@@ -117,10 +117,10 @@ class ElementwiseTransform(Transform, ABC):
         else:
             self._kept = Kept(x, y, inverse, logabsdet, self._parameters)
 
-    def _compute(self, name: str, given: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        check_tensor(name, given)
-        shape = self.forward_shape(given.shape)
-        return self._transform(given if shape == given.shape else given.expand(shape), inverse)
+    def _compute(self, name: str, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        check_tensor(name, value)
+        shape = self.forward_shape(value.shape)
+        return self._transform(value if shape == value.shape else value.expand(shape), inverse)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """log \\|dy/dx\\| of each element, like y; float32, or float64 if x or a parameter is.
@@ -136,9 +136,9 @@ class ElementwiseTransform(Transform, ABC):
             # Used once: a caller that kept it would keep it beyond the trace.
             kept, self._traced = self._traced, None
         if kept is not None:
-            found = kept.logabsdet(x, y, inverse, self._parameters)
-            if found is not None:
-                return found
+            logabsdet = kept.logabsdet(x, y, inverse, self._parameters)
+            if logabsdet is not None:
+                return logabsdet
         return self._compute(*(("y", y) if inverse else ("x", x)), inverse)[1]
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:

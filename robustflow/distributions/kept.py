@@ -93,7 +93,7 @@ class Traced:
 
 def _has_wanted_graph(x: Tensor, y: Tensor, inverse: bool, parameters: Sequence[Tensor]) -> bool:
     """Whether the call recorded an autograd graph, or none is wanted now."""
-    made, given = (x, y) if inverse else (y, x)
-    if made.requires_grad or not torch.is_grad_enabled():
+    output, input = (x, y) if inverse else (y, x)
+    if output.requires_grad or not torch.is_grad_enabled():
         return True
-    return not any(tensor.requires_grad for tensor in (given, *parameters))
+    return not any(tensor.requires_grad for tensor in (input, *parameters))

@@ -160,12 +160,12 @@ def match(name: str, lows: Sequence[str], scale: int) -> str | None:
         >>> [match(name, lows, 4) for name in ("0801", "0802_sample_03", "cat-2-01", "category")]
         ['0801x4', '0802x4', 'cat-2', None]
     """
-    found = []
+    matches = []
     for low in lows:
         for base in {low, low.removesuffix(f"x{scale}")}:
             if base and (name == base or re.match(re.escape(base) + r"[^0-9a-zA-Z]", name)):
-                found.append((len(base), low))
-    return max(found)[1] if found else None
+                matches.append((len(base), low))
+    return max(matches)[1] if matches else None
 
 
 def _by_name(folder: Path, out: Path) -> dict[str, Path]:
@@ -229,12 +229,13 @@ def _look(
     report: Report,
 ) -> None:
     """Find artifacts in pictures of one size and observation, and write their masks."""
-    found = find_artifacts(
+    artifacts = find_artifacts(
         torch.stack(list(pictures.values())),
         observation,
         f"sr{scale}" if observation is not None and scale > 1 else None,
     )
-    masks = {k: mask for k, mask in found.masks.items() if k != "range"}  # 8 bits cannot break it
+    # 8 bits cannot leave the range.
+    masks = {kind: mask for kind, mask in artifacts.masks.items() if kind != "range"}
     for number, name in enumerate(pictures):
         report.pictures[name] = {k: float(m[number].float().mean()) for k, m in masks.items()}
         for kind, mask in masks.items():
@@ -280,8 +281,8 @@ def _print(report: Report, out: Path, console: Console) -> None:
         table.add_column("share of its pixels")
         for name in worst[:_SHOWN]:
             shares = report.pictures[name]
-            found = ", ".join(f"{kind} {100 * shares[kind]:.3g} %" for kind in report.masks[name])
-            table.add_row(escape(name), found)
+            kinds = ", ".join(f"{kind} {100 * shares[kind]:.3g} %" for kind in report.masks[name])
+            table.add_row(escape(name), kinds)
         console.print(table)
     if len(worst) > _SHOWN:
         say(console, f"... and {len(worst) - _SHOWN} more.")

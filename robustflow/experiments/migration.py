@@ -191,10 +191,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "sample-size": (SCALE, standard.sample_size, "side of the squares that are sampled"),
         "seed": (0, standard.seed, "seed of everything"),
     }
-    for name, (least, default, words) in numbers.items():
+    for name, (minimum, default, words) in numbers.items():
         parser.add_argument(
             f"--{name}",
-            type=whole_number(least),
+            type=whole_number(minimum),
             default=default,
             metavar="N",
             help=f"{words} (%(default)s)",

@@ -151,7 +151,7 @@ def detectors(
 ) -> dict[str, dict[str, Any]]:
     """Every kind of artifact, judged by what onsets reached, over all pictures."""
     draw = sampler_of(flow)
-    found: dict[str, list[Tensor]] = {}
+    masks_by_kind: dict[str, list[Tensor]] = {}
     scored: dict[str, list[Tensor]] = {}
     truth = []
     for split in _SPLITS:
@@ -163,11 +163,11 @@ def detectors(
             artifacts = find_artifacts(samples, pair.low[None], "sr4", safe)
             truth.append(monitor.contaminated.any(dim=1))
             for kind, mask in artifacts.masks.items():
-                found.setdefault(kind, []).append(mask)
+                masks_by_kind.setdefault(kind, []).append(mask)
             for kind, score in artifacts.scores.items():
                 scored.setdefault(kind, []).append(score)
     judged = judge_detectors(
-        {kind: torch.cat(masks) for kind, masks in found.items()},
+        {kind: torch.cat(masks) for kind, masks in masks_by_kind.items()},
         torch.cat(truth),
         scores={kind: torch.cat(scores) for kind, scores in scored.items()},
         resamples=200,
@@ -188,8 +188,8 @@ def guards(
     generator = torch.Generator().manual_seed(settings.seed)
     latents = [temperature * torch.randn(len(pairs), channels, *size, generator=generator)]
 
-    def decode(given: Sequence[Tensor]) -> Tensor:
-        return guess + flow.inverse(tuple(given), condition=condition)[0]
+    def decode(values: Sequence[Tensor]) -> Tensor:
+        return guess + flow.inverse(tuple(values), condition=condition)[0]
 
     def clamped(gain: float) -> Tensor:
         with clamp_inverse(flow, max_gain=gain):

@@ -16,12 +16,12 @@ _NAMES: dict[Any, str] = {
 }
 
 
-def converted(value: Any, wanted: Any) -> Any:
+def converted(value: Any, type_hint: Any) -> Any:
     """A value as one of a field's type: lists become tuples, and whole numbers floats.
 
     Args:
         value: as a caller or a TOML file gives it.
-        wanted: the type hint: bool, int, float, str, a tuple or dict of them, or a union.
+        type_hint: of the option: bool, int, float, str, a tuple or dict of them, or a union.
 
     Raises:
         ValueError: it is none; the text goes on from the option's name.
@@ -30,8 +30,10 @@ def converted(value: Any, wanted: Any) -> Any:
         >>> converted([1, 2], tuple[float, ...])
         (1.0, 2.0)
     """
-    union = get_origin(wanted) in (typing.Union, types.UnionType)
-    kinds = [kind for kind in (get_args(wanted) if union else (wanted,)) if kind is not type(None)]
+    union = get_origin(type_hint) in (typing.Union, types.UnionType)
+    kinds = [
+        kind for kind in (get_args(type_hint) if union else (type_hint,)) if kind is not type(None)
+    ]
     for kind in kinds:
         base = get_origin(kind) or kind
         if base is tuple and isinstance(value, list | tuple):

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from robustflow.nn.upsampled import Upsampled
 
 
-def check_counts(least: int = 1, **counts: int) -> None:
+def check_counts(minimum: int = 1, **counts: int) -> None:
     """Whole numbers of at least so many, by their names."""
     for name, value in counts.items():
-        check_count(name, value, least)
+        check_count(name, value, minimum)
 
 
 def check_transform(transform: object) -> None:

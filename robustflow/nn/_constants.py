@@ -13,8 +13,8 @@ from robustflow._call_state import is_plain_eager
 
 def per_channel(values: Sequence[float], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Numbers (C,) that broadcast against (N, C, \\*S), in its dtype unless one is given."""
-    found = _tensor(tuple(values), dtype or like.dtype, like.device)
-    return found.view(-1, *[1] * (like.dim() - 2))
+    constant = _tensor(tuple(values), dtype or like.dtype, like.device)
+    return constant.view(-1, *[1] * (like.dim() - 2))
 
 
 def take_channels(z: Tensor, channels: Sequence[int]) -> Tensor:

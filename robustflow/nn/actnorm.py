@@ -89,11 +89,11 @@ class ActNorm(nn.Module):
                 "evaluation mode."
             )
         if not self.initialised:
-            found = standardisation(z, self.eps)
-            if found is None:
+            constants = standardisation(z, self.eps)
+            if constants is None:
                 return
-            self.bias.copy_(found[0])
-            self.log_scale.copy_(found[1])
+            self.bias.copy_(constants[0])
+            self.log_scale.copy_(constants[1])
             self.initialised.fill_(True)
         self._known_initialised = True
 
@@ -136,8 +136,8 @@ def standardisation(z: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor] | Non
     if not count.any():
         return None
     rounding = _ROUNDINGS * torch.finfo(z.dtype).eps * largest
-    told = (count >= _FEWEST_VALUES) & (deviation > rounding)
-    log_scale = torch.where(told, -torch.log(deviation + eps), 0.0)
+    is_known = (count >= _FEWEST_VALUES) & (deviation > rounding)
+    log_scale = torch.where(is_known, -torch.log(deviation + eps), 0.0)
     dtype = upcast_dtype(z.dtype)
     return -mean.to(dtype), log_scale.to(dtype)
 
@@ -158,14 +158,14 @@ def _moments(z: Tensor) -> _Moments:
     return _Moments(count.to(mean.dtype), mean * unit, deviation * unit, largest)
 
 
-def _over_ranks(mine: _Moments) -> _Moments:
+def _over_ranks(local: _Moments) -> _Moments:
     """The moments of all ranks' values, from each rank's own, in float64.
 
     Every rank gathers the same numbers and computes the same bits from them. The square of (a
     rank's mean - the mean of all) is computed directly, because a difference of large squares would
     cancel.
     """
-    numbers = torch.stack(mine).double()
+    numbers = torch.stack(local).double()
     ranks = [torch.empty_like(numbers) for _ in range(distributed.get_world_size())]
     distributed.all_gather(ranks, numbers)
     counts, means, deviations, largest = torch.stack(ranks, dim=1)

@@ -118,10 +118,10 @@ class Autoregressive(ConditionalLayer):
                     return whole
             return self.transform(z, self.params_of(z, state))
         if not torch.compiler.is_compiling():
-            found = self._inverse_incrementally(z, state)
-            if not isinstance(found, str):
-                return found
-            _log.debug("%s: its inverse takes D passes, since %s.", type(self).__name__, found)
+            result = self._inverse_incrementally(z, state)
+            if not isinstance(result, str):
+                return result
+            _log.debug("%s: its inverse takes D passes, since %s.", type(self).__name__, result)
         # After pass i the first i features of the order are final. The parameters of the last pass
         # depend on features - 1 of them at most.
         x = torch.zeros_like(z)

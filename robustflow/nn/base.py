@@ -86,16 +86,16 @@ class _OfDistribution(LatentBase):
         self.distribution = distribution
 
     def _of(self, shape: Sequence[int]) -> Distribution:
-        wanted, event = torch.Size(shape[1:]), self.distribution.event_shape
+        expected, event = torch.Size(shape[1:]), self.distribution.event_shape
         whole = self.distribution.batch_shape + event
-        if whole == wanted:
+        if whole == expected:
             return self.distribution
-        batch = wanted[: len(wanted) - len(event)]
-        if wanted[len(batch) :] == event:
+        batch = expected[: len(expected) - len(event)]
+        if expected[len(batch) :] == event:
             with contextlib.suppress(RuntimeError):  # of shapes that do not broadcast
                 return self.distribution.expand(batch)
         raise ValueError(
-            f"base must have a shape that expands to that of a latent, {tuple(wanted)}: it has "
+            f"base must have a shape that expands to that of a latent, {tuple(expected)}: it has "
             f"batch shape {tuple(self.distribution.batch_shape)} and event shape {tuple(event)}."
         )
 

@@ -275,10 +275,11 @@ def _apply_together(layers: Sequence[Layer], context: Tensor | Upsampled) -> Seq
             return convolve_upsampled(context, convolutions)
         context = context.tensor()
     _check_input("The context", context, layers[0])
-    wide = {
+    joined = {
         name: torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias")
     }
-    return _apply(layers[0], context, **wide).split([len(layer.weight) for layer in layers], dim=1)
+    widths = [len(layer.weight) for layer in layers]
+    return _apply(layers[0], context, **joined).split(widths, dim=1)
 
 
 def _apply(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

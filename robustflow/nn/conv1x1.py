@@ -129,12 +129,12 @@ def _iterated_inverse(matrix: Tensor) -> Tensor:
 
     Source: Schulz 1933; Ben-Israel and Cohen 1966.
     """
-    wide = matrix.cpu().double()
-    found = wide.T / wide.square().sum()
-    twice = 2 * torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
+    precise = matrix.cpu().double()
+    inverse = precise.T / precise.square().sum()
+    twice = 2 * torch.eye(len(precise), dtype=precise.dtype, device=precise.device)
     for _ in range(64):
-        found = found @ (twice - wide @ found)
-    return found.to(matrix.dtype).to(matrix.device)
+        inverse = inverse @ (twice - precise @ inverse)
+    return inverse.to(matrix.dtype).to(matrix.device)
 
 
 def _by_default(tensor: Tensor) -> Tensor:

@@ -63,22 +63,22 @@ class Dequantize(nn.Module):
         check_tensor("z", z)
         low, high = self.interval
         step = (high - low) / (self.levels - 1)
-        wide = upcast_half(z)
+        precise = upcast_half(z)
         change = z.new_full(
             z.shape[:1],
             math.prod(z.shape[1:]) * math.log(self.levels),
             dtype=upcast_dtype(z.dtype),
         )
         if inverse:
-            scaled = wide * self.levels
+            scaled = precise * self.levels
             level = _with_gradient_of(scaled.floor().clamp(0, self.levels - 1), scaled)
             return (level * step + low).to(z.dtype), change
-        scaled = (wide - low) / step
+        scaled = (precise - low) / step
         level = _with_gradient_of(scaled.round(), scaled)
         # Keeps values so far from whole numbers that rounding, here and in the inverse, does not
         # reach one.
-        margin = 4 * torch.finfo(wide.dtype).eps * self.levels
-        noise = margin + (1 - 2 * margin) * torch.rand_like(wide)
+        margin = 4 * torch.finfo(precise.dtype).eps * self.levels
+        noise = margin + (1 - 2 * margin) * torch.rand_like(precise)
         return ((level + noise) / self.levels).to(z.dtype), -change
 
     def extra_repr(self) -> str:

@@ -436,7 +436,7 @@ def circles_of(transform: ElementwiseTransform, channels: int) -> tuple[float | 
     return (None,) * channels if method is None else method(channels)
 
 
-def _inverse_softplus(value: float, otherwise: str) -> float:
+def _inverse_softplus(value: float, problem: str) -> float:
     if value <= 0:
-        raise ValueError(f"{otherwise}: a layer starts at the identity, where the slope is 1.")
+        raise ValueError(f"{problem}: a layer starts at the identity, where the slope is 1.")
     return value + math.log(-math.expm1(-value))

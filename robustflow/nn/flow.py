@@ -113,16 +113,16 @@ class ConditionalFlow(nn.Module):
         for i, layers in enumerate(levels):
             check_layers(layers, f"levels[{i}]")
         self.levels = nn.ModuleList(FlowLevel(layers, activations) for layers in levels)
-        if self._levels()[-1].split is not None:
+        if self._flow_levels()[-1].split is not None:
             raise ValueError(
                 "The last of the levels must not end with a Split: nothing follows it."
             )
         self._check_channels()
         channels: int | None = None
-        for level in reversed(self._levels()):
+        for level in reversed(self._flow_levels()):
             channels = level.input_channels(channels)
         self.channels = channels
-        self.size_multiple = math.prod(level.size_multiple for level in self._levels())
+        self.size_multiple = math.prod(level.size_multiple for level in self._flow_levels())
         self.bases = self._make_bases(base)
         if encoder is not None:
             check_module("encoder", encoder)
@@ -140,7 +140,7 @@ class ConditionalFlow(nn.Module):
             ValueError: no layer takes a context; or the features are not one tensor for each
                 level, all of one batch size.
         """
-        self._check_takes("context")
+        self._check_takes_context("context")
         features = context if self.encoder is None else self.encoder(context)
         what = "context" if self.encoder is None else "The output of encoder"
         per_level = [features] if isinstance(features, Tensor | Upsampled) else features
@@ -161,7 +161,7 @@ class ConditionalFlow(nn.Module):
         return Condition(
             tuple(
                 level.project(feature)
-                for level, feature in zip(self._levels(), per_level, strict=True)
+                for level, feature in zip(self._flow_levels(), per_level, strict=True)
             ),
             tuple(feature.shape[2:] for feature in per_level),
             per_level[0].shape[0],
@@ -176,7 +176,7 @@ class ConditionalFlow(nn.Module):
         latents = []
         total = zero_logabsdet(x)
         z = x
-        for level, states in zip(self._levels(), every_state, strict=True):
+        for level, states in zip(self._flow_levels(), every_state, strict=True):
             z, latent, logabsdet = level(z, states)
             total = total + logabsdet
             if latent is not None:
@@ -195,7 +195,7 @@ class ConditionalFlow(nn.Module):
         every_state = self._states(context, condition, latents[-1].shape[0])
         *left, z = latents
         total = zero_logabsdet(z)
-        for level, states in zip(reversed(self._levels()), reversed(every_state), strict=True):
+        for level, states in zip(reversed(self._flow_levels()), reversed(every_state), strict=True):
             latent = left.pop() if level.split is not None else None
             z, logabsdet = level.inverse(z, latent, states)
             total = total + logabsdet
@@ -215,7 +215,7 @@ class ConditionalFlow(nn.Module):
         """
         self._check_latents(latents)
         total = zero_logabsdet(latents[0])
-        for base, latent in zip(self._bases(), latents, strict=True):
+        for base, latent in zip(self._latent_bases(), latents, strict=True):
             total = total + base.log_prob(latent)
         return total
 
@@ -358,12 +358,12 @@ class ConditionalFlow(nn.Module):
         check_counts(num_samples=num_samples)
         if batch_size is not None:
             check_counts(batch_size=batch_size)
-        condition = self._resolve(context, options.get("condition"))
+        condition = self._choose_condition(context, options.get("condition"))
         shapes = self._latent_shapes(self._sizes(options.get("size"), condition))
         temperatures = self._temperatures(options.get("temperature", 1.0), len(shapes))
         like = next(self.parameters(), torch.empty(0))
         order = Order(num_samples, condition, block_size(shapes, like.device))
-        found = [Gathered(order) for _ in range(2 if density else 1)]
+        results = [Gathered(order) for _ in range(2 if density else 1)]
         for piece in order.pieces(batch_size):
             drawn = deque(
                 self._draw(block.stop - block.start, shapes, temperatures, options.get("generator"))
@@ -372,37 +372,37 @@ class ConditionalFlow(nn.Module):
             for block in piece:
                 latents = drawn.popleft()
                 x, logabsdet = self.inverse(latents, condition=block.condition)
-                found[0].add(block, x)
+                results[0].add(block, x)
                 if density:
-                    found[1].add(block, self.latent_log_prob(latents) - logabsdet)
-        return [each.result() for each in found]
+                    results[1].add(block, self.latent_log_prob(latents) - logabsdet)
+        return [each.result() for each in results]
 
     @property
     def needs_context(self) -> bool:
         """Whether there is an encoder, or a layer that declares channels of a context."""
-        return self.encoder is not None or any(level.needs_context for level in self._levels())
+        return self.encoder is not None or any(level.needs_context for level in self._flow_levels())
 
     def _make_bases(self, base: Base | Sequence[Base | None] | None) -> nn.ModuleList:
         """One base for each latent; several latents may share one."""
         channels = self._latent_channels()
-        given = base if isinstance(base, list) else [base] * len(channels)
-        if len(given) != len(channels):
+        per_latent = base if isinstance(base, list) else [base] * len(channels)
+        if len(per_latent) != len(channels):
             raise ValueError(
                 f"base must be one distribution, or a list of {len(channels)}, one for each "
-                f"latent, got {len(given)}."
+                f"latent, got {len(per_latent)}."
             )
-        made = {id(each): as_base(each) for each in given}
-        bases = [made[id(each)] for each in given]
-        for each, known in zip(bases, channels, strict=True):
-            own = getattr(each, "channels", None)
-            if None not in (own, known) and own != known:
-                raise ValueError(f"base has {own} channels, but its latent has {known}.")
+        modules = {id(each): as_base(each) for each in per_latent}
+        bases = [modules[id(each)] for each in per_latent]
+        for each, expected in zip(bases, channels, strict=True):
+            actual = getattr(each, "channels", None)
+            if None not in (actual, expected) and actual != expected:
+                raise ValueError(f"base has {actual} channels, but its latent has {expected}.")
         return nn.ModuleList(bases)
 
     def _check_channels(self) -> None:
         """Check that the channels of neighbouring layers fit, as far as layers declare them."""
         channels: int | None = None
-        for i, level in enumerate(self._levels()):
+        for i, level in enumerate(self._flow_levels()):
             for j, layer in enumerate(level.layers):
                 own = getattr(layer, "channels", None)
                 if channels is not None and own is not None and own != channels:
@@ -440,7 +440,7 @@ class ConditionalFlow(nn.Module):
     def _check_latents(self, latents: Sequence[Tensor]) -> None:
         if not isinstance(latents, list | tuple):
             raise TypeError(f"latents must be a tuple of tensors, got {describe(latents)}.")
-        number = 1 + sum(level.split is not None for level in self._levels())
+        number = 1 + sum(level.split is not None for level in self._flow_levels())
         if len(latents) != number:
             raise ValueError(
                 f"latents must be a tuple of {number}, one for each level that ends with a Split "
@@ -450,7 +450,7 @@ class ConditionalFlow(nn.Module):
             check_tensor(f"latents[{i}]", latent)
         check_one_batch_size("latents", latents)
 
-    def _check_takes(self, name: str) -> None:
+    def _check_takes_context(self, name: str) -> None:
         if not self._may_take_context():
             raise ValueError(
                 f"{name} was given, but no layer of this flow takes one: leave it out, or build "
@@ -459,7 +459,7 @@ class ConditionalFlow(nn.Module):
 
     def _may_take_context(self) -> bool:
         """Whether some layer takes a context, or does not declare whether it does."""
-        return any(level.may_take_context for level in self._levels())
+        return any(level.may_take_context for level in self._flow_levels())
 
     def _sizes(self, size: Sequence[int] | None, condition: Condition | None) -> list[torch.Size]:
         """The spatial size of z at the end of each level."""
@@ -467,14 +467,14 @@ class ConditionalFlow(nn.Module):
             return list(condition.sizes)
         sizes = []
         current = self._checked_size("size", () if size is None else size)
-        for level in self._levels():
+        for level in self._flow_levels():
             current = level.output_size(current)
             sizes.append(current)
         return sizes
 
     def _latent_shapes(self, sizes: Sequence[torch.Size]) -> list[tuple[int, ...]]:
         """The shape of each latent without the batch, for z of these sizes in the levels."""
-        ends = [level.split is not None for level in self._levels()]
+        ends = [level.split is not None for level in self._flow_levels()]
         ends[-1] = True
         sizes = [size for size, end in zip(sizes, ends, strict=True) if end]
         shapes: list[tuple[int, ...]] = []
@@ -486,14 +486,14 @@ class ConditionalFlow(nn.Module):
 
     def _latent_channels(self) -> list[int | None]:
         """Channels of each latent; None if no layer declares them."""
-        found: list[int | None] = []
+        split_off: list[int | None] = []
         channels: int | None = None
-        for level in self._levels():
+        for level in self._flow_levels():
             channels = level.output_channels(channels)
             if level.split is not None:
                 channels = level.split.kept_channels
-                found.append(level.split.channels - channels)
-        return [*found, channels]
+                split_off.append(level.split.channels - channels)
+        return [*split_off, channels]
 
     @staticmethod
     def _temperatures(temperature: float | Sequence[float], number: int) -> list[float]:
@@ -519,7 +519,9 @@ class ConditionalFlow(nn.Module):
     ) -> Latents:
         like = next(self.parameters(), torch.empty(0))
         latents = []
-        for base, shape, temperature in zip(self._bases(), shapes, temperatures, strict=True):
+        for base, shape, temperature in zip(
+            self._latent_bases(), shapes, temperatures, strict=True
+        ):
             latent = base.draw((number, *shape), generator, like)
             if isinstance(base, StandardNormal):
                 latent = temperature * latent
@@ -531,24 +533,26 @@ class ConditionalFlow(nn.Module):
             latents.append(latent)
         return tuple(latents)
 
-    def _bases(self) -> list[LatentBase]:
+    def _latent_bases(self) -> list[LatentBase]:
         return [base for base in self.bases if isinstance(base, LatentBase)]
 
-    def _levels(self) -> list[FlowLevel]:
+    def _flow_levels(self) -> list[FlowLevel]:
         return [level for level in self.levels if isinstance(level, FlowLevel)]
 
     def _states(
         self, context: Context | None, condition: Condition | None, batch_size: int
     ) -> tuple[States, ...]:
         """What each level's layers need, for z of this batch size."""
-        condition = self._resolve(context, condition)
+        condition = self._choose_condition(context, condition)
         if condition is None:
-            return tuple(level.project(None) for level in self._levels())
+            return tuple(level.project(None) for level in self._flow_levels())
         check_batch_fits("The context", condition.batch_size, batch_size)
         return condition.states
 
-    def _resolve(self, context: Context | None, condition: Condition | None) -> Condition | None:
-        """The condition to use; None where the flow takes none."""
+    def _choose_condition(
+        self, context: Context | None, condition: Condition | None
+    ) -> Condition | None:
+        """The condition of a call: given, or made from the context; None if the flow takes none."""
         if context is not None and condition is not None:
             raise ValueError("Give either a context or a condition, not both: they may differ.")
         if context is not None:
@@ -567,8 +571,8 @@ class ConditionalFlow(nn.Module):
                 "condition must be what flow.condition(context) returned, got "
                 f"{type(condition).__name__}: a context itself is given as context=."
             )
-        self._check_takes("condition")
-        layers = [len(level.layers) for level in self._levels()]
+        self._check_takes_context("condition")
+        layers = [len(level.layers) for level in self._flow_levels()]
         if [len(states) for states in condition.states] != layers:
             raise ValueError(
                 "condition was made by another flow: its levels have "

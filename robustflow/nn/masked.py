@@ -131,12 +131,12 @@ class MaskedConditioner(TwoPartConditioner):
         sources = None if self.z_features is None else self.z_features.sources
         return _planner.plan(self, operations, self.features, sources=sources)
 
-    def features_of(self, found: Tensor, chosen: Sequence[int]) -> Tensor:
+    def features_of(self, values: Tensor, chosen: Sequence[int]) -> Tensor:
         """What the first layer reads of some features, which are known, (N, n)."""
         if self.z_features is None:
-            return found
+            return values
         bounds = tuple(self.z_features.bounds[i] for i in chosen)
-        return periodic(found, bounds, self.z_features.num_frequencies)
+        return periodic(values, bounds, self.z_features.num_frequencies)
 
 
 class MaskedLinear(nn.Linear):

@@ -128,20 +128,20 @@ class _Reversible(torch.autograd.Function):
                 with torch.enable_grad():
                     entering = z.detach().requires_grad_()
                     out, change = call.apply(layer, entering, known, inverse=False)
-                mine = [entering, *_of_layer(layer, state)]
+                layer_inputs = [entering, *_of_layer(layer, state)]
                 outputs = [(out, grad_z), (change, grad_logabsdet)]
                 outputs = [pair for pair in outputs if pair[0].requires_grad]
-                found = torch.autograd.grad(
+                layer_grads = torch.autograd.grad(
                     [output for output, _ in outputs],
-                    mine,
+                    layer_inputs,
                     [gradient.to(output.dtype) for output, gradient in outputs],
                     allow_unused=True,
                 )
-                for tensor, gradient in zip(mine[1:], found[1:], strict=True):
+                for tensor, gradient in zip(layer_inputs[1:], layer_grads[1:], strict=True):
                     if gradient is not None:
                         before = gradients.get(id(tensor))
                         gradients[id(tensor)] = gradient if before is None else before + gradient
-                grad_z = torch.zeros_like(z) if found[0] is None else found[0]
+                grad_z = torch.zeros_like(z) if layer_grads[0] is None else layer_grads[0]
         return (None, grad_z, *(gradients.get(id(tensor)) for tensor in inputs))
 
 

@@ -27,7 +27,7 @@ _WRAPPERS = {
 _TARGETS = ("modified_rq_spline",)
 
 
-@torch.inference_mode(False)  # whose parameters could not be trained
+@torch.inference_mode(False)  # parameters made in inference mode cannot be trained
 def convert_affine(
     model: nn.Module,
     calibration_batch: Any,
@@ -44,7 +44,7 @@ def convert_affine(
     box holds the central 99 % of the values that come out of them, and a fifth more. The
     conditioners keep all their weights except those of the last layer. That layer is replaced by
     one of zeros with 4 outputs for every 2. So the model begins as the affine one without its
-    dependence on the condition: fine-tune it, with a new optimiser, because the old one holds
+    dependence on the condition. Fine-tune it with a new optimiser, because the old one holds
     parameters that are gone.
 
     An error leaves the model unchanged. A second call finds nothing to replace. Weights of a
@@ -84,10 +84,10 @@ def convert_affine(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    for wrapper, inside in _WRAPPERS.items():
+    for wrapper, inner in _WRAPPERS.items():
         if type(model).__name__ == wrapper:
             raise ValueError(
-                f"model is wrapped as {wrapper}: convert {inside} and wrap it anew, since the "
+                f"model is wrapped as {wrapper}: convert {inner} and wrap it anew, since the "
                 "wrapper holds on to the layers as they were."
             )
     if to not in _TARGETS:
@@ -119,12 +119,12 @@ def _find(
     reasons: dict[str, Kept] = {}
     for name, module in model.named_modules():
         for adapter in adapters:
-            found = adapter.find(module)
-            if isinstance(found, str):
-                reasons[name] = Kept(name, type(module).__name__, found)
-            elif found is not None:
-                layers[name] = found
-            if found is not None:
+            outcome = adapter.find(module)
+            if isinstance(outcome, str):
+                reasons[name] = Kept(name, type(module).__name__, outcome)
+            elif outcome is not None:
+                layers[name] = outcome
+            if outcome is not None:
                 break
     return layers, reasons
 
@@ -165,10 +165,10 @@ def _set_aside(model: nn.Module, layers: dict[str, AffineLayer], reasons: dict[s
     while changed:  # a layer that stays may share its last layer with others
         changed = False
         for name, layer in list(layers.items()):
-            for head, wanted in layer.heads.items():
+            for head, size in layer.heads.items():
                 users = [other for other in reasons if head in model.get_submodule(other).modules()]
                 users += [
-                    other for other, its in layers.items() if its.heads.get(head, wanted) != wanted
+                    other for other, its in layers.items() if its.heads.get(head, size) != size
                 ]
                 if users:
                     keep(name, f"its conditioner's last layer is that of {users[0]}, too")

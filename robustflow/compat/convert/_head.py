@@ -22,12 +22,12 @@ class Head:
     Attributes:
         module: the layer.
         channels: the number of channels whose parameters it outputs.
-        wanted: parameters for each.
+        num_params: parameters for each.
     """
 
     module: nn.Module
     channels: int
-    wanted: int
+    num_params: int
 
     @property
     def obstacle(self) -> str | None:
@@ -49,7 +49,7 @@ class Head:
     def remake(self) -> None:
         """Give it ``channels * wanted`` outputs, all zero, the parameters of a channel together."""
         rows = self._num_rows()
-        module, outputs = self.module, self.channels * self.wanted
+        module, outputs = self.module, self.channels * self.num_params
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 zeros = parameter.detach().new_zeros((outputs, *parameter.shape[1:]))
@@ -57,7 +57,7 @@ class Head:
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.shape[:1] == (rows,):
                 first = buffer.unflatten(0, (self.channels, -1))[:, 0]
-                module._buffers[name] = first.repeat_interleave(self.wanted, dim=0)
+                module._buffers[name] = first.repeat_interleave(self.num_params, dim=0)
         for attribute in ("out_features", "out_channels"):
             if hasattr(module, attribute):
                 setattr(module, attribute, outputs)

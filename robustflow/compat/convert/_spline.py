@@ -12,15 +12,15 @@ from robustflow.nn.elementwise import ModifiedRQSpline
 
 
 class RescaledModifiedRQSpline(nn.Module):
-    """``z = RQ(x * exp(log_scale) + shift)``, RQ the modified RQ spline with a box a channel.
+    """``z = RQ(x * exp(log_scale) + shift)``, RQ the modified RQ spline, a box for each channel.
 
     The modified RQ spline has slope 1 outside its box and cannot rescale data. The scale and the
-    shift here do. They are trainable, one of each for a channel, and the same for every condition.
+    shift here do. They are trainable: one of each for each channel, the same for every condition.
     So the inverse moves a value by less than the box, apart from the spline's own shift, and
     multiplies it by the constant ``exp(-log_scale)``.
 
-    The spline of box [low, high] is the one of [-1, 1] between two constant maps, which costs no
-    log-determinant, so channels of different size share one call.
+    The spline of box [low, high] is that of [-1, 1] between two constant affine maps, whose
+    log-determinants cancel. So channels with different boxes share one call.
 
     Args:
         log_scale, shift: (C,), initial values.

@@ -172,8 +172,11 @@ def find(module: nn.Module) -> Found:
         if not isinstance(module, kind):
             continue
         univariate: Any = module.univariate
-        made = getattr(univariate, "func", univariate)  # of a functools.partial
-        if not (isinstance(made, type) and issubclass(made, MonotonicAffineTransform)):
+        transform_class = getattr(univariate, "func", univariate)  # of a functools.partial
+        if not (
+            isinstance(transform_class, type)
+            and issubclass(transform_class, MonotonicAffineTransform)
+        ):
             return None
         if not hasattr(module, "hyper"):
             return "its scale and shift are the same for every condition already"

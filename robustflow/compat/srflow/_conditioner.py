@@ -39,11 +39,11 @@ class ActNorm(nn.Module):
         As far as x tells them, and as soon as it tells any: see
         :class:`robustflow.nn.ActNorm`.
         """
-        found = standardisation(x)
-        if found is None:
+        constants = standardisation(x)
+        if constants is None:
             return
-        self.bias.copy_(found[0].view_as(self.bias))
-        self.logs.copy_(found[1].view_as(self.logs))
+        self.bias.copy_(constants[0].view_as(self.bias))
+        self.logs.copy_(constants[1].view_as(self.logs))
         self.inited = True
 
     def forward(self, x: Tensor) -> Tensor:

@@ -84,8 +84,8 @@ class SeparatedAndCond(nn.Module, ABC):
     def _option(cls, opt: Mapping[str, Any] | None, key: str, default: Any) -> Any:
         """``network_G.flow.<section>.<key>``: the class's own section, else the affine's."""
         sections = [kind.__name__ for kind in cls.__mro__] + ["CondAffineSeparatedAndCond"]
-        found = (option(opt, *FLOW, section, key) for section in sections)
-        return next((value for value in found if value is not None), default)
+        values = (option(opt, *FLOW, section, key) for section in sections)
+        return next((value for value in values if value is not None), default)
 
     @property
     def uses_std(self) -> bool:

@@ -15,9 +15,9 @@ def option(opt: Mapping[str, Any] | None, *path: str, default: Any = None) -> An
         >>> option({"network_G": {"flow": None}}, "network_G", "flow", "eps", default=1e-4)
         0.0001
     """
-    found: Any = opt
+    value: Any = opt
     for key in path:
-        if not isinstance(found, Mapping):
+        if not isinstance(value, Mapping):
             return default
-        found = found.get(key)
-    return default if found is None else found
+        value = value.get(key)
+    return default if value is None else value

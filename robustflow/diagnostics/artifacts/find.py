@@ -192,8 +192,8 @@ def find_artifacts(
     _check_samples(samples)
     x = _in_units(samples, low, high)
     y, safe = (
-        None if given is None else _in_units(_for_all(name, given, samples), low, high)
-        for name, given in (("observation", observation), ("reference", reference))
+        None if tensor is None else _in_units(_for_all(name, tensor, samples), low, high)
+        for name, tensor in (("observation", observation), ("reference", reference))
     )
     if safe is not None and safe.shape != x.shape:
         raise ValueError(
@@ -208,27 +208,29 @@ def find_artifacts(
     apply, compare = _operators(task, y, x)
     labels = _labels(groups, observation, x)
     missing = _missing(x.shape, grid_levels, apply, safe, labels)
-    wanted = [kind for kind in KINDS if missing[kind] is None] if kinds is None else list(kinds)
-    if not wanted:
+    chosen_kinds = (
+        [kind for kind in KINDS if missing[kind] is None] if kinds is None else list(kinds)
+    )
+    if not chosen_kinds:
         raise ValueError(f"kinds must name at least one of {', '.join(KINDS)}.")
-    for kind in wanted:
+    for kind in chosen_kinds:
         check_choice("kinds", kind, KINDS)
         if missing[kind] is not None:
             raise ValueError(f"Artifacts of the kind {kind!r} cannot be found: {missing[kind]}.")
-    outliers = _outliers(x, labels) if "ensemble" in wanted else None
+    outliers = _outliers(x, labels) if "ensemble" in chosen_kinds else None
 
-    found: dict[str, list[Detection]] = {kind: [] for kind in wanted}
+    detections: dict[str, list[Detection]] = {kind: [] for kind in chosen_kinds}
     for number in range(len(x)):
-        own = (None if given is None else given[number] for given in (y, safe, outliers))
+        own = (None if tensor is None else tensor[number] for tensor in (y, safe, outliers))
         own_y, own_safe, own_outliers = own
         sample = Sample(
             x[number], own_y, apply, compare, own_safe, own_outliers, grid_levels, thresholds
         )
-        for kind in wanted:
-            found[kind].append(_DETECTORS[kind](sample))
+        for kind in chosen_kinds:
+            detections[kind].append(_DETECTORS[kind](sample))
     return Artifacts(
-        {kind: torch.stack([one.mask for one in every]) for kind, every in found.items()},
-        {kind: torch.stack([one.score for one in every]) for kind, every in found.items()},
+        {kind: torch.stack([one.mask for one in every]) for kind, every in detections.items()},
+        {kind: torch.stack([one.score for one in every]) for kind, every in detections.items()},
     )
 
 
@@ -254,14 +256,14 @@ def _in_units(x: Tensor, low: float, high: float) -> Tensor:
     return x if (low, high) == (0.0, 1.0) else (x - low) / (high - low)
 
 
-def _for_all(name: str, given: Tensor, samples: Tensor) -> Tensor:
+def _for_all(name: str, tensor: Tensor, samples: Tensor) -> Tensor:
     """An argument given for every sample, or one for all, as (N, ...)."""
-    check_tensor(name, given)
-    batch = given if given.dim() == samples.dim() else given.unsqueeze(0)
+    check_tensor(name, tensor)
+    batch = tensor if tensor.dim() == samples.dim() else tensor.unsqueeze(0)
     if batch.dim() != samples.dim() or len(batch) not in (1, len(samples)):
         raise ValueError(
             f"{name} must be given for each of the {len(samples)} samples, or once for all, got "
-            f"shape {tuple(given.shape)} for samples of shape {tuple(samples.shape)}."
+            f"shape {tuple(tensor.shape)} for samples of shape {tuple(samples.shape)}."
         )
     return batch.to(samples.device).expand(len(samples), *batch.shape[1:])
 

@@ -93,10 +93,10 @@ def judge_detectors(
     if truth.dim() == like.dim() + 1:
         truth = truth.any(dim=1)
     for name in names:
-        for given in (masks.get(name), scores.get(name)):
-            if given is not None and given.shape != truth.shape:
+        for tensor in (masks.get(name), scores.get(name)):
+            if tensor is not None and tensor.shape != truth.shape:
                 raise ValueError(
-                    f"{name!r} has shape {tuple(given.shape)}, and the truth has "
+                    f"{name!r} has shape {tuple(tensor.shape)}, and the truth has "
                     f"{tuple(truth.shape)}: both must be of the same pictures."
                 )
         if name in masks and masks[name].dtype != torch.bool:

@@ -38,10 +38,10 @@ def operator(task: Task | Operator | str | int) -> Operator:
         torch.Size([1, 3, 4, 6])
     """
     if isinstance(task, str):
-        found = re.fullmatch(r"(?:sr|x)?(\d+)x?", task.strip().lower())
-        if found is None:
+        match = re.fullmatch(r"(?:sr|x)?(\d+)x?", task.strip().lower())
+        if match is None:
             raise ValueError(f"task must be {_WANTED}, got {task!r}.")
-        task = int(found[1])
+        task = int(match[1])
     if isinstance(task, int):
         return _downsampling(task)
     if callable(task):
@@ -68,14 +68,14 @@ def residual(x: Tensor, observation: Tensor, apply: Operator) -> Tensor:
     Raises:
         ValueError: A(x) and y have different shapes.
     """
-    found = apply(x.nan_to_num(nan=LOWEST).clamp(LOWEST, HIGHEST).unsqueeze(0)).squeeze(0)
-    if found.shape != observation.shape:
+    observed = apply(x.nan_to_num(nan=LOWEST).clamp(LOWEST, HIGHEST).unsqueeze(0)).squeeze(0)
+    if observed.shape != observation.shape:
         raise ValueError(
-            f"The task makes {tuple(found.shape)} of a sample of {tuple(x.shape)}, and the "
+            f"The task makes {tuple(observed.shape)} of a sample of {tuple(x.shape)}, and the "
             f"observation is {tuple(observation.shape)}: give the observation of these samples, or "
             "the task that it comes from."
         )
-    difference = (found - observation).abs().amax(dim=0)
+    difference = (observed - observation).abs().amax(dim=0)
     return torch.where(torch.isfinite(difference), difference, torch.inf)
 
 

@@ -31,6 +31,6 @@ def window_mean(x: Tensor, weights: Tensor) -> Tensor:
 
 def gaussian(width: int, deviation: float) -> Tensor:
     """Weights of a Gaussian window, (width,), summing to one."""
-    place = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
-    weights = torch.exp(-(place**2) / (2 * deviation**2))
+    position = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
+    weights = torch.exp(-(position**2) / (2 * deviation**2))
     return weights / weights.sum()

@@ -76,9 +76,9 @@ class _Describer:
     def __call__(self, module: nn.Module, name: str) -> Tree:
         if name in self.ignore:
             return Chain()
-        found = self._known(module, name)
-        if found is not None:
-            return found
+        tree = self._known(module, name)
+        if tree is not None:
+            return tree
         if not self._has_layers(module, name):
             empty = isinstance(module, _CONTAINERS) and not list(module.children())
             return Chain() if empty else unknown(name, module)
@@ -89,9 +89,9 @@ class _Describer:
 
     def _known(self, module: nn.Module, name: str) -> Tree | None:
         for adapter in self.adapters:
-            found: Tree | None = adapter.describe(module, name, self)
-            if found is not None:
-                return found
+            tree: Tree | None = adapter.describe(module, name, self)
+            if tree is not None:
+                return tree
         return None
 
     def _has_layers(self, module: nn.Module, name: str) -> bool:

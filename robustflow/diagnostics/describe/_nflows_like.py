@@ -99,10 +99,10 @@ def _coupling(module: Any, name: str, t: Any, converted: Any) -> Tree:
     rest = spline_cdf(
         module.unconditional_transform, joined(name, "unconditional_transform"), 1 - fraction
     )
-    return beside(main, rest)
+    return in_parallel(main, rest)
 
 
-def beside(main: Tree, rest: Part) -> Tree:
+def in_parallel(main: Tree, rest: Part) -> Tree:
     """The transforms of the two halves of a coupling's features."""
     if isinstance(main, Part):
         return Halves((main, rest))
@@ -124,10 +124,10 @@ def _affine_coupling(module: Any, t: Any) -> tuple[Bounds | None, str]:
 
 
 def _with_scale(scale: Any) -> tuple[Bounds | None, str]:
-    found = scale_of(scale)
-    if found is None:
+    scale_range = scale_of(scale)
+    if scale_range is None:
         return None, "scale function"
-    range_, formula = found
+    range_, formula = scale_range
     return affine_bounds(range_, "latents", formula=f"x s + t, s = {formula}", source=REALNVP), ""
 
 

@@ -116,10 +116,10 @@ def _two_sided(module: Any, name: str) -> Tree:
 
 def _clamped(module: Any, known: Any, channels: int = 0) -> Bounds | None:
     """y = x s + t with log s = clamp g(a); less its mean over the channels in a GIN block."""
-    found = clamp_of(module.f_clamp)
-    if found is None:
+    clamp = clamp_of(module.f_clamp)
+    if clamp is None:
         return None
-    bound, formula = found
+    bound, formula = clamp
     log_scale = f"{module.clamp:g} * {formula}"
     if known is blocks.GINCouplingBlock:
         return _volume_preserving(module.clamp * bound, log_scale, channels)

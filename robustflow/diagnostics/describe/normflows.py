@@ -34,7 +34,7 @@ from robustflow.diagnostics.bounds import (
 )
 from robustflow.diagnostics.describe._nflows_like import (
     autoregressive_scale,
-    beside,
+    in_parallel,
     rational_quadratic,
     spline_cdf,
 )
@@ -127,7 +127,7 @@ def _spline(module: Any, name: str) -> Tree:
         if module.unconditional_transform is None:
             return main
         its_name = joined(name, "unconditional_transform")
-        return beside(main, spline_cdf(module.unconditional_transform, its_name, 1 - fraction))
+        return in_parallel(main, spline_cdf(module.unconditional_transform, its_name, 1 - fraction))
     known = MaskedPiecewiseRationalQuadraticAutoregressive
     reason = overrides(module, known, FORWARD, INVERSE, "_elementwise")
     bounds = rational_quadratic(module) if reason is None else None
@@ -165,10 +165,10 @@ def _autoregressive(module: Any, name: str) -> Tree:
     reason = reason or overrides(module, MaskedAffineAutoregressive, *ELEMENTWISE)
     if reason is not None:
         return unknown(name, module, reason, kind=kind)
-    found = scale_of(lambda logits: autoregressive_scale(module, logits))
+    scale_range = scale_of(lambda logits: autoregressive_scale(module, logits))
     bounds: Bounds | None = None
-    if found is not None:
-        scale, formula = found
+    if scale_range is not None:
+        scale, formula = scale_range
         bounds = affine_bounds(scale.reciprocal, "data", formula=f"(x - t) / s, s = {formula}")
     return elementwise(name, module, kind, bounds, what="scale function")
 

@@ -111,16 +111,16 @@ def _univariate(module: Any) -> tuple[Bounds | None, str]:
 
 def _unwrapped(univariate: Any) -> tuple[Any, dict[str, Any]]:
     """A function without its functools.partial, and all its options, defaults included."""
-    given: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     while isinstance(univariate, functools.partial):
-        given = {**univariate.keywords, **given}
+        arguments = {**univariate.keywords, **arguments}
         univariate = univariate.func
     try:
         parameters = inspect.signature(univariate).parameters.values()
     except (TypeError, ValueError):  # a callable that has none
-        return univariate, given
+        return univariate, arguments
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    return univariate, {**defaults, **given}
+    return univariate, {**defaults, **arguments}
 
 
 def _affine(options: dict[str, Any], shapes: Any) -> Bounds:

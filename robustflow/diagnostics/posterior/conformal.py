@@ -91,5 +91,7 @@ def conformal_intervals(
     Source: split conformal prediction, Vovk, Gammerman and Shafer, 2005; Lei et al., 2018
     (arXiv:1604.04173), with a score for whole pictures.
     """
-    found = calibrate(multipliers, parts, alpha)
-    return ConformalIntervals(alpha, share, found, len(parts[0]), held(multipliers, parts, found))
+    multiplier = calibrate(multipliers, parts, alpha)
+    return ConformalIntervals(
+        alpha, share, multiplier, len(parts[0]), held(multipliers, parts, multiplier)
+    )

@@ -50,7 +50,7 @@ def tails(number: int) -> dict[int, float]:
         {4: 0.2, 3: 0.4, 2: 0.6, 1: 0.8}
     """
     shares = {a: (number + 1 - 2 * a) / (number + 1) for a in range(number // 2, 0, -1)}
-    chosen = {min(shares, key=lambda a: abs(shares[a] - wanted)) for wanted in _WANTED}
+    chosen = {min(shares, key=lambda a: abs(shares[a] - share)) for share in _WANTED}
     return {a: share for a, share in shares.items() if a in chosen and share > 0}
 
 
@@ -78,9 +78,9 @@ def means(x: Tensor, side: int) -> Tensor:
     return pools[x.dim()](x, side)
 
 
-def inside(found: Tensor, number: int, tail: int) -> Tensor:
+def inside(rank: Tensor, number: int, tail: int) -> Tensor:
     """Whether the truth with these ranks lies between the tail-th smallest and largest sample."""
-    return (found >= tail) & (found <= number - tail)
+    return (rank >= tail) & (rank <= number - tail)
 
 
 class CoverageSums:
@@ -109,8 +109,8 @@ class CoverageSums:
         """One picture's samples (K, \\*S) and truth (\\*S)."""
         for side, shares in self._shares.items():
             regions, true = means(samples, side), means(truth[None], side)[0]
-            found = ranks(regions, true, self._generator)
-            masks = {a: inside(found, self._number, a).float() for a in self._tails}
+            region_ranks = ranks(regions, true, self._generator)
+            masks = {a: inside(region_ranks, self._number, a).float() for a in self._tails}
             shares.append([float(mask.mean()) for mask in masks.values()])
             if side == 1:
                 mask = masks[self._map_tail].cpu()

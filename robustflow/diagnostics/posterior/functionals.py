@@ -30,8 +30,8 @@ def linear_functionals(shape: Sequence[int], seed: int = 0) -> dict[str, Tensor]
     """
     weights = {"mean": torch.ones(tuple(shape))}
     for dim in range(1, len(shape)):
-        place = torch.arange(shape[dim])
-        sign = torch.where(2 * place < shape[dim], 1.0, -1.0)
+        position = torch.arange(shape[dim])
+        sign = torch.where(2 * position < shape[dim], 1.0, -1.0)
         view = [1] * len(shape)
         view[dim] = shape[dim]
         weights[f"halves of dimension {dim}"] = sign.view(view).expand(tuple(shape))

@@ -24,10 +24,10 @@ def psnr(pictures: Tensor, truth: Tensor) -> Tensor:
     Raises:
         ModuleNotFoundError: torchmetrics is missing.
     """
-    found = _metrics().peak_signal_noise_ratio(
+    values = _metrics().peak_signal_noise_ratio(
         pictures, truth, data_range=_LARGEST, reduction="none", dim=(1, 2, 3)
     )
-    return cast(Tensor, found)
+    return cast(Tensor, values)
 
 
 def ssim(pictures: Tensor, truth: Tensor) -> Tensor:
@@ -45,10 +45,10 @@ def ssim(pictures: Tensor, truth: Tensor) -> Tensor:
 
     Source: Wang et al., 2004 (doi:10.1109/TIP.2003.819861).
     """
-    found = _metrics().structural_similarity_index_measure(
+    values = _metrics().structural_similarity_index_measure(
         pictures, truth, data_range=_LARGEST, reduction="none"
     )
-    return cast(Tensor, found).reshape(len(pictures))
+    return cast(Tensor, values).reshape(len(pictures))
 
 
 def ms_ssim(pictures: Tensor, truth: Tensor) -> Tensor:
@@ -63,10 +63,10 @@ def ms_ssim(pictures: Tensor, truth: Tensor) -> Tensor:
 
     Source: Wang, Simoncelli and Bovik, 2003 (doi:10.1109/ACSSC.2003.1292216).
     """
-    found = _metrics().multiscale_structural_similarity_index_measure(
+    values = _metrics().multiscale_structural_similarity_index_measure(
         pictures, truth, data_range=_LARGEST, reduction="none"
     )
-    return cast(Tensor, found).reshape(len(pictures))
+    return cast(Tensor, values).reshape(len(pictures))
 
 
 def check_installed() -> None:

@@ -54,13 +54,13 @@ class Uniformity:
         return f"p = {self.p_value:.3g}, shift {self.shift:+.1f}, width {self.width:+.1f}"
 
 
-def spread_out(found: Tensor, number: int, generator: torch.Generator | None = None) -> Tensor:
+def spread_out(values: Tensor, number: int, generator: torch.Generator | None = None) -> Tensor:
     """Ranks 0, ..., ``number`` as values in [0, 1), random within their step; float64.
 
     Uniform ranks become exactly uniform values, so that tests of those hold for any ``number``.
     """
-    within = torch.rand(found.shape, generator=generator, dtype=torch.float64)
-    return (found.cpu() + within) / (number + 1)
+    within = torch.rand(values.shape, generator=generator, dtype=torch.float64)
+    return (values.cpu() + within) / (number + 1)
 
 
 def uniformity(values: Tensor) -> Uniformity:

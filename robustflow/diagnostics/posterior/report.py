@@ -68,7 +68,7 @@ class PosteriorReport(Measures):
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without the maps; what is not finite is a string."""
-        found = self.spread
+        spread = self.spread
         return plain(
             {
                 "robustflow": robustflow.__version__,
@@ -81,10 +81,10 @@ class PosteriorReport(Measures):
                 "rank p-value": self.rank_p_value,
                 "tarp": asdict(self.tarp),
                 "spread": {
-                    "ratio": asdict(found.ratio),
-                    "z_mean": asdict(found.z_mean),
-                    "z_size": asdict(found.z_size),
-                    "bins": found.bins,
+                    "ratio": asdict(spread.ratio),
+                    "z_mean": asdict(spread.z_mean),
+                    "z_size": asdict(spread.z_size),
+                    "bins": spread.bins,
                 },
                 "intervals": None if self.intervals is None else asdict(self.intervals),
                 "bounds": {name: asdict(each) for name, each in self.bounds.items()},
@@ -120,11 +120,11 @@ class PosteriorReport(Measures):
         if self.intervals is None:
             lines.append("Conformal intervals and bounds need more pictures.")
             return "\n".join(lines)
-        made = self.intervals
+        intervals = self.intervals
         lines.append(
-            f"With probability {1 - made.alpha:g}, {100 * made.share:g} % of a new picture's "
-            f"values lie within {made.multiplier:.3g} standard deviations of the mean"
-            + _checked_on(made.held)
+            f"With probability {1 - intervals.alpha:g}, {100 * intervals.share:g} % of a new "
+            f"picture's values lie within {intervals.multiplier:.3g} standard deviations of the "
+            "mean" + _checked_on(intervals.held)
         )
         for name, bound in self.bounds.items():
             lines.append(
@@ -251,8 +251,8 @@ def posterior_report(
 
 
 def _check(samples: Tensor, truth: Tensor, alpha: float) -> None:
-    for name, given in (("samples", samples), ("truth", truth)):
-        check_tensor(name, given)
+    for name, tensor in (("samples", samples), ("truth", truth)):
+        check_tensor(name, tensor)
     if samples.dim() < 3 or samples.shape[:1] + samples.shape[2:] != truth.shape:
         raise ValueError(
             "samples must be (N, K, *S) for a truth of (N, *S), such as (N, K, C, H, W) for "
@@ -265,8 +265,8 @@ def _check(samples: Tensor, truth: Tensor, alpha: float) -> None:
         )
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1, got {alpha!r}.")
-    for name, given in (("samples", samples), ("truth", truth)):
-        broken = sum(not bool(each.isfinite().all()) for each in given)
+    for name, tensor in (("samples", samples), ("truth", truth)):
+        broken = sum(not bool(each.isfinite().all()) for each in tensor)
         if broken:
             raise ValueError(
                 f"{name} of {broken} pictures hold values that are not finite, which have no "
@@ -306,8 +306,8 @@ def _metrics(quality: Sequence[str] | None, shape: tuple[int, ...]) -> list[str]
     return list(quality)
 
 
-def _near(found: Coverage, share: float) -> tuple[float, Estimate]:
-    pairs = zip(found.nominal, found.observed, strict=True)
+def _near(coverage: Coverage, share: float) -> tuple[float, Estimate]:
+    pairs = zip(coverage.nominal, coverage.observed, strict=True)
     return min(pairs, key=lambda pair: abs(pair[0] - share))
 
 

@@ -58,8 +58,8 @@ class Sampled:
         contaminated: where an onset reached a sample, over all channels, (n, \\*S).
         faulty: samples that break the published rule; None where they are no pictures.
         largest: largest absolute value.
-        worst: the sample with the largest, (C, \\*S).
-        worst_index: which it is.
+        worst: the sample that holds it, (C, \\*S).
+        worst_index: that sample's index.
     """
 
     onsets: list[Onset]
@@ -101,35 +101,33 @@ class Evidence:
     scores: dict[str, float] = field(default_factory=dict)
 
     def failed(self, temperature: float, what: str) -> Mask:
-        """Of each sample and grid point (n, \\*grid), whether it fails.
+        """Whether each sample fails at each grid point, (n, \\*grid).
 
         Args:
             temperature: of the samples.
-            what: "onsets", where one begins, or "contaminated", where one reached.
+            what: "onsets": an onset lies there; or "contaminated": an onset can have influenced it.
         """
         sampled = self.sampled[temperature]
         number = len(sampled.contaminated)
         if what == "contaminated":
             return to_grid(sampled.contaminated, self.grid)
-        found = np.zeros((number, *self.grid), dtype=bool)
+        onset_mask = np.zeros((number, *self.grid), dtype=bool)
         first = min((onset.sample for onset in sampled.onsets), default=0)
         first -= first % number
         for onset in sampled.onsets:
-            place = onset_place(onset, self.grid)
-            index = (onset.sample - first, *place)
-            found[index] = True
-        return found
+            index = (onset.sample - first, *onset_cell(onset, self.grid))
+            onset_mask[index] = True
+        return onset_mask
 
 
-def onset_place(onset: Onset, grid: Sequence[int]) -> tuple[int, ...]:
+def onset_cell(onset: Onset, grid: Sequence[int]) -> tuple[int, ...]:
     """The grid point at which an onset lies; () for vectors, which have none."""
-    sizes = onset.shape[1:]
-    places = onset.position[1:]
+    sizes, positions = onset.shape[1:], onset.position[1:]
     if len(sizes) != len(grid):
         return tuple(0 for _ in grid)
     return tuple(
-        min(cells - 1, int((place + 0.5) * cells / size))
-        for place, size, cells in zip(places, sizes, grid, strict=True)
+        min(cells - 1, int((position + 0.5) * cells / size))
+        for position, size, cells in zip(positions, sizes, grid, strict=True)
     )
 
 
@@ -171,17 +169,17 @@ def sample_and_watch(
     Returns:
         The records, and the samples (number, C, \\*S) on the CPU.
     """
-    known, runs = len(monitor.onsets), len(monitor.runs)
+    num_onsets, num_runs = len(monitor.onsets), len(monitor.runs)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad(), monitor:
         samples = sampler(context, number, temperature, generator).cpu()
-    masks = [run.contaminated.cpu() for run in monitor.runs[runs:] if not run.density]
+    masks = [run.contaminated.cpu() for run in monitor.runs[num_runs:] if not run.density]
     contaminated = torch.cat(masks).any(dim=1)
     sizes = samples.abs().nan_to_num(nan=torch.inf, posinf=torch.inf).flatten(1).amax(dim=1)
     worst = int(sizes.argmax())
     return (
         Sampled(
-            onsets=list(monitor.onsets[known:]),
+            onsets=list(monitor.onsets[num_onsets:]),
             contaminated=contaminated.numpy(),
             faulty=count_faulty(samples),
             largest=float(sizes.max()),
@@ -193,9 +191,9 @@ def sample_and_watch(
 
 
 def choose_temperature(
-    evidence: Sequence[Evidence], temperatures: Sequence[float], most: float = 0.05
+    evidence: Sequence[Evidence], temperatures: Sequence[float], max_rate: float = 0.05
 ) -> float:
-    """The highest temperature at which under ``most`` of all pixels are contaminated.
+    """The highest temperature at which under ``max_rate`` of all pixels are contaminated.
 
     At a higher one nearly everything fails, so scores cannot be judged. If there is none, the
     lowest.
@@ -204,7 +202,7 @@ def choose_temperature(
         temperature: float(np.mean([each.sampled[temperature].rate for each in evidence]))
         for temperature in sorted(temperatures)
     }
-    below = [temperature for temperature, rate in rates.items() if rate < most]
+    below = [temperature for temperature, rate in rates.items() if rate < max_rate]
     return max(below) if below else min(rates)
 
 
@@ -245,7 +243,7 @@ FeatureFunction = Callable[[Tensor], Any]
 def default_features(model: Any) -> FeatureFunction | None:
     """The output of a model's encoder for a context; None for a model without one."""
     for name in ("features", "encoder"):
-        found = getattr(model, name, None)
-        if callable(found):
-            return found
+        method = getattr(model, name, None)
+        if callable(method):
+            return method
     return None

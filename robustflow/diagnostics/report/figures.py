@@ -80,10 +80,12 @@ def rates_figure(bins: Mapping[str, Sequence[Bin]], label: str) -> Any:
     rows = -(-len(bins) // columns)
     figure = new_figure(figsize=(3.1 * columns, 2.3 * rows))
     axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
-    for axis, (name, found) in zip(axes, bins.items(), strict=False):
-        axis.bar(range(len(found)), [100 * each.rate for each in found], color=_UNFAMILIAR)
+    for axis, (name, score_bins) in zip(axes, bins.items(), strict=False):
+        axis.bar(
+            range(len(score_bins)), [100 * each.rate for each in score_bins], color=_UNFAMILIAR
+        )
         axis.set_title(name, fontsize=8)
-        axis.set_xticks([0, len(found) - 1], ["lowest", "highest"], fontsize=7)
+        axis.set_xticks([0, len(score_bins) - 1], ["lowest", "highest"], fontsize=7)
         axis.tick_params(axis="y", labelsize=7)
         axis.set_ylabel(f"{label}, %", fontsize=7)
         axis.spines[["top", "right"]].set_visible(False)

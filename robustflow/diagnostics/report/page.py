@@ -79,7 +79,7 @@ def fill(template: str, contents: dict[str, Any], package: str | None = None) ->
 def _contents(report: RobustnessReport) -> dict[str, Any]:
     evidence, temperature = report.evidence, report.temperature
     assert report.watched is not None and report.control is not None
-    most = max(evidence, key=lambda each: len(each.sampled[temperature].onsets))
+    worst = max(evidence, key=lambda each: len(each.sampled[temperature].onsets))
     map_score = _best_map(report)
     return {
         "report": report,
@@ -96,7 +96,7 @@ def _contents(report: RobustnessReport) -> dict[str, Any]:
                 figures.causes_figure(report.onset_counts, [each.title for each in evidence])
             ),
         },
-        "watched_title": most.title,
+        "watched_title": worst.title,
         "control_title": evidence[0].title,
         "panels": _panels(report),
         "scores": _scores(report),

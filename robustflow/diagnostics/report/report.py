@@ -165,8 +165,8 @@ def robustness_report(
     scoring.score_gains(model, sampler, evidence)
     latent, context = _shares(onset_counts(evidence, temperature, num_samples))
     watched, control = InverseMonitor(model, growth=growth), InverseMonitor(model, growth=growth)
-    most = max(evidence, key=lambda each: len(each.sampled[temperature].onsets))
-    sample_and_watch(sampler, most.context, monitor=watched, **how)
+    worst = max(evidence, key=lambda each: len(each.sampled[temperature].onsets))
+    sample_and_watch(sampler, worst.context, monitor=watched, **how)
     sample_and_watch(sampler, evidence[0].context, monitor=control, **how)
     report = RobustnessReport(
         title or type(model).__name__,
@@ -200,8 +200,8 @@ def _evidence(groups: Sequence[Group], features: FeatureFunction) -> list[Eviden
                     f"{tuple(context.shape)}."
                 )
             with torch.no_grad():
-                made = scoring.detached(features(context))
-            levels = made.values() if isinstance(made, dict) else [made]
+                extracted = scoring.detached(features(context))
+            levels = extracted.values() if isinstance(extracted, dict) else [extracted]
             finest = max(levels, key=lambda level: math.prod(level.shape[2:]))
             grid = tuple(finest.shape[2:])
             evidence.append(Evidence(title, group.name, group.familiar, context, grid))

@@ -132,9 +132,9 @@ class RobustnessReport:
             lines.append(f"Most onsets ({number}) are in {layer} ({kind}).")
         best = [each for each in self.results if not math.isnan(each.auroc.value)]
         for failure in FAILURES:
-            mine = [each for each in best if each.failure == failure]
-            if mine:
-                top = max(mine, key=lambda each: each.auroc.value)
+            of_failure = [each for each in best if each.failure == failure]
+            if of_failure:
+                top = max(of_failure, key=lambda each: each.auroc.value)
                 lines.append(f"Best score of {failure}: {top.score}, AUROC {top.auroc}.")
         return "\n".join(lines)
 

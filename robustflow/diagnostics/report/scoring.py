@@ -57,14 +57,14 @@ def score_contexts(evidence: Sequence[Evidence], looks_at: str, features: Featur
         looks_at: :data:`FEATURES` or :data:`RAW`.
         features: of a context (1, C, \\*S).
     """
-    made = [detached(features(each.context)) for each in evidence]
+    extracted = [detached(features(each.context)) for each in evidence]
 
     def of(familiar: bool) -> list[Any]:
-        pairs = zip(made, evidence, strict=True)
+        pairs = zip(extracted, evidence, strict=True)
         return [part for part, each in pairs if each.familiar or not familiar]
 
     for name, score in fit_scores(lambda: of(True), lambda: of(False)).items():
-        for part, each in zip(made, evidence, strict=True):
+        for part, each in zip(extracted, evidence, strict=True):
             _add(each, f"{name}, {looks_at}", score.score(part, per="pixel")[0])
 
 
@@ -87,19 +87,19 @@ def score_hidden(
             has reached, so its score is a prediction.
         number, temperature, seed: of the samples.
     """
-    made = []
+    extracted = []
     for each in evidence:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad(), tap(model, layer) as tapped:
             sampler(each.context, number, temperature, generator)
-            made.append(tapped.take())
+            extracted.append(tapped.take())
 
     def of(familiar: bool) -> list[Any]:
-        pairs = zip(made, evidence, strict=True)
+        pairs = zip(extracted, evidence, strict=True)
         return [part for part, each in pairs if each.familiar or not familiar]
 
     for name, score in fit_scores(lambda: of(True), lambda: of(False)).items():
-        for part, each in zip(made, evidence, strict=True):
+        for part, each in zip(extracted, evidence, strict=True):
             _add(each, f"{name}, {HIDDEN}", score.score(part, per="pixel"))
 
 
@@ -118,11 +118,11 @@ def hidden_layer_of(model: nn.Module) -> str | None:
     """The first activation of the conditioner that is sampled first; None without one."""
     from robustflow.nn import Coupling, Split
 
-    found = None
+    layer = None
     for name, module in model.named_modules():
         if isinstance(module, Coupling) and not isinstance(module, Split):
-            found = f"{name}.conditioner.trunk.0"  # the last in the flow is the first in sampling
-    return found if found in dict(model.named_modules()) else None
+            layer = f"{name}.conditioner.trunk.0"  # the last in the flow is the first in sampling
+    return layer if layer in dict(model.named_modules()) else None
 
 
 def detached(features: Any) -> Any:

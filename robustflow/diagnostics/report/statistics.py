@@ -116,9 +116,9 @@ def rates_by_score(scores: Array, failed: NDArray[np.bool_], bins: int = 8) -> l
         [0.0, 1.0]
     """
     order = np.argsort(scores, kind="stable")
-    found = []
+    groups = []
     for part in np.array_split(order, min(bins, len(order))):
         values = scores[part]
         rate = float(failed[part].mean())
-        found.append(Bin(float(values[0]), float(values[-1]), len(part), rate))
-    return found
+        groups.append(Bin(float(values[0]), float(values[-1]), len(part), rate))
+    return groups

@@ -110,7 +110,9 @@ class GaussianFit:
                 moments[name].add(level)
         if not moments:
             raise ValueError("batches holds no features: fit on at least two pictures.")
-        return {name: self._gaussian(name, found) for name, found in moments.items()}
+        return {
+            name: self._gaussian(name, level_moments) for name, level_moments in moments.items()
+        }
 
     def _gaussian(self, name: str, moments: Moments) -> Gaussian:
         channels = len(moments.mean)

@@ -127,11 +127,11 @@ class RelativeMahalanobisScore(FeatureScore):
         training = self._fitting.levels(batches)
         channels = {name: gaussian.channels for name, gaussian in training.items()}
         general = self._fitting.levels(background)
-        found = {name: gaussian.channels for name, gaussian in general.items()}
-        if found != channels:
+        general_channels = {name: gaussian.channels for name, gaussian in general.items()}
+        if general_channels != channels:
             raise ValueError(
-                f"The background has levels of channels {found}, and batches {channels}: take both "
-                "from the same layers of the same network."
+                f"The background has levels of channels {general_channels}, and batches "
+                f"{channels}: take both from the same layers of the same network."
             )
         self._models = {name: GaussianPair(training[name], general[name]) for name in training}
         self._calibration = None

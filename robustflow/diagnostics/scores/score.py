@@ -221,9 +221,9 @@ class FeatureScore(Calibrated, ABC):
         for which, where, tile in tiles(level):
             rows = tile.flatten(0, 1)
             finite = torch.isfinite(rows).all(dim=1)
-            found = model.score(torch.where(finite[:, None], rows, 0.0))
-            found = torch.where(finite, found, torch.inf)
-            scores[which, where] = found.view(tile.shape[:2])
+            distances = model.score(torch.where(finite[:, None], rows, 0.0))
+            distances = torch.where(finite, distances, torch.inf)
+            scores[which, where] = distances.view(tile.shape[:2])
         return scores.view(level.shape[0], *level.shape[2:])
 
     def _pool(self, pixels: Tensor) -> Tensor:

@@ -96,21 +96,21 @@ def tap(model: nn.Module, name: str | Sequence[str], *, detach: bool = True) -> 
     alone = isinstance(name, str)
     names = [name] if isinstance(name, str) else list(name)
     modules = dict(model.named_modules())
-    for wanted in names:
-        if wanted not in modules:
-            raise ValueError(_unknown(wanted, list(modules)))
+    for module_name in names:
+        if module_name not in modules:
+            raise ValueError(_unknown(module_name, list(modules)))
     tapped = Tap(names, alone)
     handles = []
 
-    def collect(wanted: str) -> Any:
+    def collect(module_name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            tapped.outputs[wanted].append(_tensors(wanted, output, detach))
+            tapped.outputs[module_name].append(_tensors(module_name, output, detach))
 
         return hook
 
     try:
-        for wanted in names:
-            handles.append(modules[wanted].register_forward_hook(collect(wanted)))
+        for module_name in names:
+            handles.append(modules[module_name].register_forward_hook(collect(module_name)))
         yield tapped
     finally:
         for handle in handles:
@@ -131,14 +131,16 @@ def _tensors(name: str, output: Any, detach: bool) -> Any:
     )
 
 
-def _unknown(wanted: str, names: list[str]) -> str:
-    last = wanted.rpartition(".")[2]
-    nearest = difflib.get_close_matches(wanted, names, _NEAREST, cutoff=0.5)
+def _unknown(module_name: str, names: list[str]) -> str:
+    last = module_name.rpartition(".")[2]
+    nearest = difflib.get_close_matches(module_name, names, _NEAREST, cutoff=0.5)
     nearest += [name for name in names if name.rpartition(".")[2] == last and last]
     listed = list(dict.fromkeys(nearest))[:_NEAREST] or [name for name in names if name][:_NEAREST]
     if not listed:
-        return f"The model has no module {wanted!r}, nor any other inside: give '' for the model."
+        return (
+            f"The model has no module {module_name!r}, nor any other inside: give '' for the model."
+        )
     return (
-        f"The model has no module {wanted!r}. Near it are {', '.join(map(repr, listed))}; "
+        f"The model has no module {module_name!r}. Near it are {', '.join(map(repr, listed))}; "
         "model.named_modules() lists all."
     )

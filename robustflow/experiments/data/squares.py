@@ -29,25 +29,25 @@ def squares_of(source: Split | Path, size: int) -> tuple[dict[str, Tensor], list
         OSError: the folder or a built-in file is missing.
         ValueError: no picture can be used.
     """
-    made: dict[str, Tensor] = {}
+    squares: dict[str, Tensor] = {}
     if isinstance(source, str):
         for picture in split_of(source):
             pixels = read_picture(picture.file)
             side = min(size, *pixels.shape[-2:])
-            made[picture.title] = crop(pixels, picture.corner, side) if size else pixels
-        return made, []
+            squares[picture.title] = crop(pixels, picture.corner, side) if size else pixels
+        return squares, []
     files = [source] if source.is_file() else picture_files(source)
     pictures, skipped = read_pictures(files, smallest=max(1, size))
     for file, pixels in pictures:
         title = file.name if source.is_file() else str(file.relative_to(source))
         height, width = pixels.shape[-2:]
         corner = ((height - size) // 2, (width - size) // 2)
-        made[title] = crop(pixels, corner, size) if size else pixels
-    if not made:
+        squares[title] = crop(pixels, corner, size) if size else pixels
+    if not squares:
         reasons = "; ".join(str(each) for each in skipped[:3])
-        wanted = f"of at least {size} x {size} pixels" if size else "that can be read"
-        raise ValueError(f"{source} has no picture {wanted} ({reasons}).")
-    return made, skipped
+        condition = f"of at least {size} x {size} pixels" if size else "that can be read"
+        raise ValueError(f"{source} has no picture {condition} ({reasons}).")
+    return squares, skipped
 
 
 def split_or_path(text: str) -> Split | Path:

@@ -264,14 +264,14 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 def load_optimiser(
     optimiser: torch.optim.Optimizer,
     tensors: Mapping[str, Tensor],
-    place: Callable[[Tensor, nn.Parameter], Tensor] = lambda tensor, weight: tensor,
+    convert: Callable[[Tensor, nn.Parameter], Tensor] = lambda tensor, weight: tensor,
 ) -> None:
     """Give an optimiser the state of :func:`optimiser_tensors`.
 
     Args:
         optimiser: whose state is replaced.
         tensors: among others, those of :func:`optimiser_tensors`.
-        place: what becomes of a tensor of a weight's state.
+        convert: what becomes of a tensor of a weight's state.
     """
     weights = [weight for group in optimiser.param_groups for weight in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
@@ -279,5 +279,5 @@ def load_optimiser(
         prefix, _, rest = key.partition(".")
         if prefix == "optimiser":
             index, _, name = rest.partition(".")
-            state.setdefault(int(index), {})[name] = place(tensor, weights[int(index)])
+            state.setdefault(int(index), {})[name] = convert(tensor, weights[int(index)])
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})

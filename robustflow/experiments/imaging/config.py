@@ -328,8 +328,8 @@ def override(config: Config, key: str, value: Any, origin: str = "--set") -> Con
         raise ConfigError(
             f"{origin}: [{table_name}] has no option {name!r}. {suggestion(name, names)}"
         )
-    wanted = typing.get_type_hints(type(table))[name]
-    value = _converted(value, wanted, f"{origin}: [{table_name}] {name}")
+    kind = typing.get_type_hints(type(table))[name]
+    value = _converted(value, kind, f"{origin}: [{table_name}] {name}")
     return replace(config, **{table_name: replace(table, **{name: value})})
 
 
@@ -403,11 +403,11 @@ def _parsed(value: Any) -> Any:
         return value
 
 
-def _converted(value: Any, wanted: Any, where: str) -> Any:
+def _converted(value: Any, kind: Any, where: str) -> Any:
     """The value as one of a field's type; a text is read as TOML where another type is wanted."""
-    if isinstance(value, str) and wanted is not str:
+    if isinstance(value, str) and kind is not str:
         value = _parsed(value)
     try:
-        return converted(value, wanted)
+        return converted(value, kind)
     except ValueError as error:
         raise ConfigError(f"{where} {error}") from None

@@ -38,19 +38,19 @@ def describe(path: Path) -> str:
 
 
 def _of_published(flow: PublishedFlow) -> list[str]:
-    found = flow.structure
-    steps = ", ".join(map(str, found.steps))
-    kind = f"{found.scale}x" if found.scale > 1 else "low light"
+    structure = flow.structure
+    steps = ", ".join(map(str, structure.steps))
+    kind = f"{structure.scale}x" if structure.scale > 1 else "low light"
     lines = [
-        f"a published network, {kind}, {found.coupling}; flow steps by level: {steps}",
+        f"a published network, {kind}, {structure.coupling}; flow steps by level: {steps}",
         f"encoder: RRDB, {_weights(flow.RRDB):,} weights",
         f"flow: {_weights(flow.flowUpsamplerNet):,} weights, pictures in multiples of "
         f"{flow.size_multiple}",
     ]
-    if found.std:
+    if structure.std:
         lines.append("it is told the noise level, and models the residual over bicubic upsampling")
-    if found.unknown:
-        lines.append(f"not recognised: {', '.join(found.unknown)}")
+    if structure.unknown:
+        lines.append(f"not recognised: {', '.join(structure.unknown)}")
     return lines
 
 

@@ -54,8 +54,8 @@ class FolderLock:
         self._file.flush()
         # Children such as loading workers inherit the file, and would hold the lock after this
         # process.
-        mine = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _release(mine()))
+        this_lock = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _release(this_lock()))
 
     def release(self) -> None:
         """Let another training begin."""

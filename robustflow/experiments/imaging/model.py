@@ -256,8 +256,8 @@ def _resize(features: Tensor, size: Sequence[int]) -> Tensor:
         return features
     smaller = size[0] < features.shape[-2]
     # On CPUs PyTorch has no antialiased resizing of half types.
-    given = features.float() if smaller and features.dtype.itemsize < 4 else features
-    resized = functional.interpolate(given, list(size), mode="bilinear", antialias=smaller)
+    precise = features.float() if smaller and features.dtype.itemsize < 4 else features
+    resized = functional.interpolate(precise, list(size), mode="bilinear", antialias=smaller)
     return resized.to(features.dtype)
 
 

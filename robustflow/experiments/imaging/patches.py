@@ -62,5 +62,5 @@ class PatchFlow(nn.Module):
             x, logabsdet = self.flow.inverse(latents)
             return x.flatten(1), logabsdet
         x = patches if self.shape is None else patches.unflatten(1, self.shape)
-        found, logabsdet = self.flow(x)
-        return torch.cat([latent.flatten(1) for latent in found], dim=1), logabsdet
+        latents, logabsdet = self.flow(x)
+        return torch.cat([latent.flatten(1) for latent in latents], dim=1), logabsdet

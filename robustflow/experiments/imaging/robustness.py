@@ -88,7 +88,7 @@ def observations(
         BadPictures: as for :func:`report_on`.
     """
     try:
-        made, skipped = squares_of(split if folder is None else folder, size)
+        squares, skipped = squares_of(split if folder is None else folder, size)
     except (OSError, ValueError) as error:
         raise BadPictures(str(error)) from None
     for each in skipped:
@@ -99,5 +99,5 @@ def observations(
         title: flow.task.observe(flow.task.from_rgb(square[None].float() / WHITE), generator).to(
             device
         )
-        for title, square in made.items()
+        for title, square in squares.items()
     }

@@ -116,10 +116,12 @@ def sample_files(
                 index += 1
             parts.append(count_faults(samples))
         faults = total_faults(parts)
-        made = tuple(flow.task.picture_size(y))
-        if made != tuple(side * (1 if degrade else flow.task.scale) for side in picture.shape[-2:]):
+        picture_size = tuple(flow.task.picture_size(y))
+        if picture_size != tuple(
+            side * (1 if degrade else flow.task.scale) for side in picture.shape[-2:]
+        ):
             cut.append(path.name)
-        size = " x ".join(map(str, made))
+        size = " x ".join(map(str, picture_size))
         table.add_row(path.name, size, f"{faults.faulty} of {number}", f"{faults.largest:.3g}")
     if table.row_count:
         console.print(table)
@@ -196,11 +198,11 @@ def write_picture(sample: Tensor, path: Path) -> None:
 
 def _check_names(files: Sequence[Path]) -> None:
     """Raise if samples of two pictures would have the same file name."""
-    found: dict[str, Path] = {}
+    by_stem: dict[str, Path] = {}
     for path in files:
-        if found.setdefault(path.stem, path) is not path:
+        if by_stem.setdefault(path.stem, path) is not path:
             raise BadRequest(
-                f"{found[path.stem]} and {path} would both be sampled to {path.stem}-00.png: "
+                f"{by_stem[path.stem]} and {path} would both be sampled to {path.stem}-00.png: "
                 "sample them apart, with another --out."
             )
 

@@ -143,8 +143,8 @@ class SamplingFlow(nn.Module, ABC):
         samples = []
         for index in range(y.shape[0]):
             part = slice(index, index + 1)
-            mine = None if features is None else features[part]
-            prepared = self.prepare(y[part], features=mine)
+            part_features = None if features is None else features[part]
+            prepared = self.prepare(y[part], features=part_features)
             latents = self.draw_latents(num_samples, prepared.size, generator)
             blocks = zip(*(z.split(self.block_size(prepared.size)) for z in latents), strict=True)
             decoded = [self.decode(block, prepared, temperature) for block in blocks]

@@ -57,30 +57,30 @@ def sources_of(config: Config, task: Task, report: Callable[[str], Any]) -> Sour
                 f"{task.observation_channels} channels, which picture files have not."
             )
         observations = _by_stem(_files(data.observations, "observations"))
-    found = Sources(
+    sources = Sources(
         find_sources(training, observations, task, data.crop, report),
         find_sources(validation, observations, task, data.crop, report),
     )
-    if not found.training:
+    if not sources.training:
         raise ConfigError(
             f"[data] train: no picture of {data.train} can be used for crops of {data.crop}."
         )
-    if not found.validation:
+    if not sources.validation:
         report("No picture is left for validation: the training pictures serve for that, too.")
-        found = Sources(found.training, found.training)
-    return found
+        sources = Sources(sources.training, sources.training)
+    return sources
 
 
 def _by_stem(files: list[Path]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    by_stem: dict[str, Path] = {}
     for path in files:
-        if path.stem in found:
+        if path.stem in by_stem:
             raise ConfigError(
-                f"[data] observations: {found[path.stem]} and {path} have the same name, so it is "
-                "not clear which belongs to the picture of that name."
+                f"[data] observations: {by_stem[path.stem]} and {path} have the same name, so it "
+                "is not clear which belongs to the picture of that name."
             )
-        found[path.stem] = path
-    return found
+        by_stem[path.stem] = path
+    return by_stem
 
 
 def _files(folder: str, option: str) -> list[Path]:

@@ -262,11 +262,11 @@ class Trainer:
                     break
         return state
 
-    def _on_any_rank(self, asked: bool) -> bool:
+    def _on_any_rank(self, is_stopping: bool) -> bool:
         """Whether some process was asked to stop: then all stop at the same update."""
         if self.ranks == 1:
-            return asked
-        flag = torch.tensor(float(asked), device=self.device)
+            return is_stopping
+        flag = torch.tensor(float(is_stopping), device=self.device)
         distributed.all_reduce(flag)
         return bool(flag)
 

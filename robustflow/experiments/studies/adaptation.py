@@ -175,10 +175,10 @@ def _fine_tuned(flow: ImagingFlow, y: Tensor, cell: Cell) -> Adapted:
 
 def _decode(flow: ImagingFlow, latents: Sequence[Tensor], prepared: Conditioned) -> Tensor:
     """As :meth:`ImagingFlow.decode`, with gradients."""
-    given = list(latents)
+    shifted_latents = list(latents)
     if prepared.mean is not None:
-        given[-1] = given[-1] + prepared.mean
-    residual = flow.invert(given, prepared.condition)
+        shifted_latents[-1] = shifted_latents[-1] + prepared.mean
+    residual = flow.invert(shifted_latents, prepared.condition)
     return residual if prepared.guess is None else residual + prepared.guess
 
 
@@ -207,14 +207,14 @@ def figure(rows: Sequence[Row], study: Study) -> Figure:
         ("LR-PSNR (dB)", "LR-PSNR, dB"),
         ("CRPS", "CRPS"),
     )
-    made = new_figure(figsize=(13, 3.8))
-    for axis, (column, title) in zip(made.subplots(1, len(panels)), panels, strict=True):
-        for place, model in enumerate(models):
+    fig = new_figure(figsize=(13, 3.8))
+    for axis, (column, title) in zip(fig.subplots(1, len(panels)), panels, strict=True):
+        for index, model in enumerate(models):
             heights = [mean(values(rows, column, model=model, way=way)) for way in ways]
-            at = [k + 0.8 * (place + 0.5) / len(models) - 0.4 for k in range(len(ways))]
-            axis.bar(at, heights, 0.8 / len(models), color=COLOURS[place], label=model)
+            at = [k + 0.8 * (index + 0.5) / len(models) - 0.4 for k in range(len(ways))]
+            axis.bar(at, heights, 0.8 / len(models), color=COLOURS[index], label=model)
         axis.set_xticks(range(len(ways)), ways, rotation=40, fontsize=7, ha="right")
         tidy(axis, title)
-    legend(made, made.axes[0])
-    made.suptitle(f"{study.title}, T = {study.settings['temperature']:g}", fontsize=10)
-    return made
+    legend(fig, fig.axes[0])
+    fig.suptitle(f"{study.title}, T = {study.settings['temperature']:g}", fontsize=10)
+    return fig

@@ -42,7 +42,7 @@ def measure(cell: Cell) -> list[Row]:
     for precision, (autocast, everything) in _PRECISIONS.items():
         chosen = flow if everything is None else copy.deepcopy(flow).to(everything)
         for temperature in settings["temperatures"]:
-            found = [
+            per_picture = [
                 _count(
                     _samples(chosen, each.observation, temperature, cell, autocast, everything),
                     each.truth,
@@ -51,7 +51,7 @@ def measure(cell: Cell) -> list[Row]:
                 for each in subjects
                 if each.truth is not None
             ]
-            total = {name: sum(each[name] for each in found) for name in found[0]}
+            total = {name: sum(each[name] for each in per_picture) for name in per_picture[0]}
             rows.append(
                 {
                     "precision": precision,
@@ -61,7 +61,7 @@ def measure(cell: Cell) -> list[Row]:
                     "samples with NaN (%)": 100 * total["with NaN"] / total["samples"],
                     "NaN pixels (%)": 100 * total["NaN pixels"] / total["pixels"],
                     "black where bright (%)": 100 * total["black"] / max(1, total["bright"]),
-                    "largest |value|": max(each["largest"] for each in found),
+                    "largest |value|": max(each["largest"] for each in per_picture),
                 }
             )
     return rows
@@ -106,23 +106,23 @@ def _count(samples: Tensor, truth: Tensor, settings: Any) -> dict[str, float]:
 def figure(rows: Sequence[Row], study: Study) -> Figure:
     """At the highest temperature, by precision: samples with NaN, and black where it is bright."""
     hottest = max(row["temperature"] for row in rows)
-    mine = [row for row in rows if row["temperature"] == hottest]
-    models, precisions = in_order(mine, "model"), in_order(mine, "precision")
+    chosen = [row for row in rows if row["temperature"] == hottest]
+    models, precisions = in_order(chosen, "model"), in_order(chosen, "precision")
     panels = ("faulty samples (%)", "samples with NaN (%)", "black where bright (%)")
-    made = new_figure(figsize=(12, 4.2))
-    for axis, column in zip(made.subplots(1, len(panels)), panels, strict=True):
-        for place, model in enumerate(models):
+    fig = new_figure(figsize=(12, 4.2))
+    for axis, column in zip(fig.subplots(1, len(panels)), panels, strict=True):
+        for index, model in enumerate(models):
             heights = [
-                mean([number(row[column]) for row in mine if _is(row, model, precision)])
+                mean([number(row[column]) for row in chosen if _is(row, model, precision)])
                 for precision in precisions
             ]
-            at = [k + 0.8 * (place + 0.5) / len(models) - 0.4 for k in range(len(precisions))]
-            axis.bar(at, heights, 0.8 / len(models), color=COLOURS[place], label=model)
+            at = [k + 0.8 * (index + 0.5) / len(models) - 0.4 for k in range(len(precisions))]
+            axis.bar(at, heights, 0.8 / len(models), color=COLOURS[index], label=model)
         axis.set_xticks(range(len(precisions)), precisions, rotation=40, fontsize=7, ha="right")
         tidy(axis, column)
-    legend(made, made.axes[0])
-    made.suptitle(f"{study.title}, T = {hottest:g}, means over seeds", fontsize=10)
-    return made
+    legend(fig, fig.axes[0])
+    fig.suptitle(f"{study.title}, T = {hottest:g}, means over seeds", fontsize=10)
+    return fig
 
 
 def _is(row: Row, model: str, precision: str) -> bool:

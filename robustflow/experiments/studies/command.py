@@ -19,13 +19,13 @@ from robustflow.experiments.studies.study import Row, Study, load_study, study_n
 
 def print_list(console: Console) -> None:
     """Names, minutes and questions of all studies."""
-    made = Table(box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD)
     for title in ("study", "minutes", "question"):
-        made.add_column(title, justify="right" if title == "minutes" else "left")
+        table.add_column(title, justify="right" if title == "minutes" else "left")
     for name in study_names():
         study = load_study(name)
-        made.add_row(name, f"{study.minutes:g}", escape(study.question))
-    console.print(made)
+        table.add_row(name, f"{study.minutes:g}", escape(study.question))
+    console.print(table)
     say(console, "Minutes: about so many on one core, with all trainings.")
 
 
@@ -57,11 +57,11 @@ def run_and_print(study: Study, out: Path, models: Sequence[Path], console: Cons
 def print_table(rows: Sequence[Row], console: Console) -> None:
     """All rows, short: a table for each model and seed, above it what its rows have in common."""
     for model, seed in dict.fromkeys((row["model"], row["seed"]) for row in rows):
-        mine = [row for row in rows if (row["model"], row["seed"]) == (model, seed)]
-        names = list(dict.fromkeys(name for row in mine for name in row))
-        cells = {name: [_short(row.get(name)) for row in mine] for name in names}
+        cell_rows = [row for row in rows if (row["model"], row["seed"]) == (model, seed)]
+        names = list(dict.fromkeys(name for row in cell_rows for name in row))
+        cells = {name: [_short(row.get(name)) for row in cell_rows] for name in names}
         alike = [name for name in names if len(set(cells[name])) == 1]
-        differ = [name for name in names if name not in alike] if len(mine) > 1 else []
+        differ = [name for name in names if name not in alike] if len(cell_rows) > 1 else []
         say(console, ", ".join(f"{name} {cells[name][0]}" for name in alike if cells[name][0]))
         columns = [[name, *cells[name]] for name in differ]
         widths = [max(map(len, column)) for column in columns]

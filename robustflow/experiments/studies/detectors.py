@@ -89,14 +89,14 @@ def figure(rows: Sequence[Row], study: Study) -> Figure:
     """Of contaminated samples, how many each kind hits, and of clean ones, how many it flags."""
     models, kinds = in_order(rows, "model"), in_order(rows, "kind")
     temperatures = in_order(rows, "temperature")
-    made = new_figure(figsize=(11, 2.6 * len(models) + 0.6))
+    fig = new_figure(figsize=(11, 2.6 * len(models) + 0.6))
     panels = (
         ("AUROC", "AUROC over pixels"),
         ("IoU", "IoU of mask and reached"),
         ("hits", "contaminated samples that are flagged"),
         ("false alarms", "clean samples that are flagged"),
     )
-    axes = made.subplots(len(models), len(panels), squeeze=False)
+    axes = fig.subplots(len(models), len(panels), squeeze=False)
     for line, model in zip(axes, models, strict=True):
         for axis, (column, title) in zip(line, panels, strict=True):
             for place, temperature in enumerate(temperatures):
@@ -120,5 +120,5 @@ def figure(rows: Sequence[Row], study: Study) -> Figure:
             tidy(axis, title)
         line[0].set_ylabel(model, fontsize=8)
     axes[0, -1].legend(fontsize=7, frameon=False)
-    made.suptitle(f"{study.title}: means over seeds", fontsize=10)
-    return made
+    fig.suptitle(f"{study.title}: means over seeds", fontsize=10)
+    return fig

@@ -24,13 +24,15 @@ def values(rows: Sequence[Row], column: str, **where: Any) -> list[float]:
         >>> values([{"seed": 0, "x": 1.0}, {"seed": 1, "x": 2.0}], "x", seed=1)
         [2.0]
     """
-    found = (number(row.get(column)) for row in rows if all(row[k] == v for k, v in where.items()))
-    return [value for value in found if math.isfinite(value)]
+    numbers = (
+        number(row.get(column)) for row in rows if all(row[k] == v for k, v in where.items())
+    )
+    return [value for value in numbers if math.isfinite(value)]
 
 
-def mean(found: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
     """NaN for none."""
-    return sum(found) / len(found) if found else math.nan
+    return sum(values) / len(values) if values else math.nan
 
 
 def in_order(rows: Sequence[Row], column: str) -> list[Any]:
@@ -49,11 +51,11 @@ def lines(
 ) -> None:
     """A line for each value of ``by``: means over seeds; bars: their range."""
     for place, name in enumerate(in_order(rows, by)):
-        mine = [row for row in rows if row[by] == name]
+        group_rows = [row for row in rows if row[by] == name]
         xs, ys, low, high = [], [], [], []
-        for value in sorted({row[x] for row in mine}):
-            seeds = in_order(mine, "seed")
-            means = [mean(values(mine, y, **{x: value, "seed": seed})) for seed in seeds]
+        for value in sorted({row[x] for row in group_rows}):
+            seeds = in_order(group_rows, "seed")
+            means = [mean(values(group_rows, y, **{x: value, "seed": seed})) for seed in seeds]
             means = [each for each in means if math.isfinite(each)]
             if means:
                 xs.append(value)

@@ -66,11 +66,11 @@ def mask(x: Tensor) -> Tensor:
     """(1, 1, H, W): which frequencies are measured, the lowest in the middle."""
     height, width = x.shape[-2:]
     frequency = torch.arange(width) - width // 2
-    wanted = width // _ACCELERATION
+    num_columns = width // _ACCELERATION
     chosen = set(range(round(_CENTRE * width / 2) + 1))
     order = torch.randperm(width // 2, generator=torch.Generator().manual_seed(0)).tolist()
     for each in order:
-        if 2 * len(chosen) - 1 >= wanted:
+        if 2 * len(chosen) - 1 >= num_columns:
             break
         chosen.add(each)
     kept = torch.tensor([int(each) in chosen for each in frequency.abs()])
@@ -144,15 +144,15 @@ def figure(rows: Sequence[Row], study: Study) -> Figure:
         ("faulty (%)", "faulty, %"),
     )
     groups = list(dict.fromkeys(row["pictures"] for row in rows))
-    made = new_figure(figsize=(11, 2.4 * len(groups) + 0.8))
-    axes = made.subplots(len(groups), len(panels), squeeze=False)
+    fig = new_figure(figsize=(11, 2.4 * len(groups) + 0.8))
+    axes = fig.subplots(len(groups), len(panels), squeeze=False)
     for line, group in zip(axes, groups, strict=True):
-        mine = [row for row in rows if row["pictures"] == group]
+        group_rows = [row for row in rows if row["pictures"] == group]
         for axis, (column, title) in zip(line, panels, strict=True):
-            lines(axis, mine, "temperature", column)
+            lines(axis, group_rows, "temperature", column)
             tidy(axis, title)
-        line[1].axhline(mine[0]["PSNR of zero-filled (dB)"], color="0.6", linewidth=0.8)
+        line[1].axhline(group_rows[0]["PSNR of zero-filled (dB)"], color="0.6", linewidth=0.8)
         line[0].set_ylabel(group, fontsize=8)
-    legend(made, axes[0, 0])
-    made.suptitle(f"{study.title} (grey: zero filling)", fontsize=10)
-    return made
+    legend(fig, axes[0, 0])
+    fig.suptitle(f"{study.title} (grey: zero filling)", fontsize=10)
+    return fig

@@ -87,33 +87,35 @@ def run_study(
     folder = out / study.name
     files = [folder / name for name in ("table.csv", "result.json", f"{study.name}.png")]
     check_writable(*files, out / "models" / "x", folder / "cells" / "x")
-    for place in models:
-        if not place.is_dir():
-            raise StudyError(f"There is no folder {place} of trainings: name another by --models.")
+    for training_folder in models:
+        if not training_folder.is_dir():
+            raise StudyError(
+                f"There is no folder {training_folder} of trainings: name another by --models."
+            )
     module, data = study.module, folder / "data"
     if hasattr(module, "prepare"):
         module.prepare(data)
     result = Result(study, [], [], folder)
     cells = [(name, seed) for seed in study.seeds for name in study.models]
     for number, (name, seed) in enumerate(cells, 1):
-        config = _of_seed(study.models[name], seed, data)
+        config = _with_seed(study.models[name], seed, data)
         file = folder / "cells" / f"{name}-{seed}.json"
-        asked = {"settings": study.settings, "config": to_toml(config, explain=False)}
-        measured = _kept(file, asked, progress)
+        requested = {"settings": study.settings, "config": to_toml(config, explain=False)}
+        measured = _stored(file, requested, progress)
         if measured is None:
             progress(f"{study.name}, {number} of {len(cells)}: {name}, seed {seed}")
-            place = trained(config, f"{name}-{seed}", out / "models", models, listener)
-            measured = _measure(study, name, seed, place, data)
-            content = {"asked": asked, "rows": measured.rows, "training": measured.training}
+            training_folder = trained(config, f"{name}-{seed}", out / "models", models, listener)
+            measured = _measure(study, name, seed, training_folder, data)
+            content = {"asked": requested, "rows": measured.rows, "training": measured.training}
             write_atomically(file, json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
-            measured = _kept(file, asked, progress) or measured
+            measured = _stored(file, requested, progress) or measured
         result.rows += measured.rows
         result.trainings.append(measured.training)
     _write(result, files)
     return result
 
 
-def _of_seed(config: Config, seed: int, data: Path) -> Config:
+def _with_seed(config: Config, seed: int, data: Path) -> Config:
     """A model's configuration with its seed, and with the folder that the study prepared."""
     config = replace(config, training=replace(config.training, seed=seed))
     for option in ("train", "validation"):
@@ -123,10 +125,10 @@ def _of_seed(config: Config, seed: int, data: Path) -> Config:
     return config
 
 
-def _measure(study: Study, name: str, seed: int, place: Path, data: Path) -> Measured:
-    flow, config = load_own_flow(place)
-    state = checkpoints.read_state(checkpoints.complete(place / "checkpoints")[-1])
-    cell = Cell(study, name, seed, place, flow, config, state, data)
+def _measure(study: Study, name: str, seed: int, folder: Path, data: Path) -> Measured:
+    flow, config = load_own_flow(folder)
+    state = checkpoints.read_state(checkpoints.complete(folder / "checkpoints")[-1])
+    cell = Cell(study, name, seed, folder, flow, config, state, data)
     started = time.perf_counter()
     rows = [{"model": name, "seed": seed, **row} for row in study.module.measure(cell)]
     training: Row = {
@@ -141,13 +143,15 @@ def _measure(study: Study, name: str, seed: int, place: Path, data: Path) -> Mea
     return Measured(rows, training)
 
 
-def _kept(file: Path, asked: Mapping[str, Any], progress: Callable[[str], Any]) -> Measured | None:
+def _stored(
+    file: Path, requested: Mapping[str, Any], progress: Callable[[str], Any]
+) -> Measured | None:
     """The stored results of a cell; None if it was not measured with what is asked for now."""
     if not file.exists():
         return None
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        if content["asked"] != plain(asked):
+        if content["asked"] != plain(requested):
             return None
         return Measured(content["rows"], content["training"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -187,10 +191,10 @@ def _write(result: Result, files: Sequence[Path]) -> None:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

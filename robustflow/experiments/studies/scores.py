@@ -65,15 +65,15 @@ def measure(cell: Cell) -> list[Row]:
             "temperature": chosen,
             "onsets": onsets,
             "faulty samples": faulty,
-            "failure": found.failure,
-            "score": found.score,
-            "AUROC": found.auroc.value,
-            "low": found.auroc.low,
-            "high": found.auroc.high,
-            "AUROC within pictures": found.within.value,
-            "rank correlation of pictures": found.between.value,
+            "failure": result.failure,
+            "score": result.score,
+            "AUROC": result.auroc.value,
+            "low": result.auroc.low,
+            "high": result.auroc.high,
+            "AUROC within pictures": result.within.value,
+            "rank correlation of pictures": result.between.value,
         }
-        for found in judge_scores(evidence, chosen)
+        for result in judge_scores(evidence, chosen)
     ]
 
 
@@ -83,15 +83,15 @@ def _levels(encoder: nn.Module) -> dict[str, FeatureFunction]:
     blocks = dict(encoder.named_children()).get("blocks")
     if blocks is not None:
         names += [f"blocks.{index}" for index in range(len(list(blocks.children())) - 1)]
-    found: dict[str, FeatureFunction] = {
+    functions: dict[str, FeatureFunction] = {
         f"encoder, {name}": _tapped(encoder, name) for name in names
     }
 
     def output(y: Tensor) -> Tensor:
-        made: Tensor = encoder(y)
-        return made
+        encoded: Tensor = encoder(y)
+        return encoded
 
-    return {**found, "encoder, output": output}
+    return {**functions, "encoder, output": output}
 
 
 def _tapped(encoder: nn.Module, name: str) -> FeatureFunction:
@@ -106,21 +106,21 @@ def _tapped(encoder: nn.Module, name: str) -> FeatureFunction:
 
 def figure(rows: Sequence[Row], study: Study) -> Figure:
     """AUROC on onsets: a bar a seed, with its interval over pictures."""
-    mine = [row for row in rows if row["failure"] == "onsets"]
-    models = in_order(mine, "model")
+    chosen = [row for row in rows if row["failure"] == "onsets"]
+    models = in_order(chosen, "model")
     names = sorted(
-        in_order(mine, "score"), key=lambda name: mean(values(mine, "AUROC", score=name)) or 0.0
+        in_order(chosen, "score"), key=lambda name: mean(values(chosen, "AUROC", score=name)) or 0.0
     )
-    made = new_figure(figsize=(5 + 3.5 * len(models), 0.28 * len(names) + 1.4))
-    for axis, model in zip(made.subplots(1, len(models), squeeze=False)[0], models, strict=True):
+    fig = new_figure(figsize=(5 + 3.5 * len(models), 0.28 * len(names) + 1.4))
+    for axis, model in zip(fig.subplots(1, len(models), squeeze=False)[0], models, strict=True):
         for place, seed in enumerate(study.seeds):
             for line, name in enumerate(names):
-                found = [
+                matching = [
                     row
-                    for row in mine
+                    for row in chosen
                     if (row["model"], row["seed"], row["score"]) == (model, seed, name)
                 ]
-                auroc, low, high = (values(found, part) for part in ("AUROC", "low", "high"))
+                auroc, low, high = (values(matching, part) for part in ("AUROC", "low", "high"))
                 if auroc and low and high:
                     at = line + 0.22 * (place - (len(study.seeds) - 1) / 2)
                     axis.errorbar(
@@ -139,5 +139,5 @@ def figure(rows: Sequence[Row], study: Study) -> Figure:
         tidy(axis, model, "AUROC on pixels where an onset lies, 95 % over pictures")
         if axis.get_legend_handles_labels()[0]:  # none, where nothing exploded
             axis.legend(fontsize=7, frameon=False, loc="lower left")
-    made.suptitle(study.title, fontsize=10)
-    return made
+    fig.suptitle(study.title, fontsize=10)
+    return fig

@@ -24,12 +24,14 @@ _METRICS = (
 
 def measure(cell: Cell) -> list[Row]:
     """A row for each group of pictures, temperature and column of samples."""
-    made = evaluation_of(cell, columns=("raw", "projected", "fixed", "guarded"))
+    evaluation = evaluation_of(cell, columns=("raw", "projected", "fixed", "guarded"))
     costs = {
         "bits per dimension": cell.state.best_bits,
         "training (s)": round(cell.state.seconds, 1),
     }
-    return [{"task": cell.config.task.name, **row, **costs} for row in rows_of(made, _METRICS)]
+    return [
+        {"task": cell.config.task.name, **row, **costs} for row in rows_of(evaluation, _METRICS)
+    ]
 
 
 def figure(rows: Sequence[Row], study: Study) -> Figure:
@@ -43,17 +45,17 @@ def figure(rows: Sequence[Row], study: Study) -> Figure:
     )
     raw = [row for row in rows if row["samples"] == "raw"]
     kinds = list(dict.fromkeys((row["task"], row["pictures"]) for row in raw))
-    made = new_figure(figsize=(12, 2.3 * len(kinds) + 0.8))
-    axes = made.subplots(len(kinds), len(panels), squeeze=False)
+    fig = new_figure(figsize=(12, 2.3 * len(kinds) + 0.8))
+    axes = fig.subplots(len(kinds), len(panels), squeeze=False)
     for line, (task, group) in zip(axes, kinds, strict=True):
-        mine = [row for row in raw if (row["task"], row["pictures"]) == (task, group)]
+        group_rows = [row for row in raw if (row["task"], row["pictures"]) == (task, group)]
         for axis, (column, title) in zip(line, panels, strict=True):
-            lines(axis, mine, "temperature", column, label=_without_task)
+            lines(axis, group_rows, "temperature", column, label=_without_task)
             tidy(axis, title)
         line[0].set_ylabel(f"{task}, {group}", fontsize=8)
-    legend(made, axes[0, 0])
-    made.suptitle(f"{study.title} (seeds {', '.join(map(str, study.seeds))})", fontsize=10)
-    return made
+    legend(fig, axes[0, 0])
+    fig.suptitle(f"{study.title} (seeds {', '.join(map(str, study.seeds))})", fontsize=10)
+    return fig
 
 
 def _without_task(model: str) -> str:

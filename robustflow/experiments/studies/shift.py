@@ -28,7 +28,7 @@ def measure(cell: Cell) -> list[Row]:
     kinds: dict[str, str] = {
         title: kind for kind, titles in cell.settings["kinds"].items() for title in titles
     }
-    found = evaluation_of(cell, _SPLITS)
+    evaluation = evaluation_of(cell, _SPLITS)
     onsets = {
         (title, temperature): _onsets(cell, y, temperature)
         for split in _SPLITS
@@ -41,7 +41,7 @@ def measure(cell: Cell) -> list[Row]:
             **row,
             "onsets of a sample": onsets[row["picture"], row["temperature"]],
         }
-        for row in picture_rows(found, _METRICS)
+        for row in picture_rows(evaluation, _METRICS)
     ]
 
 
@@ -56,21 +56,21 @@ def _onsets(cell: Cell, y: Tensor, temperature: float) -> float:
 def figure(rows: Sequence[Row], study: Study) -> Figure:
     """By kind of picture, at the highest temperature: faults, onsets, PSNR."""
     hottest = max(row["temperature"] for row in rows)
-    mine = [row for row in rows if row["temperature"] == hottest]
-    models, kinds = in_order(mine, "model"), in_order(mine, "kind")
+    chosen = [row for row in rows if row["temperature"] == hottest]
+    models, kinds = in_order(chosen, "model"), in_order(chosen, "kind")
     panels = (
         ("faulty (%)", "faulty samples, %"),
         ("onsets of a sample", "onsets of a sample"),
         ("PSNR (dB)", "PSNR, dB"),
     )
-    made = new_figure(figsize=(12, 4))
-    for axis, (column, title) in zip(made.subplots(1, len(panels)), panels, strict=True):
-        for place, model in enumerate(models):
-            heights = [mean(values(mine, column, model=model, kind=kind)) for kind in kinds]
-            at = [k + 0.8 * (place + 0.5) / len(models) - 0.4 for k in range(len(kinds))]
-            axis.bar(at, heights, 0.8 / len(models), color=COLOURS[place], label=model)
+    fig = new_figure(figsize=(12, 4))
+    for axis, (column, title) in zip(fig.subplots(1, len(panels)), panels, strict=True):
+        for index, model in enumerate(models):
+            heights = [mean(values(chosen, column, model=model, kind=kind)) for kind in kinds]
+            at = [k + 0.8 * (index + 0.5) / len(models) - 0.4 for k in range(len(kinds))]
+            axis.bar(at, heights, 0.8 / len(models), color=COLOURS[index], label=model)
         axis.set_xticks(range(len(kinds)), kinds, rotation=50, fontsize=7, ha="right")
         tidy(axis, title)
-    legend(made, made.axes[0])
-    made.suptitle(f"{study.title}, T = {hottest:g}", fontsize=10)
-    return made
+    legend(fig, fig.axes[0])
+    fig.suptitle(f"{study.title}, T = {hottest:g}", fontsize=10)
+    return fig

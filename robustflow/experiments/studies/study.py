@@ -74,20 +74,20 @@ class Study:
                 f"{suggestion(key, ['seeds', *self.settings])}"
             )
         try:
-            given = tomlkit.value(value).unwrap()
+            parsed = tomlkit.value(value).unwrap()
         except (tomlkit.exceptions.ParseError, ValueError):
-            given = value
+            parsed = value
         try:
             if key == "seeds":
-                return replace(self, seeds=converted(given, tuple[int, ...]))
+                return replace(self, seeds=converted(parsed, tuple[int, ...]))
             before = self.settings[key]
-            if isinstance(before, list) and isinstance(given, list):
-                found: Any = [converted(each, type(before[0])) for each in given]
+            if isinstance(before, list) and isinstance(parsed, list):
+                new: Any = [converted(each, type(before[0])) for each in parsed]
             else:
-                found = converted(given, type(before))
+                new = converted(parsed, type(before))
         except ValueError as error:
             raise StudyError(f"--set: {key} {error}") from None
-        return replace(self, settings={**self.settings, key: found})
+        return replace(self, settings={**self.settings, key: new})
 
 
 @dataclass(frozen=True)
@@ -160,11 +160,11 @@ def from_toml(name: str, text: str) -> Study:
         raise StudyError(f"The study {name!r} is not valid TOML: {error}.") from None
     _check_keys(f"The study {name!r}", table, _KEYS, needed=("title", "question", "models"))
     models = {}
-    for label, given in table["models"].items():
+    for label, model in table["models"].items():
         where = f"The study {name!r}, model {label!r},"
-        _check_keys(where, given, _OF_MODEL, needed=("task", "preset"))
-        config = preset(given["task"], given["preset"])
-        for key, value in given.get("set", {}).items():
+        _check_keys(where, model, _OF_MODEL, needed=("task", "preset"))
+        config = preset(model["task"], model["preset"])
+        for key, value in model.get("set", {}).items():
             config = override(config, key, value, where)
         models[label] = config
     return Study(

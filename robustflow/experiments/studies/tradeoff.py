@@ -35,9 +35,9 @@ def figure(rows: Sequence[Row], study: Study) -> Figure:
     Four metrics against temperature, the rate of faulty samples against bits per dimension, and
     CRPS against diversity.
     """
-    mine = [row for row in rows if row["pictures"] == "ood"]
-    made = new_figure(figsize=(11, 6.4))
-    axes = made.subplots(2, 3)
+    chosen = [row for row in rows if row["pictures"] == "ood"]
+    fig = new_figure(figsize=(11, 6.4))
+    axes = fig.subplots(2, 3)
     panels = (
         ("faulty (%)", "faulty samples, %"),
         ("diversity (pixels) (%)", "diversity (pixels), %"),
@@ -45,15 +45,15 @@ def figure(rows: Sequence[Row], study: Study) -> Figure:
         ("CRPS", "CRPS"),
     )
     for axis, (column, title) in zip(axes.flat, panels, strict=False):
-        lines(axis, mine, "temperature", column)
+        lines(axis, chosen, "temperature", column)
         tidy(axis, title, "temperature")
-    hottest = max(row["temperature"] for row in mine)
-    hot = [row for row in mine if row["temperature"] == hottest]
+    hottest = max(row["temperature"] for row in chosen)
+    hot = [row for row in chosen if row["temperature"] == hottest]
     lines(axes[1, 1], hot, "bits per dimension", "faulty (%)")
     tidy(axes[1, 1], f"faulty at T = {hottest:g}, by likelihood", "bits/dim", "%")
-    lines(axes[1, 2], mine, "diversity (pixels) (%)", "CRPS")
+    lines(axes[1, 2], chosen, "diversity (pixels) (%)", "CRPS")
     tidy(axes[1, 2], "CRPS by diversity", "diversity (pixels), %", "CRPS")
-    legend(made, axes[0, 0])
+    legend(fig, axes[0, 0])
     number = len(split_of("ood"))
-    made.suptitle(f"{study.title}: {number} out-of-distribution pictures", fontsize=10)
-    return made
+    fig.suptitle(f"{study.title}: {number} out-of-distribution pictures", fontsize=10)
+    return fig

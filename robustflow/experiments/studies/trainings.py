@@ -55,8 +55,8 @@ def is_finished(folder: Path, config: Config) -> bool:
         StudyError: it holds another one.
         CheckpointError, ConfigError: its files are damaged.
     """
-    found = checkpoints.complete(folder / "checkpoints")
-    if not found:
+    steps = checkpoints.complete(folder / "checkpoints")
+    if not steps:
         return False
     if _comparable(load(folder / "config.toml")) != _comparable(config):
         raise StudyError(
@@ -64,7 +64,7 @@ def is_finished(folder: Path, config: Config) -> bool:
             f"(compare its config.toml with `robustflow study NAME --print-config`): name another "
             "folder, or move it away."
         )
-    return checkpoints.read_state(found[-1]).step == config.training.iterations
+    return checkpoints.read_state(steps[-1]).step == config.training.iterations
 
 
 def _comparable(config: Config) -> Config:

@@ -90,8 +90,8 @@ class PhysicsTask(Task):
         """
         if self._condition is not None:
             return self._condition(measurements)
-        made: Tensor = (physics or self.physics).A_dagger(measurements)
-        return made
+        picture: Tensor = (physics or self.physics).A_dagger(measurements)
+        return picture
 
     def forward(self, x: Tensor) -> Tensor:
         """What conditions the flow, of measurements without noise, (N, C', H, W)."""
@@ -118,10 +118,10 @@ class PhysicsTask(Task):
         return y if self._condition is None else None
 
     def _checked(self, y: Tensor, x: Tensor) -> Tensor:
-        wanted = (x.shape[0], self.observation_channels, *x.shape[-2:])
-        if tuple(y.shape) != wanted:
+        expected = (x.shape[0], self.observation_channels, *x.shape[-2:])
+        if tuple(y.shape) != expected:
             raise ValueError(
-                f"The condition of measurements must be pictures {wanted}, got {tuple(y.shape)}: "
+                f"The condition of measurements must be pictures {expected}, got {tuple(y.shape)}: "
                 "give a condition= that makes them, condition_channels, or crops of another size."
             )
         return y

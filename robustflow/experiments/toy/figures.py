@@ -350,8 +350,8 @@ def _draw_attacks(axis: Axes, outcome: Outcome) -> None:
     for row, coupling in enumerate(reversed(couplings)):
         colour = _colour(coupling)
         for result in outcome.of(_LAW, coupling):
-            found = result.attacks[-1]
-            ends = [min(found.largest, 1e20), min(found.bound, 1e20)]
+            worst = result.attacks[-1]
+            ends = [min(worst.largest, 1e20), min(worst.bound, 1e20)]
             axis.plot(ends, [row, row], color=colour, linewidth=1.2, alpha=0.4)
             axis.plot(ends[:1], [row], "o", color=colour, markersize=5)
             axis.plot(ends[1:], [row], "|", color=colour, markersize=9, markeredgewidth=2)

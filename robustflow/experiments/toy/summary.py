@@ -36,12 +36,12 @@ class Outcome:
 
     def of(self, law: str, coupling: str) -> list[RunResult]:
         """The runs of one model, seed by seed, without those that are rejected."""
-        wanted = (law, coupling)
+        pair = (law, coupling)
         rejected = self.rejected
         return [
             result
             for result in self.results
-            if (result.run.law, result.run.coupling) == wanted and result.run not in rejected
+            if (result.run.law, result.run.coupling) == pair and result.run not in rejected
         ]
 
     def couplings(self, law: str) -> list[str]:
@@ -53,12 +53,12 @@ class Outcome:
     def rejected(self) -> dict[Run, float]:
         """Affine runs that count as untrained, and how many nats they are behind."""
         nats = {result.run: result.nats for result in self.results}
-        behind = {}
+        deficits = {}
         for run, own in nats.items():
             standard = nats.get(Run(run.law, "reparametrised affine", run.seed))
             if run.coupling == "affine" and standard is not None and is_untrained(own, standard):
-                behind[run] = own - standard
-        return behind
+                deficits[run] = own - standard
+        return deficits
 
 
 @dataclass(frozen=True)

@@ -116,10 +116,10 @@ def _style(results: Sequence[RunResult]) -> str:
 def _explosions(outcome: Outcome) -> list[str]:
     lines = []
     for coupling in outcome.couplings(_LAW):
-        found = {result.run.seed: result.explosion for result in outcome.of(_LAW, coupling)}
+        explosions = {result.run.seed: result.explosion for result in outcome.of(_LAW, coupling)}
         words = "; ".join(
             f"{layer.name} (seed {seed}, {percent(layer.onsets / LAYER_SAMPLES)} of the samples)"
-            for seed, layer in found.items()
+            for seed, layer in explosions.items()
             if layer is not None
         )
         if words:

@@ -57,24 +57,24 @@ def incremental_inverse(
                 if i > 0:
                     source[:, slice(*_slice(plan.ends[i], step))] = values[i]
                 known, bias, offset = plan.ends[i][step], operation.bias, operation.offset
-                made = functional.linear(
+                value = functional.linear(
                     source[:, :known],
                     operation.weight[begin:end, :known],
                     None if bias is None else bias[begin:end],
                 )
                 if offset is not None:
-                    made = made + offset[:, begin:end]
+                    value = value + offset[:, begin:end]
             elif isinstance(operation, Gate):
-                made = values[i] * operation.values[:, begin:end]
+                value = values[i] * operation.values[:, begin:end]
             elif isinstance(operation, Add):
-                made = values[i] + values[operation.node]
+                value = values[i] + values[operation.node]
             else:
-                made = operation(values[i])
-            values.append(made)
+                value = operation(values[i])
+            values.append(value)
         params = values[-1].unflatten(1, (-1, plan.num_params))
-        found = invert(y[:, features], params)
-        x[:, features] = found
-        inputs = found if embed is None else embed(found, plan.members[step])
+        inverted = invert(y[:, features], params)
+        x[:, features] = inverted
+        inputs = inverted if embed is None else embed(inverted, plan.members[step])
         first[:, done : done + inputs.shape[1]] = inputs
         done += inputs.shape[1]
     return x

@@ -77,24 +77,26 @@ def draw(
     """
     device = next(flow.parameters()).device
     y = y.to(device)
-    made: dict[Column, Drawn] = {}
+    drawn: dict[Column, Drawn] = {}
     raw, measured = _timed(
         device, lambda: _decoded(flow, y, number, temperature, seed, guarded=False)
     )
     if "raw" in columns:
-        made["raw"] = Drawn(raw, measured[0] / number, measured[1])
+        drawn["raw"] = Drawn(raw, measured[0] / number, measured[1])
     if "projected" in columns:
         projected, own = _timed(device, lambda: _projected(flow, y, raw))
-        made["projected"] = Drawn(projected, (measured[0] + own[0]) / number, measured[1])
+        drawn["projected"] = Drawn(projected, (measured[0] + own[0]) / number, measured[1])
     if "fixed" in columns:
-        found, measured = _timed(device, lambda: decode_fixed(flow, flow.prepare(y), fixed).cpu())
-        made["fixed"] = Drawn(found, *measured)
+        fixed_samples, measured = _timed(
+            device, lambda: decode_fixed(flow, flow.prepare(y), fixed).cpu()
+        )
+        drawn["fixed"] = Drawn(fixed_samples, *measured)
     if "guarded" in columns:
         guarded, measured = _timed(
             device, lambda: _decoded(flow, y, number, temperature, seed, guarded=True)
         )
-        made["guarded"] = Drawn(guarded, measured[0] / number, measured[1])
-    return {column: made[column] for column in columns}
+        drawn["guarded"] = Drawn(guarded, measured[0] / number, measured[1])
+    return {column: drawn[column] for column in columns}
 
 
 def _timed(
@@ -108,9 +110,9 @@ def _timed(
 
 def _projected(flow: SamplingFlow, y: Tensor, raw: Tensor) -> Tensor:
     def back(residual: Tensor) -> Tensor:
-        found = flow.task.pseudo_inverse(residual)
-        assert found is not None  # see missing_column
-        return found
+        correction = flow.task.pseudo_inverse(residual)
+        assert correction is not None  # see missing_column
+        return correction
 
     return project_onto_observation(raw.to(y.device), y, flow.task.forward, back).cpu()
 

@@ -158,17 +158,17 @@ def _add(
             seed=seed,
             fixed=fixed,
         )
-        for column, made in drawn.items():
+        for column, drawing in drawn.items():
             case = Case(
-                made.samples,
+                drawing.samples,
                 y,
                 subject.truth,
                 safe,
                 flow.task,
                 settings["colour space"].lower(),
                 settings["border"],
-                made.seconds,
-                made.bytes,
+                drawing.seconds,
+                drawing.bytes,
             )
             _measure(result, Key(label, subject.group, temperature, column), subject.title, case)
         if temperature == max(temperatures) and "raw" in drawn:
@@ -215,14 +215,14 @@ def _perceptual(path: Path | None) -> Perceptual | str:
 def _usable(
     columns: Sequence[Column], flow: SamplingFlow, y: Tensor, result: Evaluation
 ) -> list[Column]:
-    found = []
+    usable = []
     for column in columns:
         reason = missing_column(column, flow, y)
         if reason is None:
-            found.append(column)
+            usable.append(column)
         else:
             result.leave_out(f"column {column!r}", reason)
-    return found
+    return usable
 
 
 @torch.no_grad()

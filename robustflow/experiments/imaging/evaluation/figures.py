@@ -86,18 +86,18 @@ def _temperature(key: Key) -> float:
 
 
 def _line(axis: Any, result: Evaluation, keys: list[Key], metric: Metric, colour: str) -> None:
-    found = [(key, result.estimate(key, metric)) for key in keys]
-    found = [(key, each) for key, each in found if math.isfinite(each.value)]
-    if not found:
+    estimates = [(key, result.estimate(key, metric)) for key in keys]
+    estimates = [(key, each) for key, each in estimates if math.isfinite(each.value)]
+    if not estimates:
         return
-    values = [each.value for _, each in found]
+    values = [each.value for _, each in estimates]
     errors = [
-        [0.0 if not math.isfinite(each.low) else each.value - each.low for _, each in found],
-        [0.0 if not math.isfinite(each.high) else each.high - each.value for _, each in found],
+        [0.0 if not math.isfinite(each.low) else each.value - each.low for _, each in estimates],
+        [0.0 if not math.isfinite(each.high) else each.high - each.value for _, each in estimates],
     ]
     key = keys[0]
     axis.errorbar(
-        [key.temperature for key, _ in found],
+        [key.temperature for key, _ in estimates],
         values,
         yerr=errors,
         color=colour,

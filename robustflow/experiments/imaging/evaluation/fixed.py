@@ -40,16 +40,16 @@ def find_latent(flow: SamplingFlow) -> list[Tensor]:
         torch.zeros(1, shape[0], 1, 1, device=device, requires_grad=True)
         for shape in flow.latent_shapes(prepared.size)
     ]
-    best, least = [latent.detach().clone() for latent in latents], torch.inf
+    best, smallest = [latent.detach().clone() for latent in latents], torch.inf
     optimiser = torch.optim.Adam(latents, lr=_RATE)
     with torch.enable_grad():
         for _ in range(_UPDATES):
-            made = _pictures(flow, prepared, latents, len(truth))
-            loss = (made - truth.to(device)).abs().mean()
+            pictures = _pictures(flow, prepared, latents, len(truth))
+            loss = (pictures - truth.to(device)).abs().mean()
             if not bool(loss.isfinite()):  # an explosion: keep the best latent before it
                 break
-            if loss.item() < least:
-                best, least = [latent.detach().clone() for latent in latents], loss.item()
+            if loss.item() < smallest:
+                best, smallest = [latent.detach().clone() for latent in latents], loss.item()
             gradients = torch.autograd.grad(loss, latents)
             for latent, gradient in zip(latents, gradients, strict=True):
                 latent.grad = gradient.nan_to_num()

@@ -80,12 +80,12 @@ def metrics_of(colour: Colour, border: int, perceptual: Perceptual | str) -> lis
 
 
 def _against_truth(colour: Colour, border: int) -> list[Metric]:
-    made = partial(Metric, colours=colour.upper(), border=border)
+    metric = partial(Metric, colours=colour.upper(), border=border)
     theirs, better = f"torchmetrics {version('torchmetrics')}", "higher"
     what = "of samples as saved (8 bits), mean over samples"
     return [
-        made("PSNR", "dB", better, theirs, what, _mean_of(psnr), (_truth,)),
-        made(
+        metric("PSNR", "dB", better, theirs, what, _mean_of(psnr), (_truth,)),
+        metric(
             "PSNR of the mean",
             "dB",
             better,
@@ -94,8 +94,8 @@ def _against_truth(colour: Colour, border: int) -> list[Metric]:
             lambda case: float(psnr(*case.mean)),
             (_truth,),
         ),
-        made("SSIM", "", better, theirs, what, _mean_of(ssim), (_truth, _sides(LEAST_SIDE))),
-        made(
+        metric("SSIM", "", better, theirs, what, _mean_of(ssim), (_truth, _sides(LEAST_SIDE))),
+        metric(
             "MS-SSIM",
             "",
             better,
@@ -137,9 +137,9 @@ def _of_perceptual(perceptual: Perceptual | str) -> list[Metric]:
             assert case.truth is not None
             return network(case.saved, case.truth)
 
-    made = partial(Metric, colours="RGB", border=0)
+    metric = partial(Metric, colours="RGB", border=0)
     return [
-        made(
+        metric(
             "LPIPS",
             "",
             "lower",
@@ -148,7 +148,7 @@ def _of_perceptual(perceptual: Perceptual | str) -> list[Metric]:
             lambda case: float(distances(case).mean()),
             (_truth, needs),
         ),
-        made(
+        metric(
             "diversity (LPIPS)",
             "%",
             "higher",
@@ -161,10 +161,10 @@ def _of_perceptual(perceptual: Perceptual | str) -> list[Metric]:
 
 
 def _of_distributions(colour: Colour, border: int) -> list[Metric]:
-    made = partial(Metric, colours=colour.upper(), border=border)
+    metric = partial(Metric, colours=colour.upper(), border=border)
     needs = (_truth, _several)
     return [
-        made(
+        metric(
             "diversity (pixels)",
             "%",
             "higher",
@@ -173,7 +173,7 @@ def _of_distributions(colour: Colour, border: int) -> list[Metric]:
             lambda case: diversity(pixel_distances(case.compared[0], case.compared[1][:1])),
             needs,
         ),
-        made(
+        metric(
             "CRPS",
             "",
             "lower",
@@ -182,7 +182,7 @@ def _of_distributions(colour: Colour, border: int) -> list[Metric]:
             lambda case: float(crps(case.compared[0], case.compared[1][0]).mean()),
             needs,
         ),
-        made(
+        metric(
             "energy score",
             "",
             "lower",
@@ -195,10 +195,10 @@ def _of_distributions(colour: Colour, border: int) -> list[Metric]:
 
 
 def _of_observations() -> list[Metric]:
-    made = partial(Metric, needs=(lambda case: case.unseen,), colours="RGB", border=0)
+    metric = partial(Metric, needs=(lambda case: case.unseen,), colours="RGB", border=0)
     theirs = f"torchmetrics {version('torchmetrics')}"
     return [
-        made(
+        metric(
             "LR-PSNR",
             "dB",
             "higher",
@@ -206,7 +206,7 @@ def _of_observations() -> list[Metric]:
             "of A(x) of samples as saved against y, mean over samples",
             lambda case: float(_lr_psnr(case).mean()),
         ),
-        made(
+        metric(
             "LR-PSNR, worst",
             "dB",
             "higher",
@@ -214,7 +214,7 @@ def _of_observations() -> list[Metric]:
             "the same of the worst sample",
             lambda case: float(_lr_psnr(case).min()),
         ),
-        made(
+        metric(
             "consistency",
             "",
             "lower",
@@ -226,9 +226,9 @@ def _of_observations() -> list[Metric]:
 
 
 def _of_artifacts() -> list[Metric]:
-    made = partial(Metric, unit="%", better="lower", library=_own())
+    metric = partial(Metric, unit="%", better="lower", library=_own())
     return [
-        made(
+        metric(
             "faulty",
             what=f"samples with a value above {HIGHEST}, below {LOWEST} or not finite, unclamped",
             of=lambda case: (
@@ -236,7 +236,7 @@ def _of_artifacts() -> list[Metric]:
             ),
         ),
         *(
-            made(
+            metric(
                 f"artifacts: {kind}",
                 what=f"samples in which find_artifacts sees the kind {kind!r}",
                 of=partial(_share_of, kind),
@@ -244,7 +244,7 @@ def _of_artifacts() -> list[Metric]:
             )
             for kind in KINDS
         ),
-        made(
+        metric(
             "largest |value|",
             unit="",
             what="before clamping, over all pictures",
@@ -282,10 +282,10 @@ def _several(case: Case) -> str | None:
     return None if len(case.samples) > 1 else "it needs at least 2 samples of a picture"
 
 
-def _sides(least: int) -> Needs:
+def _sides(minimum: int) -> Needs:
     def needs(case: Case) -> str | None:
         side = min(case.samples.shape[-2:]) - 2 * case.border
-        return None if side >= least else f"it needs sides of at least {least} pixels"
+        return None if side >= minimum else f"it needs sides of at least {minimum} pixels"
 
     return needs
 
@@ -307,8 +307,8 @@ def _lr_psnr(case: Case) -> Tensor:
 
 
 def _consistency(case: Case) -> float:
-    found = case.task.forward(case.samples) - case.observation
-    sizes = found.flatten(1).square().mean(dim=1).sqrt()
+    residual = case.task.forward(case.samples) - case.observation
+    sizes = residual.flatten(1).square().mean(dim=1).sqrt()
     return float(torch.where(sizes.isfinite(), sizes, torch.inf).mean())
 
 

@@ -65,10 +65,10 @@ def _step(step: int | None) -> Cell:
 def _row(result: Evaluation, key: Key) -> list[Cell]:
     row = [words(key.checkpoint), number_cell(key.temperature, "g"), words(key.column)]
     for metric in result.present:
-        found = result.estimate(key, metric)
-        bad = metric.name == "faulty" and found.value > 0
-        text = cell(found)
-        row.append(Cell(text, repr(found.value) if text else "", "bad" if bad else ""))
+        estimate = result.estimate(key, metric)
+        bad = metric.name == "faulty" and estimate.value > 0
+        text = cell(estimate)
+        row.append(Cell(text, repr(estimate.value) if text else "", "bad" if bad else ""))
     return row
 
 

@@ -65,14 +65,14 @@ class Perceptual:
 
 def _weights(path: Path) -> dict[str, Tensor]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise NoPerceptual(f"there is no file {path}") from None
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise NoPerceptual(f"{path} holds no weights ({error})") from None
-    if not isinstance(found, dict):
+    if not isinstance(weights, dict):
         raise NoPerceptual(f"{path} holds no weights by name")
-    return found
+    return weights
 
 
 def _load(network: Any, weights: dict[str, Tensor], path: Path) -> None:

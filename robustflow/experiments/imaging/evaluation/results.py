@@ -116,12 +116,12 @@ class Evaluation:
     @property
     def keys(self) -> list[Key]:
         """The table's rows: checkpoints, then couplings of which there are several."""
-        found = list(dict.fromkeys(key for key, _ in self.figures))
+        keys = list(dict.fromkeys(key for key, _ in self.figures))
         pooled = [label for label, members in self.members.items() if len(members) > 1]
         for label in pooled:
             first = self.members[label][0]
-            found += [replace(key, checkpoint=label) for key in found if key.checkpoint == first]
-        return found
+            keys += [replace(key, checkpoint=label) for key in keys if key.checkpoint == first]
+        return keys
 
     @property
     def members(self) -> dict[str, list[str]]:
@@ -130,12 +130,12 @@ class Evaluation:
         Usually one. Checkpoints of one coupling, such as those of several seeds, have a further row
         in common, whose figures are means over them, picture by picture.
         """
-        found = {each.label: [each.label] for each in self.trained}
+        pools = {each.label: [each.label] for each in self.trained}
         for coupling in dict.fromkeys(each.coupling for each in self.trained):
             alike = [each.label for each in self.trained if each.coupling == coupling]
             if len(alike) > 1:
-                found[f"{coupling}, mean of {len(alike)}"] = alike
-        return found
+                pools[f"{coupling}, mean of {len(alike)}"] = alike
+        return pools
 
     @property
     def present(self) -> list[Metric]:
@@ -145,7 +145,7 @@ class Evaluation:
 
     def values(self, key: Key, metric: Metric) -> list[float]:
         """The values of the row's pictures that have the metric, in order."""
-        found = []
+        pooled = []
         for title in self.titles[key.group]:
             every = [
                 self.figures.get((replace(key, checkpoint=member), title), {}).get(metric.name)
@@ -154,8 +154,8 @@ class Evaluation:
             known = [value for value in every if value is not None and not math.isnan(value)]
             if known:
                 pool = max(known) if metric.pooled == "max" else sum(known) / len(known)
-                found.append(pool)
-        return found
+                pooled.append(pool)
+        return pooled
 
     def estimate(self, key: Key, metric: Metric) -> Estimate:
         """A cell of the table: over the row's pictures, with its interval where it is a mean."""
@@ -244,11 +244,13 @@ def labels_of(paths: Sequence[str]) -> list[str]:
     """
     parts = [[part for part in path.split("/") if part] for path in paths]
     labels = []
-    for index, mine in enumerate(parts):
-        for length in range(1, len(mine) + 1):
-            end = mine[-length:]
-            others = (each[-length:] for place, each in enumerate(parts) if place != index)
+    for index, own_parts in enumerate(parts):
+        for length in range(1, len(own_parts) + 1):
+            end = own_parts[-length:]
+            others = (
+                each[-length:] for other_index, each in enumerate(parts) if other_index != index
+            )
             if end not in others:
                 break
-        labels.append("/".join(mine[-length:]))
+        labels.append("/".join(own_parts[-length:]))
     return labels

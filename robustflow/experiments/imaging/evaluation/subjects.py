@@ -70,9 +70,9 @@ def subjects_of(
     subjects: list[Subject] = []
     skipped: list[Skipped] = []
     for source in sources:
-        found, broken = squares_of(source, (size - size % step) // scale)
+        pictures, broken = squares_of(source, (size - size % step) // scale)
         skipped += broken
-        for title, pixels in found.items():
+        for title, pixels in pictures.items():
             part = max(1, step // scale)
             height, width = (side - side % part for side in pixels.shape[-2:])
             if min(height, width) == 0:

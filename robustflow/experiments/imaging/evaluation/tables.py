@@ -66,13 +66,13 @@ def table(result: Evaluation) -> str:
             number = len(result.values(key, metric))
             if not number:
                 continue
-            found = result.estimate(key, metric)
+            estimate = result.estimate(key, metric)
             about = description(metric)
             lines.append(
                 (
                     *(key.checkpoint, couplings[key.checkpoint], key.group),
                     *(key.temperature, key.column, metric.name, metric.unit),
-                    *map(_number, (found.value, found.low, found.high)),
+                    *map(_number, (estimate.value, estimate.low, estimate.high)),
                     number,
                     *(about[name] for name in ("better", "library", "colour space")),
                     "" if metric.border is None else metric.border,

@@ -117,7 +117,7 @@ class SuperResolutionEncoder(_Trunk):
                 by_size[number] = functional.interpolate(
                     last, scale_factor=2.0**number, mode="bilinear", align_corners=False
                 )
-        return [_beside(by_size[number], tapped) for number in sizes]
+        return [_with_taps(by_size[number], tapped) for number in sizes]
 
 
 class LowLightEncoder(_Trunk):
@@ -163,7 +163,7 @@ class LowLightEncoder(_Trunk):
         quarter = _leaky(self.convolve("downconv1", _halved(half)))
         eighth = self.convolve("downconv2", _halved(quarter))
         colour_map = self.fine_tune_color_map(functional.interpolate(half, scale_factor=2))
-        return [_beside(each, tapped) for each in (half, quarter, eighth)], colour_map
+        return [_with_taps(each, tapped) for each in (half, quarter, eighth)], colour_map
 
 
 def equalise(pictures: Tensor) -> Tensor:
@@ -228,12 +228,12 @@ def _halved(x: Tensor) -> Tensor:
     return functional.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=False)
 
 
-def _beside(feature: Tensor, tapped: Sequence[Tensor]) -> Tensor:
+def _with_taps(feature: Tensor, tapped: Sequence[Tensor]) -> Tensor:
     """A feature, and those of the tapped blocks at its size."""
     if not tapped:
         return feature
-    beside = functional.interpolate(torch.cat(list(tapped), dim=1), feature.shape[-2:])
-    return torch.cat([feature, beside], dim=1)
+    resized = functional.interpolate(torch.cat(list(tapped), dim=1), feature.shape[-2:])
+    return torch.cat([feature, resized], dim=1)
 
 
 def _differences(x: Tensor, axis: int) -> Tensor:

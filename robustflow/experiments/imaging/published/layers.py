@@ -150,8 +150,8 @@ class Split(nn.Module):
         read = kept
         if self.condition_channels:
             read = torch.cat([kept, features.expand(kept.shape[0], *features.shape[1:])], dim=1)
-        made = self.conv(read)
-        return made[:, 0::2], made[:, 1::2].clamp(-_MOST_LOG_SCALE, _MOST_LOG_SCALE)
+        output = self.conv(read)
+        return output[:, 0::2], output[:, 1::2].clamp(-_MOST_LOG_SCALE, _MOST_LOG_SCALE)
 
 
 class Layers(nn.Module):
