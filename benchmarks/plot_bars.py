@@ -51,10 +51,10 @@ def speedups(rows: Sequence[Record], title: str, *, by_direction: bool = True) -
     allocators = list(dict.fromkeys(row["allocator"] for row in rows))
     first = "keeping" if "keeping" in allocators else allocators[0]
     second = "default" if first == "keeping" and "default" in allocators else None
-    found: dict[tuple[str, str, str], Record] = {}
+    by_bar: dict[tuple[str, str, str], Record] = {}
     for each in sorted(rows, key=lambda row: -float(row["median_s"])):
         case, direction = _place(each, by_direction)
-        found[case, direction, each["allocator"]] = each
+        by_bar[case, direction, each["allocator"]] = each
     present = {_place(row, by_direction)[1] for row in rows}
     directions = [each for each in DIRECTIONS if each in present]
     directions += sorted(present - set(directions))
@@ -67,8 +67,8 @@ def speedups(rows: Sequence[Record], title: str, *, by_direction: bool = True) -
     axes = figure.subplots(1, len(directions), sharex=True, sharey=True, squeeze=False)[0]
     for axis, direction in zip(axes, directions, strict=True):
         for case, competitors in places.items():
-            row: Record | None = found.get((case, direction, first))
-            other = found.get((case, direction, second)) if second else None
+            row: Record | None = by_bar.get((case, direction, first))
+            other = by_bar.get((case, direction, second)) if second else None
             if row is None:
                 middle = sum(competitors.values()) / len(competitors)
                 axis.text(1.05, middle, "not measured", fontsize=6.5, va="center", style="italic")
@@ -81,7 +81,7 @@ def speedups(rows: Sequence[Record], title: str, *, by_direction: bool = True) -
         axis.axvline(1.0, color=TEXT, linewidth=1.0)
         axis.grid(axis="y", visible=False)
         axis.tick_params(axis="y", length=0)
-    _ratio_axis(axes[0], [row for row in found.values() if row["allocator"] in (first, second)])
+    _ratio_axis(axes[0], [row for row in by_bar.values() if row["allocator"] in (first, second)])
     axes[0].set_yticks(list(labels.values()), list(labels))
     axes[0].set_ylim(height + 0.2, -1.2)
     for place, heading in headings.items():
@@ -222,14 +222,14 @@ def dropin(rows: Sequence[Record], title: str) -> Figure:
     """Time of a flow with the patch off, on, and with a free transform, over that with it off."""
     whats = list(dict.fromkeys(row["what"] for row in rows))
     flows = list(dict.fromkeys((row["library"], row["size"]) for row in rows))
-    found = {(row["library"], row["size"], row["what"]): row for row in rows}
+    by_bar = {(row["library"], row["size"], row["what"]): row for row in rows}
     figure = Figure(
         figsize=(2.2 + 3.2 * len(whats), 1.4 + _INCHES * 3.6 * len(flows)), layout="constrained"
     )
     axes = figure.subplots(1, len(whats), sharex=True, sharey=True, squeeze=False)[0]
     for axis, what in zip(axes, whats, strict=True):
         for index, flow in enumerate(flows):
-            row = found.get((*flow, what))
+            row = by_bar.get((*flow, what))
             if row is None:
                 axis.text(0.02, 3.6 * index + 1, "not measured", fontsize=6.5, style="italic")
                 continue

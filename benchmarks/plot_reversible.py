@@ -31,8 +31,8 @@ def reversible(results: Sequence[Mapping[str, Any]]) -> Figure:
         depths = [point["depth"] for point in points]
         for way, dashes in _DASHES.items():
             style = {"color": look.colour, "marker": look.marker, "linestyle": dashes}
-            found = [min(_MOST, float(point["errors"][way])) for point in points]
-            errors.plot(depths, found, **style)
+            values = [min(_MOST, float(point["errors"][way])) for point in points]
+            errors.plot(depths, values, **style)
             mebibytes = [point["peak_bytes"][way] / 2**20 for point in points]
             label = f"{kind}, {_WORDS[way]}"
             handles += peaks.plot(depths, mebibytes, label=label, **style)

@@ -119,42 +119,44 @@ def inputs(shape: Shape, side: int) -> tuple[Tensor, Tensor]:
     return z, torch.randn(shape.batch, CONTEXT, side, side, generator=generator)
 
 
-def gradients(flow: rnn.ConditionalFlow, way: Activations, given: Sequence[Tensor]) -> Tensor:
+def gradients(flow: rnn.ConditionalFlow, way: Activations, tensors: Sequence[Tensor]) -> Tensor:
     """Of the mean log-density by weights, z and context, in one vector."""
     for level in flow.levels:
         assert isinstance(level, rnn.FlowLevel)
         level.activations = way
-    leaves = [each.detach().requires_grad_() for each in given]
-    wanted = [*flow.parameters(), *leaves]
-    found = torch.autograd.grad(flow.log_prob(*leaves).mean(), wanted)
-    return torch.cat([each.flatten() for each in found])
+    leaves = [each.detach().requires_grad_() for each in tensors]
+    variables = [*flow.parameters(), *leaves]
+    grads = torch.autograd.grad(flow.log_prob(*leaves).mean(), variables)
+    return torch.cat([each.flatten() for each in grads])
 
 
 def measure_errors(kind: str, depth: int, shape: Shape) -> dict[str, float]:
     """Relative errors of the gradients, by way, and of rebuilt inputs."""
     flow = flow_of(kind, depth, shape)
-    given = inputs(shape, shape.side)
+    tensors = inputs(shape, shape.side)
     exact_flow = copy.deepcopy(flow).double()
-    exact = gradients(exact_flow, "store", [each.double() for each in given])
-    errors: dict[str, float] = {way: _relative(gradients(flow, way, given), exact) for way in WAYS}
+    exact = gradients(exact_flow, "store", [each.double() for each in tensors])
+    errors: dict[str, float] = {
+        way: _relative(gradients(flow, way, tensors), exact) for way in WAYS
+    }
     with torch.no_grad():
-        latents, _ = flow(*given)
-        rebuilt, _ = flow.inverse(latents, given[1])
-    return {**errors, "rebuilt inputs": _relative(rebuilt, given[0])}
+        latents, _ = flow(*tensors)
+        rebuilt, _ = flow.inverse(latents, tensors[1])
+    return {**errors, "rebuilt inputs": _relative(rebuilt, tensors[0])}
 
 
-def _relative(found: Tensor, exact: Tensor) -> float:
+def _relative(values: Tensor, exact: Tensor) -> float:
     """Infinite where the values are not finite."""
-    error = float((found.double() - exact.double()).norm() / exact.double().norm())
+    error = float((values.double() - exact.double()).norm() / exact.double().norm())
     return error if error == error else float("inf")
 
 
 def measure_peaks(kind: str, depth: int, shape: Shape) -> dict[str, int]:
     """Bytes, by way."""
     flow = flow_of(kind, depth, shape)
-    given = inputs(shape, shape.memory_side)
+    tensors = inputs(shape, shape.memory_side)
     return {
-        way: memory.peak_bytes(lambda way=way: gradients(flow, way, given))  # type: ignore[misc]
+        way: memory.peak_bytes(lambda way=way: gradients(flow, way, tensors))  # type: ignore[misc]
         for way in WAYS
     }
 
@@ -179,9 +181,9 @@ def measure(kind: str, shape: Shape) -> list[dict[str, Any]]:
 
 def worker(task: str, file: str) -> None:
     """What :mod:`robustflow.benchmarks.allocator` starts: one kind, in a process of its own."""
-    given = json.loads(task)
-    shape = Shape(**{**given["shape"], "depths": tuple(given["shape"]["depths"])})
-    Path(file).write_text(json.dumps(measure(given["kind"], shape)))
+    options = json.loads(task)
+    shape = Shape(**{**options["shape"], "depths": tuple(options["shape"]["depths"])})
+    Path(file).write_text(json.dumps(measure(options["kind"], shape)))
 
 
 def report(results: Sequence[Mapping[str, Any]]) -> str:
@@ -206,22 +208,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=whole_number(1), help="of PyTorch (default: its own)")
     parser.add_argument("--json", type=output_file, help="write the results there")
     parser.add_argument("--quick", action="store_true", help="tiny flows: shows that it runs")
-    given = parser.parse_args(arguments)
-    shape = QUICK if given.quick else Shape()
-    if given.threads:
-        os.environ["OMP_NUM_THREADS"] = str(given.threads)  # of the processes that measure
-        torch.set_num_threads(given.threads)
+    options = parser.parse_args(arguments)
+    shape = QUICK if options.quick else Shape()
+    if options.threads:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of the processes that measure
+        torch.set_num_threads(options.threads)
     description = machine.describe()
     print(machine.headline(description), flush=True)
     results: list[dict[str, Any]] = []
     for kind in KINDS:
         work = json.dumps({"shape": asdict(shape), "kind": kind})
-        found = allocator.run("returning", MODULE, ["--worker", work])
-        results += cast("list[dict[str, Any]]", found)
+        measured = allocator.run("returning", MODULE, ["--worker", work])
+        results += cast("list[dict[str, Any]]", measured)
     print("\n" + report(results))
-    if not given.json:
+    if not options.json:
         return 0
-    return int(not write_json(given.json, description, [], reversible=results, quick=given.quick))
+    return int(
+        not write_json(options.json, description, [], reversible=results, quick=options.quick)
+    )
 
 
 if __name__ == "__main__":

@@ -234,7 +234,7 @@ def measure_point(
 
     A row's name is that of the case, its number of elements and of threads.
     """
-    asked = [
+    selected = [
         (point.case(verb), threads)
         for verb in DIRECTIONS
         for threads in usable_threads()
@@ -243,14 +243,14 @@ def measure_point(
     inputs, repeats = inputs_of(point)
     left_out: dict[str, str] = {}
     prepared: dict[str, Calls] = {}
-    for case, _ in asked:
+    for case, _ in selected:
         if case.name not in prepared:
             competitors = case.competitors if point.is_affordable else ()
             prepared[case.name] = checked(replace(case, competitors=competitors), inputs, repeats)
             left_out |= prepared[case.name].left_out
-    floors = copies({case.bytes for case, _ in asked})
+    floors = copies({case.bytes for case, _ in selected})
     functions: dict[str, OnThreads] = {}
-    for case, threads in asked:
+    for case, threads in selected:
         of_case = prepared[case.name]
         functions[row_name(case, threads)] = OnThreads(threads, of_case.ours)
         functions[_copy_name(case, threads)] = OnThreads(threads, floors[case.bytes])
@@ -260,7 +260,7 @@ def measure_point(
     times = timing.alternate(
         functions, seconds=seconds, min_rounds=min_rounds, warmup=1, sampler=sample_seconds
     )
-    rows = [_row(point.sweep, case, threads, policy, times) for case, threads in asked]
+    rows = [_row(point.sweep, case, threads, policy, times) for case, threads in selected]
     return rows, left_out
 
 

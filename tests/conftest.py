@@ -120,11 +120,11 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if config.option.collectonly:
         return
-    told = run_summary.of(config)
-    for title, text in told.sections:
+    summary = run_summary.of(config)
+    for title, text in summary.sections:
         terminalreporter.section(title)
         terminalreporter.write_line(text)
-    if lines := gpu_summary.lines(terminalreporter.stats, told.gpu_tests):
+    if lines := gpu_summary.lines(terminalreporter.stats, summary.gpu_tests):
         terminalreporter.section("GPU")
         for line in lines:
             terminalreporter.write_line(line)

@@ -62,14 +62,14 @@ def test_every_supported_instruction_set_can_be_chosen() -> None:
     before = robustflow.build_info()["isa"]
     x, params = torch.linspace(-0.6, 0.6, 50).reshape(1, 50), torch.randn(1, 200)
     with robustflow.use_backend("reference"):
-        wanted = robustflow.functional.modified_rq_spline(x, params)[0]
+        expected = robustflow.functional.modified_rq_spline(x, params)[0]
     try:
         for isa in robustflow.build_info()["isa_supported"]:
             _native.set_isa(isa)
             assert robustflow.build_info()["isa"] == isa
             with robustflow.use_backend("cpu"):
                 y = robustflow.functional.modified_rq_spline(x, params)[0]
-            torch.testing.assert_close(y, wanted)
+            torch.testing.assert_close(y, expected)
     finally:
         _native.set_isa(before)
 
@@ -268,24 +268,24 @@ def gradients(copy: Path, code: str = GRADIENTS) -> tuple[dict[str, Any], Any]:
 
 @needs_autograd
 def test_calls_are_the_same_with_and_without_the_autograd_library(copy: Path) -> None:
-    info, wanted = gradients(copy)
+    info, expected = gradients(copy)
     assert info["loaded"] is True and info["torch"] == torch.__version__
     (library,) = copy.glob("robustflow/_autograd*.so")
     library.unlink()
     info, found = gradients(copy)
     assert info["loaded"] is False and "was not built: run `pip install" in info["reason"]
-    assert found == wanted
+    assert found == expected
 
 
 @needs_autograd
 def test_the_autograd_library_is_not_loaded_into_another_torch(copy: Path) -> None:
     """It would crash: torch promises nothing between versions."""
-    _, wanted = gradients(copy)
+    _, expected = gradients(copy)
     changed = "import torch; torch.__version__ = '2.99.0'\n" + GRADIENTS
     info, found = gradients(copy, changed)
     assert info["loaded"] is False and info["torch"] == torch.__version__
     assert f"built for torch {torch.__version__}, you have 2.99.0: run `pip" in info["reason"]
-    assert found == wanted
+    assert found == expected
     told = "import torch; torch.__version__ = '2.99.0'\nfrom robustflow.cli import doctor\n"
     status, said = python(
         told + "print(doctor.run(__import__('argparse').Namespace(json=False)))", directory=copy
@@ -329,7 +329,7 @@ def test_its_node_in_compiled_autograd() -> None:
         assert params.grad is not None
         return params.grad
 
-    wanted = run()
+    expected = run()
     graphs = []
 
     def compiler(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -337,7 +337,7 @@ def test_its_node_in_compiled_autograd() -> None:
         return graph
 
     with torch._dynamo.compiled_autograd._enable(compiler):
-        torch.testing.assert_close(run(), wanted)
+        torch.testing.assert_close(run(), expected)
     assert any("robustflow" in code for code in graphs)  # the node was traced
 
 

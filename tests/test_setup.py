@@ -314,7 +314,10 @@ def test_another_compiler_starts_afresh(tree: Path) -> None:
 
 
 def test_an_editable_installation_has_its_libraries_in_the_tree(tree: Path) -> None:
-    for variables, wanted in (({}, {C, AUTOGRAD, CUDA}), ({"ROBUSTFLOW_CUDA": "0"}, {C, AUTOGRAD})):
+    for variables, expected in (
+        ({}, {C, AUTOGRAD, CUDA}),
+        ({"ROBUSTFLOW_CUDA": "0"}, {C, AUTOGRAD}),
+    ):
         assert build(tree, "build_ext", "--inplace", **variables)[0] == 0
-        assert {file.name for file in tree.glob("robustflow/*.so")} == wanted
+        assert {file.name for file in tree.glob("robustflow/*.so")} == expected
     assert not list(tree.glob("robustflow/.*"))

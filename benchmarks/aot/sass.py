@@ -84,8 +84,8 @@ def parse(text: str) -> dict[str, tuple[Instruction, ...]]:
     for line in text.splitlines():
         if named := _FUNCTION.match(line):
             current = functions.setdefault(named[1], [])
-        elif (found := _INSTRUCTION.match(line)) and current is not None:
-            current.append(Instruction(found["opcode"]))
+        elif (matched := _INSTRUCTION.match(line)) and current is not None:
+            current.append(Instruction(matched["opcode"]))
     if not functions or not all(functions.values()):
         raise ValueError("This is no disassembly: it names no function that holds instructions.")
     return {name: tuple(instructions) for name, instructions in functions.items()}

@@ -120,31 +120,31 @@ def resources(cubin: Path) -> dict[str, Resources]:
     usage = _run([disassembler(), "-res-usage", cubin])
     sections = _run([disassembler(), "-elf", cubin])
     threads: dict[str, str] = {}
-    kernel, wanted = "", False
+    kernel, is_thread_count = "", False
     for line in sections.splitlines():
         if line.startswith(".nv.info."):
             kernel = line.removeprefix(".nv.info.").strip()
         elif "Attribute:" in line:
-            wanted = line.endswith(("EIATTR_MAX_THREADS", "EIATTR_REQNTID"))
-        elif wanted and "Value:" in line:
+            is_thread_count = line.endswith(("EIATTR_MAX_THREADS", "EIATTR_REQNTID"))
+        elif is_thread_count and "Value:" in line:
             threads[kernel] = line.split()[1]
     architecture = re.search(r"\bsm=(\d+)", sections)
     # Where the system takes shared memory of a block for itself, newer compilers count that in.
     system = 1024 if architecture and int(architecture[1]) >= 90 else 0
-    found = re.finditer(r"Function (\S+):\s*REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
+    matches = re.finditer(r"Function (\S+):\s*REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
     return {
         f[1]: Resources(
             int(f[2]), int(f[3]), max(int(f[4]) - system, 0), int(threads.get(f[1], "0x0"), 16)
         )
-        for f in found
+        for f in matches
     }
 
 
 def version(tool: Path) -> str:
     """What a tool says of itself."""
     text = _run([tool, "--version"])
-    found = re.search(r"release [\d.]+, (V[\d.]+)", text)
-    return f"{tool.name} {found[1] if found else text.strip()}"
+    matched = re.search(r"release [\d.]+, (V[\d.]+)", text)
+    return f"{tool.name} {matched[1] if matched else text.strip()}"
 
 
 def _run(command: Sequence[Path | str]) -> str:
@@ -169,16 +169,16 @@ def readable(symbol: str) -> str:
     depth, position, name = 1, 3, ""
     while depth and position < len(symbol):
         rest = symbol[position:]
-        if found := re.match(r"\d+", rest):
-            start = position + found.end()
-            position = start + int(found[0])
+        if matched := re.match(r"\d+", rest):
+            start = position + matched.end()
+            position = start + int(matched[0])
             words.append(symbol[start:position])
-        elif found := re.match(r"L([a-z])(\d+)E", rest):
-            flag = ("false", "true")[int(found[2]) > 0]
-            words.append(flag if found[1] == "b" else found[2])
-            position += found.end()
-        elif found := re.match(r"S\w*?_", rest):
-            position += found.end()
+        elif matched := re.match(r"L([a-z])(\d+)E", rest):
+            flag = ("false", "true")[int(matched[2]) > 0]
+            words.append(flag if matched[1] == "b" else matched[2])
+            position += matched.end()
+        elif matched := re.match(r"S\w*?_", rest):
+            position += matched.end()
         else:
             depth += {"N": 1, "I": 1, "E": -1}.get(rest[0], 0)
             if rest[0] == "I" and not name:

@@ -129,11 +129,11 @@ def _bars(
     if not options.quick:
         raise BadRequest("bars are stated for the quick set: add --quick to --bars")
     names = {case.name for case in chosen}
-    found = [bar for bar in bars.QUICK_BARS if bar.case in names and bar.measure in against]
-    if not found:
+    stated_bars = [bar for bar in bars.QUICK_BARS if bar.case in names and bar.measure in against]
+    if not stated_bars:
         stated = ", ".join(dict.fromkeys(bar.case for bar in bars.QUICK_BARS))
         raise BadRequest(f"no bar is stated for what was chosen; there are bars for {stated}")
-    return found
+    return stated_bars
 
 
 def _no_such_name(text: str, providers: Sequence[RowProvider]) -> str:

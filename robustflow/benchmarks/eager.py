@@ -43,8 +43,8 @@ def modified_rq_spline(
     else:
         inner = torch.exp(_softclip(derivative_logit, -math.log(min_derivative)))
 
-    given = x - shift if inverse else x
-    clamped = given.clamp(lo, hi)
+    argument = x - shift if inverse else x
+    clamped = argument.clamp(lo, hi)
     upper = clamped >= lo + (first_height if inverse else first_width)
     x_k = torch.where(upper, lo + first_width, lo)
     y_k = torch.where(upper, lo + first_height, lo)
@@ -54,8 +54,8 @@ def modified_rq_spline(
     d_k1 = torch.where(upper, 1.0, inner)
 
     result, logabsdet = _bin(clamped, x_k, y_k, width, height, d_k, d_k1, inverse)
-    inside = (given > lo) & (given < hi)
-    result = torch.where(inside, result, given)
+    inside = (argument > lo) & (argument < hi)
+    result = torch.where(inside, result, argument)
     logabsdet = torch.where(inside, logabsdet, 0.0)
     return result if inverse else result + shift, _reduce(logabsdet, reduce)
 
@@ -127,8 +127,8 @@ def cubic_bspline(
     knots = F.pad(torch.cumsum(spacings, -1), (1, 0)) - 2 * min_bin  # the box is [0, 1]
     points = F.pad(torch.cumsum(rises, -1), (1, 0)) - min_bin
 
-    given = x - params[..., 10] if inverse else x
-    u = ((given - lo) / (hi - lo)).clamp(0.0, 1.0)
+    argument = x - params[..., 10] if inverse else x
+    u = ((argument - lo) / (hi - lo)).clamp(0.0, 1.0)
     if inverse:
         t = [knots[..., j : j + 8] for j in range(6)]
         at_knots, _ = _de_boor(t[2], t, [points[..., j : j + 8] for j in range(4)])
@@ -152,8 +152,8 @@ def cubic_bspline(
         result, slope = _de_boor(u, t, p)
     result = lo + (hi - lo) * result
     logabsdet = torch.log(slope)
-    inside = (given > lo) & (given < hi)
-    result = torch.where(inside, result, given)
+    inside = (argument > lo) & (argument < hi)
+    result = torch.where(inside, result, argument)
     logabsdet = torch.where(inside, -logabsdet if inverse else logabsdet, 0.0)
     return result if inverse else result + params[..., 10], _reduce(logabsdet, reduce)
 

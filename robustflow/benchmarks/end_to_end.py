@@ -123,8 +123,8 @@ def _neural_spline_flow(size_name: str, what: str, quick: bool, batch: int | Non
     timed = size if batch is None else replace(size, batch=batch)
 
     def run(mode: str) -> Within:
-        made = dropin_cases.make_run("nflows", timed, what, mode)
-        return Within(made.work, functools.partial(dropin_cases.mode_of, "nflows", mode))
+        prepared = dropin_cases.make_run("nflows", timed, what, mode)
+        return Within(prepared.work, functools.partial(dropin_cases.mode_of, "nflows", mode))
 
     def check() -> None:
         dropin_cases.differences("nflows", size)
@@ -204,8 +204,8 @@ def _sr_train(quick: bool) -> Case:
 
     def gradients(flow: rnn.ConditionalFlow) -> tuple[Tensor, ...]:
         log_prob = flow.log_prob(x, low)
-        found = torch.autograd.grad(log_prob.mean(), list(flow.parameters()))
-        return log_prob, torch.cat([each.flatten() for each in found])
+        grads = torch.autograd.grad(log_prob.mean(), list(flow.parameters()))
+        return log_prob, torch.cat([each.flatten() for each in grads])
 
     steps = {who: Within(step(flow), contexts[who]) for who, flow in flows.items()}
     results = {
@@ -281,8 +281,8 @@ def _compare(calls: Mapping[str, Within], settings: sr.Settings) -> None:
     """Results of one size: each value's difference is judged on the scale of its tensor."""
 
     def results(within: Within) -> tuple[Tensor, ...]:
-        found: Any = within()
-        return (found,) if isinstance(found, Tensor) else found
+        result: Any = within()
+        return (result,) if isinstance(result, Tensor) else result
 
     expected = results(calls["robustflow"])
     for who, within in calls.items():

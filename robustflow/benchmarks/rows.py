@@ -121,14 +121,14 @@ def command_line(arguments: Sequence[str]) -> str:
         >>> command_line(["/bin/python3", "/bin/robustflow", "bench", "--json=x"])
         'robustflow bench'
     """
-    given = list(arguments[1:])
-    if "--json" in given:
-        place = given.index("--json")
-        del given[place : place + 2]
-    given = [each for each in given if not each.startswith("--json=")]
-    if given[:1] == ["-m"]:
-        return shlex.join(["python", *given])
-    return shlex.join([Path(each).name if index == 0 else each for index, each in enumerate(given)])
+    words = list(arguments[1:])
+    if "--json" in words:
+        place = words.index("--json")
+        del words[place : place + 2]
+    words = [each for each in words if not each.startswith("--json=")]
+    if words[:1] == ["-m"]:
+        return shlex.join(["python", *words])
+    return shlex.join([Path(each).name if index == 0 else each for index, each in enumerate(words)])
 
 
 def write_json(path: Path, machine: dict[str, Any], rows: Sequence[Row], **more: Any) -> bool:

@@ -217,9 +217,9 @@ def expected(case: Case, inverse: bool, reduce: str) -> tuple[Data, Expected]:
 
 def check(target: Target, case: Case, inverse: bool, reduce: str) -> Results:
     """Run a case on a target, compare every result with the oracle, and return them."""
-    data, wanted = expected(case, inverse, reduce)
+    data, oracle = expected(case, inverse, reduce)
     actual = run_target(target, case, data, inverse, reduce)
     context = f"{target}, {case}, inverse={inverse}, reduce={reduce!r}"
-    for name, value in wanted.value.items():
-        assert_within(name, getattr(actual, name), value, getattr(wanted.bound, name), context)
+    for name, value in oracle.value.items():
+        assert_within(name, getattr(actual, name), value, getattr(oracle.bound, name), context)
     return actual

@@ -20,7 +20,7 @@ def test_unmoved_knots(operation: Operation, inverse: bool) -> None:
     params = operation.sample_params(shape, generator)
     x = operation.sample_x(params, generator, inverse)
     cotangents = (torch.ones(shape).double(), torch.ones(shape).double())
-    wanted = run_oracle(operation, x, params, inverse, cotangents)
+    expected = run_oracle(operation, x, params, inverse, cotangents)
     still = (torch.ones(1, 2).double(), torch.ones(1, 2).double())
     actual = run_oracle(
         operation,
@@ -30,7 +30,7 @@ def test_unmoved_knots(operation: Operation, inverse: bool) -> None:
         (cotangents[0].unsqueeze(-1), cotangents[1].unsqueeze(-1)),
         (0.0, still),
     )
-    for (name, value), (_, other) in zip(wanted.items(), actual.items(), strict=True):
+    for (name, value), (_, other) in zip(expected.items(), actual.items(), strict=True):
         torch.testing.assert_close(
             other.reshape(value.shape), value, rtol=1e-8, atol=1e-8, msg=name
         )

@@ -25,17 +25,19 @@ each_operation = pytest.mark.parametrize("operation", BITS_OPERATIONS, ids=lambd
 each_packed = pytest.mark.parametrize("operation", PACKED_OPERATIONS, ids=lambda op: op.name)
 
 
-def assert_same_bits(actual: Tensor, wanted: Tensor, what: str) -> None:
+def assert_same_bits(actual: Tensor, expected: Tensor, what: str) -> None:
     """Equal bit for bit (NaN equal to itself), whatever the strides."""
-    assert actual.shape == wanted.shape and actual.dtype == wanted.dtype, what
-    same = (actual == wanted) | (actual.isnan() & wanted.isnan())
+    assert actual.shape == expected.shape and actual.dtype == expected.dtype, what
+    same = (actual == expected) | (actual.isnan() & expected.isnan())
     differing = int((~same).sum())
     assert differing == 0, f"{what}: {differing} of {same.numel()} elements differ"
 
 
-def assert_all_same_bits(actual: tuple[Tensor, ...], wanted: tuple[Tensor, ...], what: str) -> None:
+def assert_all_same_bits(
+    actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], what: str
+) -> None:
     names = ["y", "logabsdet", "grad_x", *(f"grad of group {i}" for i in range(len(actual)))]
-    for name, one, other in zip(names, actual, wanted, strict=False):
+    for name, one, other in zip(names, actual, expected, strict=False):
         assert_same_bits(one, other, f"{name} {what}")
 
 
@@ -71,11 +73,11 @@ def _canonical(sample_: Sample, results: tuple[Tensor, ...]) -> tuple[Tensor, ..
 def test_layout(native_target: Target, operation: Operation, inverse: bool) -> None:
     for dtype in HALF_AND_FULL:
         base = sample(operation, native_target, dtype=dtype, inverse=inverse)
-        wanted = _canonical(base, base.gradients(inverse))
+        expected = _canonical(base, base.gradients(inverse))
         for layout in _dense_layouts(operation):
             other = _in_layout(base, layout)
             actual = _canonical(other, other.gradients(inverse))
-            assert_all_same_bits(actual, wanted, f"in layout {layout}, {dtype}")
+            assert_all_same_bits(actual, expected, f"in layout {layout}, {dtype}")
 
 
 @both_directions
@@ -93,8 +95,8 @@ def test_position(native_target: Target, operation: Operation, inverse: bool) ->
             else:
                 groups = tuple(group[tail].contiguous() for group in base.groups)
             part = operation.call(base.x[..., tail].contiguous(), groups, inverse, "none")
-            wanted = (y[..., tail], logabsdet[..., tail])
-            assert_all_same_bits(part, wanted, f"of the last {count}, {dtype}")
+            expected = (y[..., tail], logabsdet[..., tail])
+            assert_all_same_bits(part, expected, f"of the last {count}, {dtype}")
 
 
 @both_directions
@@ -105,14 +107,14 @@ def test_position_of_gradients(native_target: Target, operation: Operation, inve
     grads = torch.autograd.grad([t.sum() for t in base.call(inverse)], base.tensors)
     for count in (1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 48, 63, 69):
         part = [t.detach()[..., 70 - count :] for t in base.tensors]
-        wanted = [grad[..., 70 - count :] for grad in grads]
+        expected = [grad[..., 70 - count :] for grad in grads]
         if len(operation.parts) > 1:
             part[1:] = [t.detach()[70 - count :] for t in base.groups]
-            wanted[1:] = [grad[70 - count :] for grad in grads[1:]]
+            expected[1:] = [grad[70 - count :] for grad in grads[1:]]
         part = [t.contiguous().requires_grad_() for t in part]
         made = operation.call(part[0], tuple(part[1:]), inverse, "none")
         actual = torch.autograd.grad([t.sum() for t in made], part)
-        for one, other in zip(actual, wanted, strict=True):
+        for one, other in zip(actual, expected, strict=True):
             assert_same_bits(one, other, f"gradient of the last {count}")
 
 
@@ -125,10 +127,10 @@ def test_thread_count(native_host: Target, operation: Operation, shared: tuple[i
     for inverse in (False, True):
         for reduce in ("none", "sum"):
             torch.set_num_threads(1)
-            wanted = base.gradients(inverse, reduce)
+            expected = base.gradients(inverse, reduce)
             torch.set_num_threads(2)
             what = f"with two threads, inverse={inverse}, reduce={reduce}"
-            assert_all_same_bits(base.gradients(inverse, reduce), wanted, what)
+            assert_all_same_bits(base.gradients(inverse, reduce), expected, what)
 
 
 @pytest.mark.parametrize("shared", [(), (0,)], ids=str)
@@ -140,10 +142,10 @@ def test_thread_count_rows(
     for inverse in (False, True):
         for reduce in ("none", "sum"):
             torch.set_num_threads(1)
-            wanted = base.gradients(inverse, reduce)
+            expected = base.gradients(inverse, reduce)
             torch.set_num_threads(2)
             what = f"with two threads, inverse={inverse}, reduce={reduce}"
-            assert_all_same_bits(base.gradients(inverse, reduce), wanted, what)
+            assert_all_same_bits(base.gradients(inverse, reduce), expected, what)
 
 
 # Results beyond 32 MiB are written by streaming stores, those of one sample alone are not. Aligned
@@ -251,7 +253,7 @@ def test_gradients_asked_for(
     """Asking for fewer gradients changes none of those asked for."""
     base = sample(operation, native_target)
     for inverse in (False, True):
-        wanted = base.gradients(inverse)
+        expected = base.gradients(inverse)
         tensors = [t.detach() for t in base.tensors]
         asked = [tensors[index].requires_grad_() for index in kept]
         y, logabsdet = operation.call(tensors[0], tuple(tensors[1:]), inverse, "none")
@@ -262,7 +264,7 @@ def test_gradients_asked_for(
         ]
         actual = torch.autograd.grad((y, logabsdet), asked, cotangents)
         for grad, index in zip(actual, kept, strict=True):
-            assert_same_bits(grad, wanted[2 + index], f"gradient {index} alone")
+            assert_same_bits(grad, expected[2 + index], f"gradient {index} alone")
 
 
 @pytest.mark.parametrize(
@@ -293,9 +295,9 @@ def test_parameters_that_repeat(
         group.expand(layout.shape[0], *group.shape[1:]).contiguous() for group in shared.groups
     )
     own = Sample(operation, layout, shared.x.clone(), whole)
-    made, wanted = (each.gradients(inverse, reduce) for each in (shared, own))
-    assert_all_same_bits(made[:3], wanted[:3], "with parameters of its own")
-    for found, parts in zip(made[3:], wanted[3:], strict=True):
+    made, expected = (each.gradients(inverse, reduce) for each in (shared, own))
+    assert_all_same_bits(made[:3], expected[:3], "with parameters of its own")
+    for found, parts in zip(made[3:], expected[3:], strict=True):
         sums, sizes = parts.double().sum(0, True), parts.double().abs().sum(0, True)
         bound = 2.0**-23 * (sums.abs() + 2.0**-20 * sizes)
         assert bool(((found.double() - sums).abs() <= bound).all())

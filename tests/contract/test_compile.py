@@ -52,8 +52,8 @@ def _outputs_and_gradients(
     return (y.detach(), logabsdet.detach(), *grads)
 
 
-def _assert_close(actual: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:
-    for one, other in zip(actual, wanted, strict=True):
+def _assert_close(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    for one, other in zip(actual, expected, strict=True):
         assert one.dtype == other.dtype and one.stride() == other.stride()
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
@@ -99,8 +99,8 @@ def test_compile_dynamic(native_device: Target, operation: Operation) -> None:
         layout = Layout("dynamic", shape)
         call = sample(operation, native_device, layout=layout)
         actual = compiled(*call.tensors)
-        wanted = function(*call.tensors)
-        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
+        expected = function(*call.tensors)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     assert graphs == 1
 
 
@@ -198,8 +198,8 @@ def test_export(native_device: Target, operation: Operation, inverse: bool) -> N
     for size in (4, 7):
         other = sample(operation, native_device, layout=Layout("n", (size, 3, 5)), inverse=inverse)
         actual = program.module()(other.x, list(other.groups))
-        wanted = module(other.x, list(other.groups))
-        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
+        expected = module(other.x, list(other.groups))
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def _raw_calls(

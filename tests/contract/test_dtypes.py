@@ -97,9 +97,9 @@ def test_shared_gradients_are_summed_in_float32(
     summed = torch.autograd.grad(y, groups, torch.full_like(y, 1 / 256))
     info = torch.finfo(half)
     for total, term in zip(summed, single, strict=True):
-        wanted = count * term.double()
-        bound = info.eps * wanted.abs() + count * info.smallest_normal * info.eps
-        assert bool(((total.double() - wanted).abs() <= bound).all())
+        expected = count * term.double()
+        bound = info.eps * expected.abs() + count * info.smallest_normal * info.eps
+        assert bool(((total.double() - expected).abs() <= bound).all())
 
 
 @pytest.mark.parametrize("autocast", HALF, ids=str)
@@ -110,9 +110,9 @@ def test_autocast_changes_nothing(
 ) -> None:
     call = sample(operation, target, params_dtype=params_dtype)
     for inverse in (False, True):
-        wanted = call.gradients(inverse, "sum")
+        expected = call.gradients(inverse, "sum")
         with torch.autocast(target.device, dtype=autocast):
             actual = call.gradients(inverse, "sum")
-        for one, other in zip(actual, wanted, strict=True):
+        for one, other in zip(actual, expected, strict=True):
             assert one.dtype == other.dtype
             assert torch.equal(one, other)

@@ -37,8 +37,8 @@ TAILED = tuple(op for op in SPLINES if not (isinstance(op, RQ) and op.tails is N
 both_directions = pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 
 
-def _same(actual: Tensor, wanted: Tensor) -> Tensor:
-    return (actual == wanted) | (actual.isnan() & wanted.isnan())
+def _same(actual: Tensor, expected: Tensor) -> Tensor:
+    return (actual == expected) | (actual.isnan() & expected.isnan())
 
 
 def _with(base: Sample, x: Tensor | None = None, params: Tensor | None = None) -> Sample:
@@ -62,16 +62,16 @@ def _flat_inside(base: Sample) -> list[int]:
 def test_nan_in_x_stays_in_its_element(target: Target, operation: Operation, inverse: bool) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         base = sample(operation, target, dtype=dtype, inverse=inverse)
-        wanted = base.gradients(inverse)
+        expected = base.gradients(inverse)
         hit = torch.zeros(base.x.shape, dtype=torch.bool, device=base.x.device)
         hit.view(-1)[_flat_inside(base)] = True
         poisoned = _with(base, x=base.x.detach().masked_fill(hit, NAN))
         actual = poisoned.gradients(inverse)
         assert bool(actual[0][hit].isnan().all()) and bool(actual[1][hit].isnan().all())
-        for one, other in zip(actual[:3], wanted[:3], strict=True):
+        for one, other in zip(actual[:3], expected[:3], strict=True):
             assert bool(_same(one, other)[~hit].all())
         layout, parts = base.layout, operation.parts
-        grads = (layout.canonical(tuple(g[3:]), parts) for g in (actual, wanted))
+        grads = (layout.canonical(tuple(g[3:]), parts) for g in (actual, expected))
         assert bool(_same(*grads)[~hit].all())
 
 
@@ -82,7 +82,7 @@ def test_nan_in_a_parameter_stays_in_its_element(
 ) -> None:
     """Whichever parameter it is in, other elements keep their bits."""
     base = sample(operation, target, inverse=inverse)
-    wanted = base.gradients(inverse)
+    expected = base.gradients(inverse)
     places = _flat_inside(base)
     hit = torch.zeros(base.x.shape, dtype=torch.bool, device=base.x.device)
     hit.view(-1)[places] = True
@@ -92,10 +92,10 @@ def test_nan_in_a_parameter_stays_in_its_element(
         flat[place, number % operation.num_params] = NAN
     poisoned = _with(base, params=flat.reshape(canonical.shape))
     actual = poisoned.gradients(inverse)
-    for one, other in zip(actual[:3], wanted[:3], strict=True):
+    for one, other in zip(actual[:3], expected[:3], strict=True):
         assert bool(_same(one, other)[~hit].all())
     layout, parts = base.layout, operation.parts
-    grads = [layout.canonical(tuple(g[3:]), parts) for g in (actual, wanted)]
+    grads = [layout.canonical(tuple(g[3:]), parts) for g in (actual, expected)]
     assert bool(_same(*grads)[~hit].all())
 
 

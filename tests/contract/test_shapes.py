@@ -32,9 +32,9 @@ def test_empty(target: Target, operation: Operation, shape: tuple[int, ...]) -> 
         x = torch.zeros(shape, requires_grad=True)
         params = torch.zeros(shape[0], channels, *shape[2:], requires_grad=True)
     for inverse in (False, True):
-        for reduce, wanted in (("none", shape), ("sum", shape[:1])):
+        for reduce, expected in (("none", shape), ("sum", shape[:1])):
             y, logabsdet = operation.call(x, (params,), inverse, reduce)
-            assert y.shape == x.shape and logabsdet.shape == wanted
+            assert y.shape == x.shape and logabsdet.shape == expected
             assert bool((logabsdet == 0).all())
             grads = torch.autograd.grad((y.sum() + logabsdet.sum()), (x, params))
             assert grads[0].shape == x.shape and grads[1].shape == params.shape
@@ -69,9 +69,9 @@ def test_0d(target: Target, operation: Operation, reduce: str) -> None:
     layout = Layout("0d", (), params_last=True)
     one = sample(operation, target, layout=layout, dtype=torch.float64)
     y, logabsdet, grad_x, *_ = one.gradients(reduce=reduce)
-    wanted, wanted_logabsdet = operation.oracle(one.x, one.canonical(), False)
+    expected, wanted_logabsdet = operation.oracle(one.x, one.canonical(), False)
     assert y.shape == logabsdet.shape == grad_x.shape == ()
-    torch.testing.assert_close(y, wanted)
+    torch.testing.assert_close(y, expected)
     torch.testing.assert_close(logabsdet, wanted_logabsdet)
 
 
@@ -81,8 +81,8 @@ def test_1d(target: Target, operation: Operation, reduce: str) -> None:
     layout = Layout("1d", (131,), params_last=True)
     line = sample(operation, target, layout=layout, dtype=torch.float64)
     y, logabsdet = line.call(reduce=reduce)
-    wanted, wanted_logabsdet = operation.oracle(line.x, line.canonical(), False)
-    torch.testing.assert_close(y, wanted)
+    expected, wanted_logabsdet = operation.oracle(line.x, line.canonical(), False)
+    torch.testing.assert_close(y, expected)
     torch.testing.assert_close(logabsdet, wanted_logabsdet)
 
 
@@ -95,8 +95,8 @@ def test_many_dimensions(target: Target, operation: Operation, dims: int) -> Non
     deep = sample(operation, target, layout=layout, dtype=torch.float64)
     for reduce in ("none", "sum"):
         y, logabsdet, *_ = deep.gradients(reduce=reduce)
-        wanted, each = operation.oracle(deep.x.detach(), deep.canonical().detach(), False)
-        torch.testing.assert_close(y, wanted)
+        expected, each = operation.oracle(deep.x.detach(), deep.canonical().detach(), False)
+        torch.testing.assert_close(y, expected)
         total = each.sum(dim=tuple(range(1, dims))) if reduce == "sum" else each
         torch.testing.assert_close(logabsdet, total)
 
@@ -242,9 +242,9 @@ def test_groups_may_broadcast_each_in_its_own_way(target: Target) -> None:
     )
     y, logabsdet = SEPARATE.call(x, groups, False, "none")
     full = tuple(g.detach().expand(*shape, g.shape[-1]).requires_grad_() for g in groups)
-    wanted = SEPARATE.oracle(x, torch.cat(full, dim=-1), False)
+    expected = SEPARATE.oracle(x, torch.cat(full, dim=-1), False)
     expanded = SEPARATE.call(x, full, False, "none")
-    torch.testing.assert_close((y, logabsdet), wanted)
+    torch.testing.assert_close((y, logabsdet), expected)
     torch.testing.assert_close((y, logabsdet), expanded)
     grads = torch.autograd.grad(y.sum() + logabsdet.sum(), groups)
     dense = torch.autograd.grad(expanded[0].sum() + expanded[1].sum(), full)
@@ -288,8 +288,8 @@ def test_large_tensor_offsets(native_host: Target, operation: Operation) -> None
     params.copy_(operation.sample_params((2,), torch.Generator().manual_seed(0)))
     x = storage.as_strided((2,), (far,), 2048).fill_(0.125)
     y, logabsdet = _line(operation, x, params)
-    wanted, wanted_logabsdet = _line(operation, x.contiguous(), params.contiguous())
-    assert torch.equal(y, wanted) and torch.equal(logabsdet, wanted_logabsdet)
+    expected, wanted_logabsdet = _line(operation, x.contiguous(), params.contiguous())
+    assert torch.equal(y, expected) and torch.equal(logabsdet, wanted_logabsdet)
 
 
 def _line(operation: Operation, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
@@ -304,8 +304,8 @@ def test_many_bins(target: Target, num_bins: int) -> None:
     call = sample(operation, target, layout=layout, dtype=torch.float64).requires_grad_()
     actual = call.gradients(reduce="sum")
     with robustflow.use_backend("reference"):
-        wanted = call.gradients(reduce="sum")
-    torch.testing.assert_close(actual, wanted)
+        expected = call.gradients(reduce="sum")
+    torch.testing.assert_close(actual, expected)
 
 
 def test_modified_rq_is_the_identity_at_zero(target: Target) -> None:

@@ -87,8 +87,8 @@ def _scalar(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Ten
     return loss
 
 
-def _assert_close(actual: object, wanted: object) -> None:
-    torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-9)
+def _assert_close(actual: object, expected: object) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 @both_directions
@@ -161,17 +161,17 @@ def _penalty_gradients(
 ) -> list[Tensor]:
     """The gradient of the gradient's square, and zeros where there is none."""
     leaves = [t.detach().requires_grad_(want) for t, want in zip(tensors, learned, strict=True)]
-    wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    zeros = [torch.zeros_like(leaf) for leaf in wanted]
+    expected = [leaf for leaf in leaves if leaf.requires_grad]
+    zeros = [torch.zeros_like(leaf) for leaf in expected]
     value = LOSSES[loss](*function(*leaves))
     if not value.requires_grad:
         return zeros
     options: Any = {"allow_unused": True, "materialize_grads": True}
-    first = torch.autograd.grad(value, wanted, create_graph=True, **options)
+    first = torch.autograd.grad(value, expected, create_graph=True, **options)
     penalty = torch.stack([(each * each).sum() for each in first]).sum()
     if not penalty.requires_grad:
         return zeros
-    return list(torch.autograd.grad(penalty, wanted, **options))
+    return list(torch.autograd.grad(penalty, expected, **options))
 
 
 @pytest.mark.parametrize("way", ["eager", "python", "operator"])
@@ -216,8 +216,8 @@ def test_double_backward_of_an_affine_shift_and_scale_apart(
         for loss in LOSSES if any(learned) else ():
             actual = _penalty_gradients(function, tensors, learned, loss)
             with robustflow.use_backend("reference"):
-                wanted = _penalty_gradients(function, tensors, learned, loss)
-            _assert_close(actual, wanted)
+                expected = _penalty_gradients(function, tensors, learned, loss)
+            _assert_close(actual, expected)
 
 
 @both_directions
@@ -235,9 +235,9 @@ def test_func_grad(device_target: Target, operation: Operation, inverse: bool) -
 def test_func_jacrev_and_jacfwd(device_target: Target, operation: Operation, inverse: bool) -> None:
     call = _small(operation, device_target, inverse)
     argnums = tuple(range(len(call.tensors)))
-    wanted = jacrev(_reference(call, inverse), argnums)(*call.tensors)
+    expected = jacrev(_reference(call, inverse), argnums)(*call.tensors)
     for jacobian in (jacrev, jacfwd):
-        _assert_close(jacobian(_function(call, inverse), argnums)(*call.tensors), wanted)
+        _assert_close(jacobian(_function(call, inverse), argnums)(*call.tensors), expected)
 
 
 @both_directions
@@ -246,8 +246,8 @@ def test_func_jvp_and_vjp(device_target: Target, operation: Operation, inverse: 
     call = _small(operation, device_target, inverse)
     tangents = tuple(torch.ones_like(t) * (i + 1) for i, t in enumerate(call.tensors))
     actual = jvp(_function(call, inverse), call.tensors, tangents)
-    wanted = jvp(_reference(call, inverse), call.tensors, tangents)
-    _assert_close(actual, wanted)
+    expected = jvp(_reference(call, inverse), call.tensors, tangents)
+    _assert_close(actual, expected)
     assert all(bool((t != 0).any()) for t in actual[1])
     outputs, pull = vjp(_function(call, inverse), *call.tensors)[:2]
     wanted_pull = vjp(_reference(call, inverse), *call.tensors)[1]
@@ -276,8 +276,8 @@ def test_forward_mode_ad(device_target: Target, operation: Operation, inverse: b
 def test_func_hessian(device_target: Target, operation: Operation) -> None:
     call = _small(operation, device_target, False, Layout("tiny", (1, 2)))
     actual = hessian(_scalar(_function(call, False)), 1)(*call.tensors)
-    wanted = hessian(_scalar(_reference(call, False)), 1)(*call.tensors)
-    _assert_close(actual, wanted)
+    expected = hessian(_scalar(_reference(call, False)), 1)(*call.tensors)
+    _assert_close(actual, expected)
     assert bool((actual != 0).any())
 
 
@@ -308,14 +308,14 @@ def test_vmap(
     _assert_close(moved, tuple(torch.stack(o, dim=-1) for o in zip(*both, strict=True)))
 
     x_only = vmap(function, in_dims=(0, *(None for _ in range(count - 1))))
-    wanted = [function(call.x, *calls[0].groups) for call in calls]
+    expected = [function(call.x, *calls[0].groups) for call in calls]
     _assert_close(
-        x_only(batched[0], *calls[0].groups), tuple(map(torch.stack, zip(*wanted, strict=True)))
+        x_only(batched[0], *calls[0].groups), tuple(map(torch.stack, zip(*expected, strict=True)))
     )
     params_only = vmap(function, in_dims=(None, *(0 for _ in range(count - 1))))
-    wanted = [function(calls[0].x, *call.groups) for call in calls]
+    expected = [function(calls[0].x, *call.groups) for call in calls]
     _assert_close(
-        params_only(calls[0].x, *batched[1:]), tuple(map(torch.stack, zip(*wanted, strict=True)))
+        params_only(calls[0].x, *batched[1:]), tuple(map(torch.stack, zip(*expected, strict=True)))
     )
 
 
@@ -329,10 +329,10 @@ def test_vmap_of_packed_images(device_target: Target, operation: Operation) -> N
     ]
     function = _function(calls[0], True)
     batched = [_stack(calls, index, 0) for index in range(len(calls[0].tensors))]
-    wanted = tuple(map(torch.stack, zip(*[function(*c.tensors) for c in calls], strict=True)))
-    _assert_close(vmap(function)(*batched), wanted)
+    expected = tuple(map(torch.stack, zip(*[function(*c.tensors) for c in calls], strict=True)))
+    _assert_close(vmap(function)(*batched), expected)
     nested = [t.reshape(2, 2, *t.shape[1:]) for t in batched]
-    doubled = tuple(t.reshape(2, 2, *t.shape[1:]) for t in wanted)
+    doubled = tuple(t.reshape(2, 2, *t.shape[1:]) for t in expected)
     _assert_close(vmap(vmap(function))(*nested), doubled)
 
 
@@ -352,14 +352,14 @@ def test_vmap_of_grad(device_target: Target, operation: Operation, inverse: bool
     count = len(calls[0].tensors)
     argnums = tuple(range(count))
     batched = [_stack(calls, index, 0) for index in range(count)]
-    wanted = [grad(wanted_loss, argnums)(*call.tensors) for call in calls]
+    expected = [grad(wanted_loss, argnums)(*call.tensors) for call in calls]
     actual = vmap(grad(loss, argnums))(*batched)
-    _assert_close(actual, tuple(map(torch.stack, zip(*wanted, strict=True))))
+    _assert_close(actual, tuple(map(torch.stack, zip(*expected, strict=True))))
 
     in_dims = (0, *(None for _ in range(count - 1)))
     actual = vmap(grad(loss, argnums), in_dims=in_dims)(batched[0], *calls[0].groups)
-    wanted = [grad(wanted_loss, argnums)(call.x, *calls[0].groups) for call in calls]
-    _assert_close(actual, tuple(map(torch.stack, zip(*wanted, strict=True))))
+    expected = [grad(wanted_loss, argnums)(call.x, *calls[0].groups) for call in calls]
+    _assert_close(actual, tuple(map(torch.stack, zip(*expected, strict=True))))
 
 
 @each_operation
@@ -373,11 +373,11 @@ def test_grad_of_vmap(device_target: Target, operation: Operation) -> None:
     batched = [_stack(calls, index, 0).requires_grad_() for index in range(len(calls[0].tensors))]
     total = vmap(_scalar(_function(calls[0], False)))
     wanted_total = vmap(_scalar(_reference(calls[0], False)))
-    wanted = torch.autograd.grad(wanted_total(*batched).sum(), batched)
-    _assert_close(torch.autograd.grad(total(*batched).sum(), batched), wanted)
+    expected = torch.autograd.grad(wanted_total(*batched).sum(), batched)
+    _assert_close(torch.autograd.grad(total(*batched).sum(), batched), expected)
     plain = [t.detach() for t in batched]
     functional = grad(lambda *t: total(*t).sum(), tuple(range(len(plain))))(*plain)
-    _assert_close(functional, wanted)
+    _assert_close(functional, expected)
 
 
 @each_operation
@@ -397,12 +397,12 @@ def test_checkpoint_and_hooks(device_target: Target, operation: Operation) -> No
     """Activation checkpointing recomputes the same bits."""
     call = sample(operation, device_target, dtype=torch.float32).requires_grad_()
     outputs = call.call(reduce="sum")
-    wanted = torch.autograd.grad([o.sum() for o in outputs], call.tensors)
+    expected = torch.autograd.grad([o.sum() for o in outputs], call.tensors)
     again = torch.utils.checkpoint.checkpoint(
         _function(call, False), *call.tensors, use_reentrant=False
     )
     actual = torch.autograd.grad([o.sum() for o in again], call.tensors)
-    assert all(torch.equal(a, b) for a, b in zip(actual, wanted, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 def _every(call: Sample) -> tuple[int, ...]:
@@ -457,8 +457,8 @@ def test_compiled_func(native_device: Target, operation: Operation, transform: s
         return FUNC[transform](_scalar(_function(call, inverse)), call)
 
     actual = torch.compile(apply, fullgraph=True, backend="aot_eager")()
-    wanted = FUNC[transform](_scalar(_reference(call, inverse)), call)
-    _assert_close(actual, wanted)
+    expected = FUNC[transform](_scalar(_reference(call, inverse)), call)
+    _assert_close(actual, expected)
     assert all(bool((t != 0).any()) for t in torch.utils._pytree.tree_leaves(actual))
 
 
@@ -473,8 +473,8 @@ def test_compiled_func_with_inductor(native_device: Target) -> None:
         return FUNC["grad"](loss, call), FUNC["jvp"](loss, call)
 
     loss = _scalar(_reference(call, False))
-    wanted = FUNC["grad"](loss, call), FUNC["jvp"](loss, call)
-    _assert_close(torch.compile(apply, fullgraph=True)(), wanted)
+    expected = FUNC["grad"](loss, call), FUNC["jvp"](loss, call)
+    _assert_close(torch.compile(apply, fullgraph=True)(), expected)
 
 
 def _tangents(function: Callable[..., tuple[Tensor, ...]], call: Sample) -> list[Tensor | None]:
@@ -489,13 +489,13 @@ def test_forward_mode_around_a_compiled_call(native_device: Target, operation: O
     """Whatever it was compiled for first; the numbers themselves still come from the kernels."""
     call = _small(operation, native_device, False)
     function = _function(call, False)
-    wanted = _tangents(_reference(call, False), call)
+    expected = _tangents(_reference(call, False), call)
     for dual_first in (False, True):
         torch._dynamo.reset()
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         if not dual_first:
             compiled(*call.tensors)
-        _assert_close(_tangents(compiled, call), wanted)
+        _assert_close(_tangents(compiled, call), expected)
         actual = compiled(*call.tensors)
         assert all(torch.equal(a, b) for a, b in zip(actual, function(*call.tensors), strict=True))
 

@@ -82,12 +82,12 @@ def test_density_weights_and_healthy_samples_are_as_before() -> None:
     before = copy.deepcopy(model.state_dict())
     x = torch.rand(2, 3, 16, 16)
     context = CONTEXT.expand(2, -1, -1, -1)
-    wanted, plain = model.log_prob(x, context), sample(model)
+    expected, plain = model.log_prob(x, context), sample(model)
     with InverseMonitor(model) as monitor:
         sample(model)
     clean = [index for index in range(6) if all(each.sample != index for each in monitor.onsets)]
     guard = clamp_inverse(model, max_gain=10.0)
-    assert torch.equal(model.log_prob(x, context), wanted)
+    assert torch.equal(model.log_prob(x, context), expected)
     guarded = sample(model)
     assert 0 < len(clean) < 6
     assert torch.equal(guarded[clean], plain[clean])

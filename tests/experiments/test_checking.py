@@ -80,9 +80,9 @@ def test_artifacts_exit_with_1_and_are_shown(
     assert not report["pictures"]["0800"]["masks"]
     assert report["pictures"]["0801"]["pixels"]["saturated"] == 144 / 96**2
     mask = np.asarray(Image.open(out / masks["saturated"]))
-    wanted = np.zeros((96, 96), bool)
-    wanted[8:20, 40:52] = True
-    assert mask.dtype == bool and np.array_equal(mask, wanted)
+    expected = np.zeros((96, 96), bool)
+    expected[8:20, 40:52] = True
+    assert mask.dtype == bool and np.array_equal(mask, expected)
     printed = capsys.readouterr().out
     assert "1 of 3" in printed and "0801" in printed and "saturated 1.56 %" in printed
 
@@ -242,5 +242,5 @@ def test_a_scale_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
         ("x4", 4, None),
     ],
 )
-def test_names_that_belong_together(name: str, scale: int, wanted: str | None) -> None:
-    assert match(name, ["0801x4", "a/cat", "dog", "dog-2"], scale) == wanted
+def test_names_that_belong_together(name: str, scale: int, expected: str | None) -> None:
+    assert match(name, ["0801x4", "a/cat", "dog", "dog-2"], scale) == expected

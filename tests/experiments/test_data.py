@@ -62,10 +62,10 @@ def test_odd_files_become_pictures(tmp_path: Path) -> None:
             np.asarray(colours.convert("CMYK").convert("RGB")),
         ),
     }
-    for name, (image, options, wanted) in cases.items():
+    for name, (image, options, expected) in cases.items():
         image.save(tmp_path / name, **options)
         made = read_picture(tmp_path / name).permute(1, 2, 0).numpy()
-        assert np.array_equal(made, wanted), name
+        assert np.array_equal(made, expected), name
     assert [path.name for path in picture_files(tmp_path)] == sorted(cases)
 
 
@@ -224,13 +224,13 @@ def test_decoded_pictures_are_kept_while_there_is_room(
         return read_picture(path)
 
     monkeypatch.setattr(crops, "read_picture", read)
-    for room, wanted in ((3 * 64 * 96 + 3 * 80 * 70, 2), (3 * 64 * 96, 3)):
+    for room, expected in ((3 * 64 * 96 + 3 * 80 * 70, 2), (3 * 64 * 96, 3)):
         reads.clear()
         monkeypatch.setattr(crops, "CACHE_BYTES", room)
         dataset = CropDataset(sources, make_task("denoise"), 32)
         for index in (0, 1, 1, 0):
             dataset._decode(sources[index].path)
-        assert len(reads) == wanted
+        assert len(reads) == expected
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")

@@ -88,8 +88,8 @@ def _both(call: Callable[[], Any]) -> tuple[Any, Any]:
 @each_operation
 def test_eager_gradients_are_its_own(added: Added, operation: Operation) -> None:
     call = sample(operation)
-    actual, wanted = _both(call.gradients)
-    assert all(torch.equal(a, w) for a, w in zip(actual, wanted, strict=True))
+    actual, expected = _both(call.gradients)
+    assert all(torch.equal(a, w) for a, w in zip(actual, expected, strict=True))
     assert added.calls == 2  # forward and backward, each once
 
 
@@ -105,8 +105,8 @@ def test_vmap_and_batched_gradients(added: Added, operation: Operation) -> None:
         grads = torch.autograd.grad(out, call.tensors, rows, is_grads_batched=True)
         return [y, logabsdet, *grads]
 
-    actual, wanted = _both(batched)
-    torch.testing.assert_close(actual, wanted)
+    actual, expected = _both(batched)
+    torch.testing.assert_close(actual, expected)
     assert added.calls == 4  # vmap, the call, and backward for each of two rows
 
 
@@ -138,8 +138,8 @@ def test_compiles_in_one_graph(added: Added, operation: Operation) -> None:
         return module
 
     compiled = torch.compile(function, fullgraph=True, backend=recording)
-    actual, wanted = compiled(*call.tensors), function(*call.tensors)
-    torch.testing.assert_close(actual, wanted)
+    actual, expected = compiled(*call.tensors), function(*call.tensors)
+    torch.testing.assert_close(actual, expected)
     assert len(graphs) == 1 and added.name in graphs[0]
 
     torch._dynamo.reset()

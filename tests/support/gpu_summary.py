@@ -37,8 +37,8 @@ def lines(stats: Mapping[str, Iterable[Any]], gpu_tests: Set[str]) -> list[str]:
 
 
 def _row(name: str, counts: Counter[str]) -> str:
-    told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in _OUTCOMES if counts[outcome])
-    return f"{name}: {told or 'no tests'}"
+    outcomes = ", ".join(f"{counts[outcome]} {outcome}" for outcome in _OUTCOMES if counts[outcome])
+    return f"{name}: {outcomes or 'no tests'}"
 
 
 def _machine() -> list[str]:

@@ -65,7 +65,7 @@ def check(
         with torch.no_grad():
             expected = module(*batch)
         feed = {name: value.numpy() for name, value in zip(inputs, batch, strict=True)}
-        found = [torch.from_numpy(each) for each in session.run(None, feed)]
+        actual = [torch.from_numpy(each) for each in session.run(None, feed)]
         torch.testing.assert_close(
-            found, list(expected), rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True
+            actual, list(expected), rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True
         )

@@ -11,36 +11,36 @@ from typing import Any
 
 import pytest
 
-_KEY = "robustflow_closing"  # among what a process of pytest-xdist's sends at its end
+_KEY = "robustflow_run_summary"  # among what a process of pytest-xdist's sends at its end
 
 
 @dataclass
-class Closing:
+class RunSummary:
     """``sections``: title and text of each; ``gpu_tests``: names of those that need a GPU."""
 
     sections: list[tuple[str, str]] = field(default_factory=list)
     gpu_tests: set[str] = field(default_factory=set)
 
 
-_STASH = pytest.StashKey[Closing]()
+_STASH = pytest.StashKey[RunSummary]()
 
 
-def of(config: pytest.Config) -> Closing:
+def of(config: pytest.Config) -> RunSummary:
     """A run's, to read or to add to."""
-    return config.stash.setdefault(_STASH, Closing())
+    return config.stash.setdefault(_STASH, RunSummary())
 
 
 def send(config: pytest.Config) -> None:
     """In a process of pytest-xdist's: hand all of it on; elsewhere nothing."""
     output = getattr(config, "workeroutput", None)
     if output is not None:
-        closing = of(config)
-        output[_KEY] = (closing.sections, sorted(closing.gpu_tests))
+        summary = of(config)
+        output[_KEY] = (summary.sections, sorted(summary.gpu_tests))
 
 
 def receive(config: pytest.Config, node: Any) -> None:
     """In the process that started it: take over what ``node`` sent, if it came to its end."""
     sections, gpu_tests = getattr(node, "workeroutput", {}).get(_KEY, ((), ()))
-    closing = of(config)
-    closing.sections += sections
-    closing.gpu_tests.update(gpu_tests)
+    summary = of(config)
+    summary.sections += sections
+    summary.gpu_tests.update(gpu_tests)

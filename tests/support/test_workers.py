@@ -116,8 +116,8 @@ def test_a_run_that_xdist_shares_out_says_the_same(tmp_path: Path) -> None:
     assert f"1 failed, {39 + gpus} passed, 2 skipped" in output
     assert "needs a GPU to itself" in output
     assert output.count("= a title =") == output.count("and its table") == 1
-    told = "the rest: 1 passed" if gpus else "1 tests need a GPU and were left out"
-    assert output.count(told) == 1
+    last_line = "the rest: 1 passed" if gpus else "1 tests need a GPU and were left out"
+    assert output.count(last_line) == 1
 
 
 class Report:
@@ -133,19 +133,19 @@ def test_the_summary_counts_by_backend() -> None:
         "failed": [Report(names[0])],
         "warnings": [object()],
     }
-    told = gpu_summary.lines(stats, frozenset(names[:-1]))
-    assert told[-3:] == [
+    summary = gpu_summary.lines(stats, frozenset(names[:-1]))
+    assert summary[-3:] == [
         "cuda@cuda: 1 passed, 1 failed",
         "triton@cuda: 2 passed",
         "the rest: 1 passed",
     ]
     if not torch.cuda.is_available():
-        assert told[0].startswith("No GPU: this run shows nothing")
+        assert summary[0].startswith("No GPU: this run shows nothing")
 
 
 def test_the_summary_says_what_was_left_out() -> None:
-    (told,) = gpu_summary.lines({}, frozenset(["tests/test_x.py::test[cuda@cuda]"]))
-    assert told.startswith("1 tests need a GPU and were left out")
+    (summary,) = gpu_summary.lines({}, frozenset(["tests/test_x.py::test[cuda@cuda]"]))
+    assert summary.startswith("1 tests need a GPU and were left out")
     assert gpu_summary.lines({"passed": [Report("tests/test_x.py::test")]}, frozenset()) == []
 
 
@@ -153,7 +153,7 @@ def test_gpu_tests_are_left_out_in_one_line_and_skipped_where_asked_for() -> Non
     """Without a GPU; and every one of them can be collected."""
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    found = []
+    outputs = []
     for arguments in ([], ["-m", "gpu"]):
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", FEW, *arguments],
@@ -163,6 +163,6 @@ def test_gpu_tests_are_left_out_in_one_line_and_skipped_where_asked_for() -> Non
             text=True,
             timeout=300,
         )
-        found.append(done.stdout)
-    assert "18 tests need a GPU and were left out" in found[0] and "18 deselected" in found[0]
-    assert "18 skipped" in found[1] and "torch sees no GPU" in found[1]
+        outputs.append(done.stdout)
+    assert "18 tests need a GPU and were left out" in outputs[0] and "18 deselected" in outputs[0]
+    assert "18 skipped" in outputs[1] and "torch sees no GPU" in outputs[1]

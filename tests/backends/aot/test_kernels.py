@@ -20,16 +20,16 @@ def _key(kernel: Compiled) -> str:
 
 def spills(kernels: list[Compiled]) -> list[str]:
     """A sentence for each kernel that keeps more in memory of its own than it may."""
-    found = []
+    sentences = []
     for kernel in kernels:
         allowance = stack_allowance(_key(kernel), kernel.arch)
         limit = allowance.limit if allowance else 0
         if kernel.taken.stack > limit or (kernel.local_accesses and not limit):
-            found.append(
+            sentences.append(
                 f"{_key(kernel)} has a stack of {kernel.taken.stack} bytes (allowed: {limit}) and "
                 f"{kernel.local_accesses} instructions that access it."
             )
-    return found
+    return sentences
 
 
 def used_allowances(kernels: list[Compiled]) -> set[Allowance | None]:

@@ -184,8 +184,8 @@ def _object(source: Path, csrc: Path, flags: list[str]) -> Path:
             manifest.touch()
             return manifest.with_suffix(".o")
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        made, listing = Path(scratch, "object.o"), Path(scratch, "object.d")
-        output = ("-MMD", "-MF", str(listing), "-o", str(made))
+        built, listing = Path(scratch, "object.o"), Path(scratch, "object.d")
+        output = ("-MMD", "-MF", str(listing), "-o", str(built))
         begun = time.time()
         done = subprocess.run(
             [*command, "-x", "c++", "-c", str(source), *output], stderr=subprocess.PIPE, text=True
@@ -198,7 +198,7 @@ def _object(source: Path, csrc: Path, flags: list[str]) -> Path:
         files = {_name(Path(name), csrc): _digest(Path(name).read_bytes()) for name in names}
         kept = {"settings": settings, "files": files}
         target = CACHE / f"{source.name}-{_digest(json.dumps(kept).encode())}.o"
-        made.replace(target)
+        built.replace(target)
         target.with_suffix(".json").write_text(json.dumps(kept))
     for manifest in manifests[: 1 - _KEPT]:
         manifest.unlink(missing_ok=True)
@@ -223,7 +223,7 @@ def _link(target: Path, objects: list[Path], flags: list[str]) -> None:
     for path in sorted(old, key=lambda path: path.stat().st_mtime)[: 1 - _KEPT]:
         path.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        made = Path(scratch, "linked")
+        built = Path(scratch, "linked")
         command = [toolchain().compiler, *_common_flags(), *map(str, objects), *flags]
-        subprocess.run([*command, "-o", str(made)], check=True)
-        made.replace(target)
+        subprocess.run([*command, "-o", str(built)], check=True)
+        built.replace(target)

@@ -65,8 +65,8 @@ def test_a_copy_arrives_when_it_is_waited_for(probes: Path) -> None:
 
 
 def test_a_missing_barrier_shows_in_one_of_the_orders(probes: Path) -> None:
-    wanted = [thread // 2 for thread in range(THREADS)]
-    assert numbers(probes, "no_barrier", FORWARD) == wanted
+    expected = [thread // 2 for thread in range(THREADS)]
+    assert numbers(probes, "no_barrier", FORWARD) == expected
     reverse = numbers(probes, "no_barrier", REVERSE)
     poison = int.from_bytes(b"\xc1\xff\xc1\xff", sys.byteorder, signed=True)
     assert reverse[1:] == [poison] * (THREADS - 1)
@@ -109,12 +109,12 @@ def test_approximations_are_as_wrong_as_they_may_be(probes: Path) -> None:
     """At the instructions' bounds, which what is made of them must stay near."""
     status, output = run(probes, "approximations")
     assert status == 0, output
-    found = {line.split()[0]: line.split()[1:] for line in output.splitlines()}
-    worst = {name: float(words[0]) for name, words in found.items()}
+    results = {line.split()[0]: line.split()[1:] for line in output.splitlines()}
+    worst = {name: float(words[0]) for name, words in results.items()}
     assert 0.95 < worst["reciprocal"] <= 1.0
     assert 0.95 < worst["square_root"] <= 1.0
     assert 1.95 < worst["exp2"] <= 2.0
     assert worst["division"] <= 1.5
     assert worst["exponential"] <= 3.6  # the 2 of exp2 and 1.6 of its own
-    assert found["flushed"] == ["inf", "-0", "0", "1"]
-    assert all("nan" in word for word in found["nan"])
+    assert results["flushed"] == ["inf", "-0", "0", "1"]
+    assert all("nan" in word for word in results["nan"])

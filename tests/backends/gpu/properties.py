@@ -24,10 +24,10 @@ ODD_SIZES = (1, 2, 3, 5, 7, 8, 9, 15, 17, 31, 33, 63, 65, 127, 129, 255, 257, 10
 LONG = 70_001
 
 
-def assert_same(actual: tuple[Tensor, ...], wanted: tuple[Tensor, ...], what: str) -> None:
+def assert_same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], what: str) -> None:
     """Equal bit for bit, NaN equal to itself."""
-    assert len(actual) == len(wanted)
-    for number, (one, other) in enumerate(zip(actual, wanted, strict=True)):
+    assert len(actual) == len(expected)
+    for number, (one, other) in enumerate(zip(actual, expected, strict=True)):
         assert one.shape == other.shape and one.dtype == other.dtype, f"result {number} {what}"
         same = (one == other) | (one.isnan() & other.isnan())
         differing = int((~same).sum())
@@ -39,8 +39,8 @@ def assert_near_the_reference(
 ) -> None:
     """Values and gradients in float64 as the reference has them on the same device."""
     with robustflow.use_backend("reference"):
-        wanted = call.clone().gradients(inverse, reduce)
-    for one, other in zip(actual, wanted, strict=True):
+        expected = call.clone().gradients(inverse, reduce)
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
@@ -78,11 +78,11 @@ def check_alignment(target: Target, operation: Operation, dtype: torch.dtype) ->
         ]
         sliced = [misaligned(first(c, -1), offset) for c in cotangents]
         grads = torch.autograd.grad((y, logabsdet), part.tensors, sliced)
-        wanted = (
+        expected = (
             *(first(t, -1) for t in whole[:3]),
             *(first(t, dims[1]) for t in whole[3:]),
         )
-        assert_same((y.detach(), logabsdet.detach(), *grads), wanted, f"of the first {size}")
+        assert_same((y.detach(), logabsdet.detach(), *grads), expected, f"of the first {size}")
 
 
 LONG_SHAPES = ((LONG, 2), (2, LONG), (LONG, 1, 2, 2), (1, LONG, 2), (2, 2, LONG))
@@ -118,11 +118,11 @@ def check_determinism(
     packed = len(operation.parts) == 1
     for layout in (SUMMED, SHARED, SUMMED_ROWS, SHARED_ROWS) if packed else (SUMMED_ROWS,):
         call = sample(operation, target, layout=layout)
-        wanted = call.gradients(reduce="sum")
+        expected = call.gradients(reduce="sum")
         for run in range(runs):
             with streams():
                 actual = call.gradients(reduce="sum")
-            assert_same(actual, wanted, f"in run {run} of {layout}")
+            assert_same(actual, expected, f"in run {run} of {layout}")
 
 
 @dataclass(frozen=True)
@@ -244,21 +244,21 @@ def check_pieces(
     """
     generator = torch.Generator(target.device).manual_seed(0)
 
-    def made(*size: int) -> Tensor:
+    def normal(*size: int) -> Tensor:
         return torch.empty(*size, dtype=dtype, device=target.device).normal_(generator=generator)
 
-    x = made(*shape).requires_grad_()
-    params = made(shape[0], shape[1] * operation.num_params, shape[2]).requires_grad_()
-    grad_y = made(*shape)
+    x = normal(*shape).requires_grad_()
+    params = normal(shape[0], shape[1] * operation.num_params, shape[2]).requires_grad_()
+    grad_y = normal(*shape)
     y, total = operation.call(x, (params,), False, "sum")
     grads = torch.autograd.grad((y, total), (x, params), (grad_y, torch.ones_like(total)))
     y, summed = y.detach(), torch.zeros_like(total, dtype=torch.float64)
     whole = (x, params, grad_y, y, *grads)
-    for x_, params_, grad_y_, *wanted in zip(*(slices(t, 2, piece) for t in whole), strict=True):
+    for x_, params_, grad_y_, *expected in zip(*(slices(t, 2, piece) for t in whole), strict=True):
         part = [x_.detach().contiguous(), params_.detach().contiguous()]
         part = [tensor.requires_grad_() for tensor in part]
         y_, each = operation.call(part[0], (part[1],), False, "none")
         actual = torch.autograd.grad((y_, each), part, (grad_y_, torch.ones_like(each)))
-        assert_same((y_.detach(), *actual), tuple(wanted), "of a piece")
+        assert_same((y_.detach(), *actual), tuple(expected), "of a piece")
         summed += each.detach().double().flatten(1).sum(dim=1)
     torch.testing.assert_close(total.detach().double(), summed, rtol=1e-5, atol=1e-2)

@@ -57,13 +57,13 @@ def check(sanitizer: str, tool: str, backend: str) -> str:
     return f"exit code {done.returncode}\n{done.stdout}"
 
 
-def main(wanted: Sequence[str]) -> int:
+def main(names: Sequence[str]) -> int:
     """Run each tool on each backend; 0 where all are clean, else 1, and 2 for a bad call."""
-    if unknown := set(wanted) - set(BACKENDS):
+    if unknown := set(names) - set(BACKENDS):
         print(f"{', '.join(sorted(unknown))}: the backends to look at are {', '.join(BACKENDS)}.")
         return 2
     available = robustflow.backends()
-    backends = wanted or [name for name in BACKENDS if available[name] is True]
+    backends = names or [name for name in BACKENDS if available[name] is True]
     reasons = [f"{name}: {available[name]}" for name in BACKENDS if available[name] is not True]
     missing = [name for name in backends if available[name] is not True]
     if missing or not backends:
@@ -76,9 +76,9 @@ def main(wanted: Sequence[str]) -> int:
     failures = 0
     for backend in backends:
         for tool in TOOLS:
-            found = check(sanitizer, tool, backend)
-            failures += bool(found)
-            print(f"{backend}, {tool}: {found or 'clean'}", flush=True)
+            report = check(sanitizer, tool, backend)
+            failures += bool(report)
+            print(f"{backend}, {tool}: {report or 'clean'}", flush=True)
     return 1 if failures else 0
 
 

@@ -39,13 +39,13 @@ def test_a_training_step(gpu: Target, operation: Operation, inverse: bool) -> No
         y, logabsdet = operation.call(1.5 * x, tuple(g.tanh() for g in groups), inverse, "sum")
         return (y * y).sum() - logabsdet.sum()
 
-    found = []
+    results = []
     with gpu.chosen():
         for function in (torch.compile(step, fullgraph=True), step):
             tensors = [tensor.detach().requires_grad_() for tensor in call.tensors]
             loss = function(*tensors)
-            found.append((loss.detach(), *torch.autograd.grad(loss, tensors)))
-    for one, other in zip(*found, strict=True):
+            results.append((loss.detach(), *torch.autograd.grad(loss, tensors)))
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 

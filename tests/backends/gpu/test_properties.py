@@ -166,12 +166,12 @@ def test_the_current_stream_is_used(gpu: Target, operation: Operation) -> None:
     """Inputs that arrive late on a stream: work on another stream would miss them."""
     with gpu.chosen():
         call = sample(operation, gpu).requires_grad_()
-        wanted = call.gradients()
+        expected = call.gradients()
         late = call.clone()
         for tensor in late.tensors:
             tensor.fill_(float("nan"))
         late.requires_grad_()
-        cotangents = [torch.ones_like(t) for t in wanted[:2]]
+        cotangents = [torch.ones_like(t) for t in expected[:2]]
         ready = torch.autograd.grad(call.call(), call.tensors, cotangents)
         torch.cuda.synchronize()
         stream = torch.cuda.Stream()
@@ -184,7 +184,7 @@ def test_the_current_stream_is_used(gpu: Target, operation: Operation) -> None:
             grads = torch.autograd.grad(outputs, late.tensors, cotangents)
         stream.synchronize()
         properties.assert_same(
-            (*(o.detach() for o in outputs), *grads), (*wanted[:2], *ready), "on another stream"
+            (*(o.detach() for o in outputs), *grads), (*expected[:2], *ready), "on another stream"
         )
 
 
@@ -196,11 +196,11 @@ def test_another_device_than_the_current(gpu: Target, operation: Operation) -> N
         pytest.skip("there is one GPU: a second is needed")
     with gpu.chosen():
         first = sample(operation, gpu)
-        wanted = first.gradients()
+        expected = first.gradients()
         other = sample(operation, f"cuda:{torch.cuda.device_count() - 1}")
         actual = other.gradients()
         assert torch.cuda.current_device() == 0
-        properties.assert_same(tuple(t.cpu() for t in actual), tuple(t.cpu() for t in wanted), "")
+        properties.assert_same(tuple(t.cpu() for t in actual), tuple(t.cpu() for t in expected), "")
 
 
 @each_operation

@@ -119,12 +119,12 @@ def test_more_dimensions_than_arguments(shared: tuple[int, ...], batch_dims: int
     config: Any = (False, -0.5, 0.5, 1e-3, 1e-3, False, batch_dims)
     y, logabsdet = modified_rq(x, params, *config)
     wide = x.double().requires_grad_(), params.double().requires_grad_()
-    wanted = reference.modified_rq(*wide, *MODIFIED_RQ.with_choice_names(config))
-    torch.testing.assert_close(y.double(), wanted[0], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(logabsdet.double(), wanted[1], rtol=1e-5, atol=1e-5)
+    expected = reference.modified_rq(*wide, *MODIFIED_RQ.with_choice_names(config))
+    torch.testing.assert_close(y.double(), expected[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(logabsdet.double(), expected[1], rtol=1e-5, atol=1e-5)
     backward: Any = (None, torch.ones_like(logabsdet), x, params, *config, 3)
     grads = modified_rq_backward(*backward)
-    for grad, exact in zip(grads, torch.autograd.grad(wanted[1].sum(), wide), strict=True):
+    for grad, exact in zip(grads, torch.autograd.grad(expected[1].sum(), wide), strict=True):
         torch.testing.assert_close(grad.double(), exact, rtol=1e-4, atol=1e-4)
 
 
@@ -166,16 +166,16 @@ def test_nonfinite_x_stays_in_its_element(operation: Operation, inverse: bool) -
     x = operation.sample_x(params.double(), generator, inverse).float()
     special = x.clone()
     special[: len(_SPECIAL)] = torch.tensor(_SPECIAL)
-    found = []
+    results = []
     for values in (x, special):
         inputs = values.clone().requires_grad_(), params.clone().requires_grad_()
         with TARGET.chosen():
             y, logabsdet = _call(operation, *inputs, inverse)
             grads = torch.autograd.grad(y[9:].sum() + logabsdet.sum() + y[:3].sum(), inputs)
-        found.append((y.detach(), logabsdet.detach(), *grads))
-    for clean, other in zip(*found, strict=True):
+        results.append((y.detach(), logabsdet.detach(), *grads))
+    for clean, other in zip(*results, strict=True):
         assert torch.equal(clean[len(_SPECIAL) :], other[len(_SPECIAL) :])
-    y, logabsdet, grad_x, grad_params = found[1]
+    y, logabsdet, grad_x, grad_params = results[1]
     assert bool(y[0].isnan()) and bool(logabsdet[0].isnan())
     assert bool(logabsdet[1:].isfinite().all())
     assert bool(grad_x[1:].isfinite().all())

@@ -68,8 +68,8 @@ def test_patchnr_is_the_negative_log_density(make: Callable[[], PatchFlow]) -> N
     prior = optim.PatchNR(normalizing_flow=flow, patch_size=SIDE, channels=1)
     patches = torch.rand(2, 7, SIDE**2)
     constant = SIDE**2 / 2 * math.log(2 * math.pi)
-    wanted = -density(flow, patches.flatten(0, 1)).view(2, 7) - constant
-    torch.testing.assert_close(prior.fn(patches), wanted, rtol=1e-5, atol=1e-3)
+    expected = -density(flow, patches.flatten(0, 1)).view(2, 7) - constant
+    torch.testing.assert_close(prior.fn(patches), expected, rtol=1e-5, atol=1e-3)
 
 
 def test_a_step_along_the_gradient_of_a_picture_makes_it_likelier() -> None:

@@ -330,9 +330,9 @@ def test_a_published_checkpoint_computes_what_the_published_network_does(
     with torch.no_grad():
         made = flow.log_prob(x, low)
         latents, logdet = published_encode(weights, coupling, x, low, std)
-    wanted = logdet + normal_log_prob(latents)
+    expected = logdet + normal_log_prob(latents)
     # Sums over all elements and layers, rounded in float32 in another order.
-    torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-2)
 
 
 def test_8x_is_told_the_noise_in_the_last_16_steps_of_its_last_levels() -> None:
@@ -381,9 +381,9 @@ def test_llflow_computes_what_the_published_network_does(taps: int) -> None:
         made = flow.log_prob(x, dark)
         latents, logdet = through_layers(weights, "affine", x, features, std=False)
     mean = tf.pixel_unshuffle(colour_map, 8)
-    wanted = logdet + normal_log_prob([latents[0] - mean])
+    expected = logdet + normal_log_prob([latents[0] - mean])
     # Sums over all elements and layers, rounded in float32 in another order.
-    torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-2)
 
     cold = flow.sample(dark, temperature=0.0)[:, 0]
     latents, _ = through_layers(weights, "affine", cold, features, std=False)

@@ -67,8 +67,8 @@ def test_a_linear_operator_is_seen_through_its_pseudo_inverse() -> None:
     x = torch.rand(2, 1, SIDE, SIDE)
     y = task(x)
     matrix = task.physics._A.flatten(1)  # (m, pixels)
-    wanted = x.flatten(1) @ (torch.linalg.pinv(matrix) @ matrix).T
-    torch.testing.assert_close(y.flatten(1), wanted, atol=1e-3, rtol=0)
+    expected = x.flatten(1) @ (torch.linalg.pinv(matrix) @ matrix).T
+    torch.testing.assert_close(y.flatten(1), expected, atol=1e-3, rtol=0)
     assert task.linear
     torch.testing.assert_close(task.first_guess(y), y)
     torch.testing.assert_close(task.observe(x), y)
@@ -98,8 +98,8 @@ def test_a_flow_is_trained_kept_and_samples_for_the_operator(tmp_path: Path) -> 
     same = [torch.Generator().manual_seed(1) for _ in range(3)]
     samples = reconstructor.sample(measurements, task.physics, 3, generator=same[0])
     assert samples.shape == (2, 3, 1, SIDE, SIDE)
-    wanted = flow.sample(task.condition(measurements), 3, generator=same[1])
-    torch.testing.assert_close(samples, wanted)
+    expected = flow.sample(task.condition(measurements), 3, generator=same[1])
+    torch.testing.assert_close(samples, expected)
     mean = reconstructor(measurements, task.physics, generator=same[2])
     torch.testing.assert_close(mean, samples.mean(dim=1))
     assert isinstance(reconstructor, deepinv.models.Reconstructor)

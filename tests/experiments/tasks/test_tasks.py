@@ -28,7 +28,7 @@ def test_downsampling_is_the_stretched_cubic_kernel_on_a_mirrored_picture(scale:
             return 1.5 * t**3 - 2.5 * t**2 + 1
         return -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2 if t < 2 else 0.0
 
-    wanted = []
+    expected = []
     for out in range(4):
         centre = (out + 0.5) * scale - 0.5
         places = range(int(centre) - 2 * scale - 1, int(centre) + 2 * scale + 2)
@@ -37,10 +37,10 @@ def test_downsampling_is_the_stretched_cubic_kernel_on_a_mirrored_picture(scale:
             min(place % (2 * length), 2 * length - 1 - place % (2 * length)) for place in places
         ]
         values = [float(column[place]) for place in mirrored]
-        wanted.append(sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights))
+        expected.append(sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights))
     made = _resizing.downsample(x, scale)[0, 0, :, 0]
     # interpolate keeps its weights in float32 at most on some builds
-    torch.testing.assert_close(made, torch.tensor(wanted, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(made, torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
 def test_the_pseudo_inverse_of_downsampling_is_consistent_and_smallest() -> None:
