@@ -27,6 +27,11 @@ _lock = threading.RLock()
 _sites: dict[tuple[type | ModuleType, str], _Site] = {}
 
 
+def any_interceptions() -> bool:
+    """Whether any method of any object is intercepted now."""
+    return bool(_sites)
+
+
 class Interception:
     """One wrapper of one object's method: what :func:`intercept` returns."""
 

@@ -10,7 +10,7 @@ still what it was when it was described. Who describes modules is above this pac
 
 from robustflow.fused.layer import FusedLayer, fused_layer, is_available
 from robustflow.fused.program import ACTIVATIONS, Builder, Program, activation_of, run_program
-from robustflow.fused.watch import Parameters, Watch
+from robustflow.fused.watch import Parameters, Watch, call_obstacle
 
 __all__ = [
     "ACTIVATIONS",
@@ -20,6 +20,7 @@ __all__ = [
     "Program",
     "Watch",
     "activation_of",
+    "call_obstacle",
     "fused_layer",
     "is_available",
     "run_program",

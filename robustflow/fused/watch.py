@@ -7,6 +7,25 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as _every
 
+from robustflow._call_state import is_plain_eager
+from robustflow._intercept import any_interceptions
+
+
+def call_obstacle() -> str | None:
+    """Why a call is not served whole, whatever its layer, as a clause; None where it may be.
+
+    Asked before a layer is described: what intercepts methods replaces them on their classes, and
+    looks at parts of a layer that one call does not have.
+    """
+    if not is_plain_eager():
+        return (
+            "the call is traced, or in a transform of torch.func, in forward mode, or watched by a "
+            "mode"
+        )
+    if any_interceptions():
+        return "methods are intercepted, by a monitor for instance"
+    return None
+
 
 class Watch:
     """Modules, and what of them a description took for granted.

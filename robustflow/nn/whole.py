@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from robustflow import ops
 from robustflow._by_identity import ByIdentity
-from robustflow._call_state import is_plain_eager
 from robustflow._spec import Spec
 from robustflow._transforms import MODIFIED_RQ, RQ
 from robustflow.fused import (
@@ -26,6 +25,7 @@ from robustflow.fused import (
     Program,
     Watch,
     activation_of,
+    call_obstacle,
     fused_layer,
     is_available,
 )
@@ -89,11 +89,8 @@ def _serve(
 ) -> tuple[Tensor, Tensor] | str:
     if z.dim() != 2:
         return "z is not one row for each sample"
-    if not is_plain_eager():
-        return (
-            "the call is traced, or in a transform of torch.func, in forward mode, or watched by a "
-            "mode"
-        )
+    if obstacle := call_obstacle():
+        return obstacle
     with_state = state is not None
     plan = _plans.get(layer)
     if (

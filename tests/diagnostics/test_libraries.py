@@ -393,7 +393,10 @@ def test_splines_patched_or_not(library: str, patched: bool) -> None:
     finally:
         if patch is not None:
             patch.restore()
-    assert torch.equal(x, expected)
+    if patched:  # unwatched, a layer is one call; watched, it runs in parts
+        torch.testing.assert_close(x, expected)
+    else:
+        assert torch.equal(x, expected)
     assert not monitor.onsets
     for here, there in zip(monitor.report().layers, plain.report().layers, strict=True):
         assert (here.name, here.kind) == (there.name, there.kind)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import robustflow.nn as rnn
+from robustflow.diagnostics import InverseMonitor
 from robustflow.fused import is_available
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="robustflow._autograd is not built")
@@ -168,3 +169,11 @@ def test_gradients_of_gradients_and_functional_transforms() -> None:
     jacobian = torch.func.vmap(torch.func.jacrev(lambda row: layer(row[None])[0][0]))(z)
     wanted = torch.autograd.functional.jacobian(lambda z: layer(z)[0].sum(0), z).movedim(1, 0)
     assert torch.allclose(jacobian, wanted)
+
+
+def test_a_monitor_sees_the_parts() -> None:
+    layer = make_layer("coupling")
+    z = torch.randn(20, FEATURES)
+    with torch.no_grad(), InverseMonitor(layer) as monitor:
+        layer(z, inverse=True)
+    assert monitor.report().layers[0].largest_derivative is not None

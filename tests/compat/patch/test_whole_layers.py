@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustflow import _native, compat
+from robustflow.diagnostics import InverseMonitor
 from robustflow.fused import is_available
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="robustflow._autograd is not built")
@@ -510,3 +511,15 @@ def test_every_instruction_set(isa: str, dtype: torch.dtype, tolerance: float) -
     finally:
         _native.set_isa(before)
     assert_same(found, wanted, tolerance)
+
+
+def test_a_monitor_sees_the_parts_and_a_layer_is_whole_again_after_it() -> None:
+    layer = make_layer().eval()
+    x = torch.randn(20, FEATURES)
+    with compat.patch("nflows"), torch.no_grad():
+        with InverseMonitor(layer) as monitor:
+            layer.inverse(x)
+        assert counts() == (0, 1)
+        assert monitor.report().layers[0].largest_derivative is not None
+        layer.inverse(x)
+        assert counts() == (1, 1)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from robustflow import ops
 from robustflow._by_identity import ByIdentity
-from robustflow._call_state import is_plain_eager
 from robustflow._transforms import RQ
 from robustflow._versions import are_counted, versions
 from robustflow.compat._patch.code import Change, CodeChange, original_of
@@ -24,7 +23,14 @@ from robustflow.compat._patch.nflows_like.kernels import config_of, logit_scale
 from robustflow.compat._patch.nflows_like.residual import ResidualNets
 from robustflow.compat._patch.own_code import runs_own_code
 from robustflow.compat._patch.recognise import require_function, require_parameters
-from robustflow.fused import FusedLayer, Parameters, Watch, fused_layer, is_available
+from robustflow.fused import (
+    FusedLayer,
+    Parameters,
+    Watch,
+    call_obstacle,
+    fused_layer,
+    is_available,
+)
 
 Transformed = tuple[Tensor, Tensor]
 
@@ -104,11 +110,8 @@ class _Couplings:
         self, layer: Any, inputs: Tensor, context: Tensor | None, inverse: bool
     ) -> Transformed | str:
         """The layer in one call, or why it is not."""
-        if not is_plain_eager():
-            return (
-                "the call is traced, or in a transform of torch.func, in forward mode, or watched "
-                "by a mode"
-            )
+        if obstacle := call_obstacle():
+            return obstacle
         plan = self._plans.get(layer)
         if plan is None or not _holds(plan, layer, context is not None):
             plan = self._plan(layer, context is not None)

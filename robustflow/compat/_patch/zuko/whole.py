@@ -17,7 +17,6 @@ from torch import Tensor
 
 from robustflow import ops
 from robustflow._by_identity import ByIdentity
-from robustflow._call_state import is_plain_eager
 from robustflow._transforms import RQ
 from robustflow._versions import are_counted, versions
 from robustflow.compat._patch.code import Change, CodeChange, original_of
@@ -34,6 +33,7 @@ from robustflow.fused import (
     Program,
     Watch,
     activation_of,
+    call_obstacle,
     fused_layer,
     is_available,
 )
@@ -141,11 +141,8 @@ class _Whole:
         self, transform: Any, layer: Any, x: Tensor, inverse: bool
     ) -> tuple[Tensor, Tensor] | str:
         """The layer in one call, or why it is not."""
-        if not is_plain_eager():
-            return (
-                "the call is traced, or in a transform of torch.func, in forward mode, or watched "
-                "by a mode"
-            )
+        if obstacle := call_obstacle():
+            return obstacle
         plan = self._plans.get(layer)
         if plan is None or not self._holds(plan, layer):
             plan = self._plan(layer)
