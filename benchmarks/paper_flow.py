@@ -3,7 +3,7 @@
     python -m benchmarks.paper_flow [--threads N] [--json FILE] [--quick] [--kind NAME ...]
                                     [--part comparison|presets ...] [--seconds S]
 
-**comparison**: a training step and ten samples of one picture, 160 x 160 pixels, batch 1, of
+**comparison**: a training step, one sample and ten of one picture, 160 x 160 pixels, batch 1, of
 
 - ``robustflow``: the flow of ``robustflow train sr --preset paper``;
 - ``published``: the published network's order and widths (L = 3, K = 16, the std-conditional third
@@ -27,6 +27,7 @@ A training step is the loss, its gradients and Adam's update.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import os
@@ -218,20 +219,21 @@ def comparison(kind: str, shape: Shape, who: Sequence[str] = ()) -> Comparison:
     noise = 0.02 * torch.randn(1, 3, shape.pixels, shape.pixels)
     x = torch.rand(1, 3, shape.pixels, shape.pixels) + noise
     features = torch.randn(1, shape.features, *low.shape[-2:]).requires_grad_()
-    made = Comparison({"training step": {}, "ten samples": {}}, {})
+    made = Comparison({"training step": {}, "one sample": {}, "ten samples": {}}, {})
     if "robustflow" in who or not who:
         flow = ImagingFlow(config, encoder=_Given(shape.features))
         _off_the_identity(flow, lambda: flow.log_prob(x, low, features=features, noise=noise))
 
-        def ten() -> Tensor:
+        def samples(number: int) -> Tensor:
             generator = torch.Generator().manual_seed(0)
             return flow.sample(
-                low, SAMPLES, temperature=TEMPERATURE, generator=generator, features=features
+                low, number, temperature=TEMPERATURE, generator=generator, features=features
             )
 
         loss = _loss(lambda: flow.log_prob(x, low, features=features, noise=noise))
         made.functions["training step"]["robustflow"] = training_step(flow, loss, [features])
-        made.functions["ten samples"]["robustflow"] = _finite(ten)
+        made.functions["one sample"]["robustflow"] = _finite(functools.partial(samples, 1))
+        made.functions["ten samples"]["robustflow"] = _finite(functools.partial(samples, SAMPLES))
         made.weights["robustflow"] = _number(flow)
     if "published" in who or not who:
         network = PublishedDesign(kind, config, shape.features)
@@ -247,6 +249,9 @@ def comparison(kind: str, shape: Shape, who: Sequence[str] = ()) -> Comparison:
         ]
         loss = _loss(lambda: network.log_prob(x, resized(), noise))
         made.functions["training step"]["published"] = training_step(network, loss, [features])
+        made.functions["one sample"]["published"] = _finite(
+            lambda: network.sample([latent[:1] for latent in latents], resized())
+        )
         made.functions["ten samples"]["published"] = _finite(
             lambda: network.sample(latents, resized())
         )
@@ -365,7 +370,10 @@ def measure_times(kind: str, shape: Shape) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "weights": made.weights,
-        "shares": {group: srflow.breakdown(each, shape.features) for group, each in ours.items()},
+        "shares": {
+            group: srflow.breakdown(each, {shape.features, shape.features + 3})  # with the noise
+            for group, each in ours.items()
+        },
         "operators": {group: top_operators(each) for group, each in ours.items()},
     }
 
@@ -468,14 +476,12 @@ def report_comparison(result: Mapping[str, Any]) -> str:
                     "" if peak is None else _gib(peak),
                 ]
             )
-    ratios = [
-        [
-            group,
-            f"{_ratio(result['seconds'][group], 'median_s'):.2f}",
-            f"{peaks['published'] / peaks['robustflow']:.2f}",
-        ]
-        for group, peaks in result["peak_bytes"].items()
-    ]
+    ratios = []
+    for group, by_who in result["seconds"].items():
+        if "published" in by_who:
+            peaks = result["peak_bytes"].get(group)
+            less = "" if peaks is None else f"{peaks['published'] / peaks['robustflow']:.2f}"
+            ratios.append([group, f"{_ratio(by_who, 'median_s'):.2f}", less])
     shares = [
         [f"{group}: {name}", f"{share:.1%}"]
         for kind in ("shares", "operators")

@@ -25,7 +25,7 @@ import copy
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -344,26 +344,27 @@ def measure(shape: Shape, kind: str) -> dict[str, Any]:
         }
     ours = made["robustflow"]
     parts = {"sampling": ours.sample, "training": ours.train, "ten samples": ours.one_by_one}
-    shares = {name: breakdown(part, shape.features) for name, part in parts.items()}
+    shares = {name: breakdown(part, {shape.features}) for name, part in parts.items()}
     return {"kind": kind, "shape": asdict(shape), "seconds": seconds, "shares": shares}
 
 
 _PARTS = {  # an operator's name, or the beginning of it, to the part of the work it belongs to
     "robustflow::": "transforms",
-    "aten::bmm": "1x1 mixing",
-    "aten::mm": "1x1 mixing",
-    "aten::linalg_": "1x1 mixing",
+    "aten::bmm": "other matrix products",
+    "aten::mm": "other matrix products",
+    "aten::linalg_": "other matrix products",
     "aten::cat": "copies",
     "aten::copy_": "copies",
     "aten::clone": "copies",
 }
 
 
-def breakdown(function: Callable[[], object], features: int) -> dict[str, float]:
+def breakdown(function: Callable[[], object], features: Collection[int]) -> dict[str, float]:
     """Part of the work to its share of the time of all operators, by their own time.
 
-    Convolutions are told apart by whether they read the features; "elementwise and other" holds
-    sums of gradients, actnorms and ReLUs. Python between the operators is not in it.
+    Convolutions, and matrix products in their place, are told apart by whether they read the
+    features: one of the numbers of channels given. "elementwise and other" holds sums of gradients,
+    actnorms and ReLUs. Python between the operators is not in it.
     """
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         function()
@@ -373,10 +374,15 @@ def breakdown(function: Callable[[], object], features: int) -> dict[str, float]
     return {part: time / spent.total() for part, time in spent.most_common()}
 
 
-def _part(name: str, shapes: Sequence[Any], features: int) -> str:
+def _part(name: str, shapes: Sequence[Any], features: Collection[int]) -> str:
     if "conv" in name:
         reads = [each[1] for each in shapes[:3] if len(each) == 4]
-        return "convolutions of features" if features in reads else "other convolutions"
+        about_features = any(channels in features for channels in reads)
+        return "convolutions of features" if about_features else "other convolutions"
+    if name in ("aten::mm", "aten::bmm") and any(
+        side in features for each in shapes[:2] for side in each[-2:]
+    ):
+        return "convolutions of features"
     for beginning, part in _PARTS.items():
         if name.startswith(beginning):
             return part

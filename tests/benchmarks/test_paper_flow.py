@@ -52,13 +52,14 @@ def test_the_published_design_computes_what_the_layers_do(kind: str) -> None:
 
 def test_both_designs_take_steps_and_samples() -> None:
     made = paper_flow.comparison("modified_rq", TINY)
-    assert set(made.functions) == {"training step", "ten samples"}
+    assert set(made.functions) == {"training step", "one sample", "ten samples"}
     for functions in made.functions.values():
         assert list(functions) == ["robustflow", "published"]
     made.functions["training step"]["robustflow"]()
-    for samples in (made.functions["ten samples"][who]() for who in made.weights):
-        assert isinstance(samples, torch.Tensor)
-        assert samples.numel() == 10 * 3 * 16 * 16
+    for number, group in ((1, "one sample"), (10, "ten samples")):
+        for samples in (made.functions[group][who]() for who in made.weights):
+            assert isinstance(samples, torch.Tensor)
+            assert samples.numel() == number * 3 * 16 * 16
 
 
 def test_the_preset_has_the_published_sizes() -> None:
