@@ -2,7 +2,7 @@
 // shuffles, shared memory, launches.
 //
 // Kernels reach the hardware through this header alone, so that the tests can run their sources on
-// a host (tests/emulated puts a header of the same name before this one).
+// a host (tests/backends/emulated puts a header of the same name before this one).
 #pragma once
 
 #include <cuda_runtime.h>

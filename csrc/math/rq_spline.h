@@ -1,8 +1,7 @@
 // The rational-quadratic spline with K bins: Durkan et al. 2019 (arXiv:1906.04032).
 //
 // Parameters are K width logits, K height logits and D derivative logits, read through a source
-// with width(k), height(k) and derivative(j), so that the formulas do not depend on where they lie.
-// Sizes are kept unnormalised in a workspace of rq_workspace() lanes.
+// with source(group, k), so that the formulas do not depend on where they lie. Sizes are kept unnormalised in a workspace of rq_workspace() lanes.
 #pragma once
 
 #include <type_traits>
@@ -41,23 +40,24 @@ ROBUSTFLOW_FN int rq_num_derivatives(int num_bins, Tails tails) {
   return num_bins + (tails == Tails::linear ? -1 : tails == Tails::none ? 1 : 0);
 }
 
-// Knots up to this one are measured from the left end of the box, the others from the right. If the
-// bins are of similar size that is the nearer end, whose rounding error is smaller.
-ROBUSTFLOW_FN constexpr int rq_middle_knot(int num_bins) { return num_bins / 2; }
-
-// Lanes of an axis' workspace, and of both: K sizes, and a sum for each knot behind the middle.
-ROBUSTFLOW_FN constexpr int rq_axis_workspace(int num_bins) {
-  return num_bins + (num_bins - 1) / 2;
-}
-ROBUSTFLOW_FN constexpr int rq_workspace(int num_bins) { return 2 * rq_axis_workspace(num_bins); }
+// Numbers of an element's workspace: the sizes of the bins along both axes.
+ROBUSTFLOW_FN constexpr int rq_workspace(int num_bins) { return 2 * num_bins; }
 
 template <class V>
 struct Box {
   V left, right, bottom, top;
 };
 
-// BINS is the number of bins if it is known at compile time, else 0. Workspace is a pointer type
-// with [] and +, so that a workspace may be strided.
+// The groups of an element's parameters; the box is one of them where elements have their own.
+enum RqGroup : int { kWidths, kHeights, kDerivatives, kBox };
+
+// BINS is the number of bins if it is known at compile time (then sizes are not ready-made), else 0.
+// Workspace is a pointer type with [] and +, so that a workspace may be strided.
+//
+// Knots are measured from the nearer end of the box, where their rounding errors are smaller. To have
+// one formula for both halves, an element beyond the middle knot is mirrored: coordinates change
+// their sign, and bins are counted from the right. So there is one half of a box below, with knot 0
+// at the edge: bin k lies between its outer knot, k, and its inner knot, k + 1.
 template <class V, int BINS = 0, class Workspace = V*>
 struct RqSpline {
   using Mask = mask_t<V>;
@@ -72,8 +72,6 @@ struct RqSpline {
     V value, slope;  // the transformed element and dy/dx of the forward transform
   };
 
-  ROBUSTFLOW_FN int bins() const { return BINS > 0 ? BINS : num_bins; }
-
   ROBUSTFLOW_FN explicit RqSpline(const RqSplineConfig& c)
       : num_bins(c.num_bins),
         tails(c.tails),
@@ -85,60 +83,74 @@ struct RqSpline {
         inverse_bound(c.inverse_bound),
         x_format(c.x_format) {}
 
-  // Bin k has the size step + slope * size[k]. Knot k is start + k step + slope * (the sizes before
-  // it), or, behind the middle, the end minus the same of the sizes behind it.
-  struct Axis {
-    V start, end, step, slope, sum;
-    Workspace size, behind;  // behind[j]: the sizes behind knot rq_middle_knot() + 1 + j
-  };
-
-  ROBUSTFLOW_FN V knot(const Axis& axis, int k, V before) const {
-    const int past_middle = k - rq_middle_knot(bins()) - 1;
-    // Ready-made sizes need not sum exactly to the box: their knots are measured from the start.
-    if (past_middle < 0 || parametrization == Parametrization::knots) {
-      return axis.slope * before + (axis.start + V(k) * axis.step);
-    }
-    return (axis.end - V(bins() - k) * axis.step) - axis.slope * axis.behind[past_middle];
+  ROBUSTFLOW_FN int bins() const { return BINS > 0 ? BINS : num_bins; }
+  // Ready-made sizes need not sum exactly to the box: all their knots are measured from the start,
+  // and the last knot is the end of the box.
+  ROBUSTFLOW_FN bool ready_made() const {
+    return BINS == 0 && parametrization == Parametrization::knots;
+  }
+  // The bins left of the middle knot, and those of the longer half.
+  ROBUSTFLOW_FN int left_bins() const { return ready_made() ? bins() : bins() / 2; }
+  ROBUSTFLOW_FN int half_bins() const { return ready_made() ? bins() : bins() - bins() / 2; }
+  // f(1), ... f(half_bins() - 1).
+  template <class F>
+  ROBUSTFLOW_FN void for_inner_bins(F&& f) const {
+    repeat<(BINS + 1) / 2, 1>(half_bins(), f);
   }
 
+  // Bin k has the size step + slope * size[k].
+  struct Axis {
+    V start, end, step, slope;
+    V left_sum, right_sum;  // of the sizes on both sides of the middle knot
+    V middle;               // the middle knot
+    Workspace size;
+  };
+
   // Sizes along an axis, from logits.
-  template <class Logit>
-  ROBUSTFLOW_FN Axis axis(V start, V end, V min_bin, Workspace size, Logit&& logit) const {
-    const Workspace behind = size + bins();
-    V sum = V(0);
-    const auto keep = [&](int k, V v) ROBUSTFLOW_INLINE {
-      size[k] = v;
-      sum = sum + v;
-      const int past_middle = k - rq_middle_knot(bins()) - 1;
-      if (past_middle >= 0) behind[past_middle] = sum;
+  template <class Source>
+  ROBUSTFLOW_FN Axis axis(const Source& source, RqGroup group, V start, V end, V min_bin,
+                          Workspace size) const {
+    const auto logit = [&](int k) ROBUSTFLOW_INLINE { return source(group, k); };
+    const auto set_sizes = [&](auto&& size_of) ROBUSTFLOW_INLINE {
+      repeat<BINS>(bins(), [&](int k) ROBUSTFLOW_INLINE { size[k] = size_of(logit(k)); });
     };
+    Axis a{start, end, V(0), V(1), V(0), V(0), end, size};
     const V length = end - start;
-    V step = V(0), slope = V(1);  // of ready-made sizes
-    if (parametrization == Parametrization::knots) {
-      backwards([&](int k) ROBUSTFLOW_INLINE { keep(k, logit(k)); });
+    V total = length;  // of all sizes, in units of `size`
+    if (ready_made()) {
+      set_sizes([](V v) ROBUSTFLOW_INLINE { return v; });
     } else if (parametrization == Parametrization::softclip) {
-      backwards([&](int k) ROBUSTFLOW_INLINE {
-        keep(k, exp2_within_limit(V(V(kLog2E) * clipped(logit(k)).value)));
+      set_sizes([&](V v) ROBUSTFLOW_INLINE {
+        return exp2_within_limit(V(V(kLog2E) * clipped(v).value));
       });
-      slope = length / sum;
     } else {
       V largest = logit(0);
       repeat<BINS, 1>(bins(),
                       [&](int k) ROBUSTFLOW_INLINE { largest = at_least(largest, logit(k)); });
       const V scale = V(kLog2E) * logit_scale;
-      backwards([&](int k) ROBUSTFLOW_INLINE {
-        keep(k, exp2_of_negative(V(scale * (logit(k) - largest))));
-      });
-      step = length * min_bin;
-      slope = length * (V(1) - V(bins()) * min_bin) / sum;
+      set_sizes([&](V v) ROBUSTFLOW_INLINE { return exp2_of_negative(V(scale * (v - largest))); });
+      a.step = length * min_bin;
+      total = length * (V(1) - V(bins()) * min_bin);
     }
-    return {start, end, step, slope, sum, size, behind};
+    a.left_sum = sum<BINS / 2>(size, left_bins());
+    a.right_sum = sum<BINS - BINS / 2>(size + left_bins(), bins() - left_bins());
+    if (!ready_made()) {
+      a.slope = total / (a.left_sum + a.right_sum);
+      a.middle = a.slope * a.left_sum + (start + V(left_bins()) * a.step);
+    }
+    return a;
   }
 
-  // f(bins() - 1), ... f(0).
-  template <class F>
-  ROBUSTFLOW_FN void backwards(F&& f) const {
-    repeat<BINS>(bins(), [&](int i) ROBUSTFLOW_INLINE { f(bins() - 1 - i); });
+  // In two chains: it is shorter, and more accurate.
+  template <int COUNT>
+  ROBUSTFLOW_FN static V sum(Workspace size, int count) {
+    V even = V(0), odd = V(0);
+    repeat<COUNT / 2>(count / 2, [&](int i) ROBUSTFLOW_INLINE {
+      even = even + size[2 * i];
+      odd = odd + size[2 * i + 1];
+    });
+    if (count % 2 == 1) even = even + size[count - 1];
+    return even + odd;
   }
 
   // A size logit within +-half the bound; the slope is by logit_scale * logit.
@@ -146,22 +158,14 @@ struct RqSpline {
     return soft_clip(V(logit_scale * logit), V(V(2) * inverse_bound));
   }
 
-  // The logit of an inner knot, of the first and of the last; linear tails have none at the box's
-  // edges.
+  // The logit of the derivative at a knot. Linear tails have none at the box's edges.
   template <class Source>
-  ROBUSTFLOW_FN V inner_logit(const Source& source, int knot) const {
-    return source.derivative(tails == Tails::linear ? knot - 1 : knot);
+  ROBUSTFLOW_FN V derivative_logit(const Source& source, int knot) const {
+    if (tails == Tails::linear) {
+      return knot == 0 || knot == bins() ? V(1) : source(kDerivatives, knot - 1);
+    }
+    return source(kDerivatives, tails == Tails::circular && knot == bins() ? 0 : knot);
   }
-  template <class Source>
-  ROBUSTFLOW_FN V first_logit(const Source& source) const {
-    return tails == Tails::linear ? V(1) : source.derivative(0);
-  }
-  template <class Source>
-  ROBUSTFLOW_FN V last_logit(const Source& source) const {
-    if (tails == Tails::linear) return V(1);
-    return source.derivative(tails == Tails::circular ? 0 : bins());
-  }
-
   struct Derivative {
     V value, log_slope;  // d, and d log d / d logit
   };
@@ -182,15 +186,102 @@ struct RqSpline {
     return d;
   }
 
-  // Where an element is, and its bin.
+  // An element's place, in its half of the box.
+  struct Place {
+    Mask mirrored, last;  // `last`: its bin is the last one before the middle knot
+    V key, index;         // the element and the number of its bin
+  };
+  ROBUSTFLOW_FN static V mirror(Mask mirrored, V v) { return select(mirrored, V(0) - v, v); }
+
+  // The part of an axis that an element sees.
+  struct Bin {
+    V outer, inner, size;         // the knots, and the size of the bin
+    V sum_outer, own, sum_inner;  // unnormalised sizes: of the bins up to its own, of its own, and
+                                  // of all others
+  };
+
+  // Number k of the bins of an element's half, from the edge.
+  ROBUSTFLOW_FN V size_at(const Axis& axis, Mask mirrored, int k) const {
+    if (ready_made()) return axis.size[k];
+    return select(mirrored, axis.size[bins() - 1 - k], axis.size[k]);
+  }
+  ROBUSTFLOW_FN V edge(const Axis& axis, Mask mirrored) const {
+    return select(mirrored, V(0) - axis.end, axis.start);
+  }
+
+  // The place of a key along its own axis. NaN lies in bin 0.
+  ROBUSTFLOW_FN Place find(const Axis& axis, V key) const {
+    Place p;
+    p.mirrored = key >= axis.middle;
+    if (ready_made()) p.mirrored = axis.start > axis.start;
+    p.key = mirror(p.mirrored, key);
+    p.index = V(0);
+    const V start = edge(axis, p.mirrored);
+    V before = V(0);
+    for_inner_bins([&](int k) ROBUSTFLOW_INLINE {
+      before = before + size_at(axis, p.mirrored, k - 1);
+      V knot = axis.slope * before + (start + V(k) * axis.step);
+      // The right half has the bin in the middle of an odd number of them.
+      if (k == left_bins()) knot = select(p.mirrored, knot, V(__builtin_inf()));
+      p.index = select(p.key >= knot, V(k), p.index);
+    });
+    V last = V(left_bins() - 1);
+    if (half_bins() != left_bins()) last = select(p.mirrored, V(half_bins() - 1), last);
+    p.last = p.index >= last;
+    return p;
+  }
+
+  ROBUSTFLOW_FN Bin bin(const Axis& axis, const Place& p) const {
+    V before = V(0), own = size_at(axis, p.mirrored, 0);
+    Bin b{V(0), V(0), V(0), V(0), own, select(p.mirrored, axis.left_sum, axis.right_sum)};
+    for_inner_bins([&](int k) ROBUSTFLOW_INLINE {
+      before = before + size_at(axis, p.mirrored, k - 1);
+      const V size = size_at(axis, p.mirrored, k);
+      const auto passed = p.index >= V(k);
+      b.sum_outer = select(passed, before, b.sum_outer);
+      b.own = select(passed, size, b.own);
+      V inner = select(passed, V(0), size);
+      if (k == left_bins()) inner = select(p.mirrored, inner, V(0));
+      b.sum_inner = b.sum_inner + inner;
+    });
+    const V start = edge(axis, p.mirrored);
+    b.outer = axis.slope * b.sum_outer + (start + p.index * axis.step);
+    b.inner = axis.slope * V(b.sum_outer + b.own) + (start + (p.index + V(1)) * axis.step);
+    b.inner = select(p.last, mirror(p.mirrored, axis.middle), b.inner);
+    b.size = axis.step + axis.slope * b.own;
+    if (ready_made()) b.size = select(p.last, b.inner - b.outer, b.size);
+    return b;
+  }
+
+  // Logits of the derivatives at the outer and the inner knot.
+  struct Ends {
+    V outer, inner;
+  };
+  template <class Source>
+  ROBUSTFLOW_FN Ends ends(const Source& source, const Place& p) const {
+    const auto at = [&](int knot) ROBUSTFLOW_INLINE {
+      const V logit = derivative_logit(source, knot);
+      if (ready_made()) return logit;
+      return select(p.mirrored, derivative_logit(source, bins() - knot), logit);
+    };
+    Ends e{at(0), at(1)};
+    for_inner_bins([&](int k) ROBUSTFLOW_INLINE {
+      const auto passed = p.index >= V(k);
+      e.outer = select(passed, at(k), e.outer);
+      e.inner = select(passed, at(k + 1), e.inner);
+    });
+    return e;
+  }
+
   struct Element {
-    RqBin<V> bin;
-    V index;               // of the bin
-    V size_x, size_y;      // unnormalised sizes of the bin,
-    V before_x, before_y;  // of all the bins before it,
-    V after_x, after_y;    // and of all behind it
-    Derivative d0, d1;
+    Place place;
+    Bin x, y;
+    Derivative outer, inner;
     Mask outside;
+
+    ROBUSTFLOW_FN RqBin<V> bin() const {
+      return {x.outer, x.inner, y.outer, y.inner, {x.size, y.size, outer.value, inner.value}};
+    }
   };
 
   // Written so that NaN counts as inside and stays NaN.
@@ -210,57 +301,44 @@ struct RqSpline {
     return rounded_to(edge, x_format);
   }
 
+  struct Axes {
+    Axis x, y;
+  };
+
+  // Along the key's axis first: with few bins the sizes of one axis at a time fit into registers.
   template <bool inverse, class Source>
-  ROBUSTFLOW_FN Element locate(const Axis& x, const Axis& y, const Source& source, V key) const {
+  ROBUSTFLOW_FN Element locate(V key, const Box<V>& box, const Source& source, Workspace workspace,
+                               Axes& axes) const {
     Element e;
-    const V lower = inverse ? y.start : x.start, upper = inverse ? y.end : x.end;
-    e.outside = outside(key, lower, upper);
-    e.index = V(0);
-    e.size_x = x.size[0];
-    e.size_y = y.size[0];
-    e.before_x = e.before_y = e.after_x = e.after_y = V(0);
-    V x0 = x.start, y0 = y.start, x1 = x.end, y1 = y.end;
-    V logit0 = first_logit(source), logit1 = last_logit(source);
-    V before_x = V(0), before_y = V(0);
-    // Go from knot to knot. If the key passed the previous knot, this knot is its bin's right end
-    // (so far). If it passed this knot, this is its bin's left end. NaN passes no knot.
-    Mask first = lower <= lower, reached = first;
-    repeat<BINS, 1>(bins(), [&](int k) ROBUSTFLOW_INLINE {
-      before_x = before_x + x.size[k - 1];
-      before_y = before_y + y.size[k - 1];
-      const V knot_x = knot(x, k, before_x), knot_y = knot(y, k, before_y);
-      const V logit = inner_logit(source, k);
-      x1 = select(reached, knot_x, x1);
-      y1 = select(reached, knot_y, y1);
-      logit1 = select(reached, logit, logit1);
-      reached = key >= (inverse ? knot_y : knot_x);
-      x0 = select(reached, knot_x, x0);
-      y0 = select(reached, knot_y, y0);
-      logit0 = select(reached, logit, logit0);
-      e.size_x = select(reached, x.size[k], e.size_x);
-      e.size_y = select(reached, y.size[k], e.size_y);
-      e.index = select(reached, V(k), e.index);
-      e.before_x = select(reached, before_x, e.before_x);
-      e.before_y = select(reached, before_y, e.before_y);
-      e.after_x = e.after_x + select(reached, V(0), x.size[k]);
-      e.after_y = e.after_y + select(reached, V(0), y.size[k]);
-      if (k == 1) first = !reached;
-    });
-    x1 = select(reached, x.end, x1);
-    y1 = select(reached, y.end, y1);
-    logit1 = select(reached, last_logit(source), logit1);
-    e.d0 = derivative(logit0);
-    e.d1 = derivative(logit1);
+    const auto widths = [&]() ROBUSTFLOW_INLINE {
+      axes.x = axis(source, kWidths, box.left, box.right, min_bin_width, workspace);
+    };
+    const auto heights = [&]() ROBUSTFLOW_INLINE {
+      axes.y = axis(source, kHeights, box.bottom, box.top, min_bin_height, workspace + bins());
+    };
+    if constexpr (inverse) {
+      heights();
+      e.place = find(axes.y, key);
+      e.y = bin(axes.y, e.place);
+      widths();
+      e.x = bin(axes.x, e.place);
+      e.outside = outside(key, box.bottom, box.top);
+    } else {
+      widths();
+      e.place = find(axes.x, key);
+      e.x = bin(axes.x, e.place);
+      heights();
+      e.y = bin(axes.y, e.place);
+      e.outside = outside(key, box.left, box.right);
+    }
+    const Ends logits = ends(source, e.place);
+    e.outer = derivative(logits.outer);
+    e.inner = derivative(logits.inner);
     if (tails == Tails::linear) {
-      e.d0.value = select(first, V(1), e.d0.value);
-      e.d1.value = select(reached, V(1), e.d1.value);
+      e.outer.value = select(e.place.index >= V(1), e.outer.value, V(1));
+      if (ready_made()) e.inner.value = select(e.place.last, V(1), e.inner.value);
+      if (bins() == 1) e.inner.value = V(1);
     }
-    V width = x.step + x.slope * e.size_x, height = y.step + y.slope * e.size_y;
-    if (parametrization == Parametrization::knots) {  // the last knot is the end of the box
-      width = select(reached, x.end - x0, width);
-      height = select(reached, y.end - y0, height);
-    }
-    e.bin = {x0, x1, y0, y1, {width, height, e.d0.value, e.d1.value}};
     return e;
   }
 
@@ -273,93 +351,101 @@ struct RqSpline {
   template <bool inverse, class Source>
   ROBUSTFLOW_FN Output transform(V key, const Box<V>& box, const Source& source,
                                  Workspace workspace) const {
-    const Axis x = axis(box.left, box.right, min_bin_width, workspace,
-                        [&](int k) ROBUSTFLOW_INLINE { return source.width(k); });
-    const Axis y = axis(box.bottom, box.top, min_bin_height, workspace + rq_axis_workspace(bins()),
-                        [&](int k) ROBUSTFLOW_INLINE { return source.height(k); });
-    const Element e = locate<inverse>(x, y, source, key);
+    Axes axes;
+    const Element e = locate<inverse>(key, box, source, workspace, axes);
     const Output tail = tails_of(key);
-    RqValue<V> point = rq_transform<inverse>(e.bin, key);
+    const RqValue<V> point = rq_transform<inverse>(e.bin(), e.place.key);
+    V value = mirror(e.place.mirrored, point.value);
     if (tails != Tails::linear) {  // an inner knot may be rounded past the end of the box
-      const Axis& result = inverse ? x : y;
-      point.value = at_least(result.start, at_most(result.end, point.value));
+      value =
+          at_least(inverse ? box.left : box.bottom, at_most(inverse ? box.right : box.top, value));
     }
-    return {select(e.outside, tail.value, point.value), select(e.outside, tail.slope, point.slope)};
+    return {select(e.outside, tail.value, value), select(e.outside, tail.slope, point.slope)};
   }
 
   // Gradients of grad_y * y + grad_logabsdet * logabsdet, where y is the output of either
-  // direction; returns the one by the input and hands the others to
-  // sink.width(k, v), sink.height(k, v) and sink.derivative(j, v).
+  // direction; returns the one by the input and hands the others to sink(group, k, v).
   template <bool inverse, class Source, class Sink>
   ROBUSTFLOW_FN V gradient(V key, const Box<V>& box, const Source& source, Workspace workspace,
                            V grad_y, V grad_logabsdet, const Sink& sink) const {
-    const Axis x = axis(box.left, box.right, min_bin_width, workspace,
-                        [&](int k) ROBUSTFLOW_INLINE { return source.width(k); });
-    const Axis y = axis(box.bottom, box.top, min_bin_height, workspace + rq_axis_workspace(bins()),
-                        [&](int k) ROBUSTFLOW_INLINE { return source.height(k); });
-    const Element e = locate<inverse>(x, y, source, key);
-    const RqGradient<V> g = rq_gradient<inverse>(e.bin, key, grad_y, grad_logabsdet);
-    const V zero = V(0);
-    size_gradients(
-        x, e, {e.before_x, e.size_x, e.after_x}, {g.x0, g.x1, g.x_knots},
-        [&](int k) ROBUSTFLOW_INLINE { return source.width(k); },
-        [&](int k, V v) ROBUSTFLOW_INLINE { sink.width(k, v); });
-    size_gradients(
-        y, e, {e.before_y, e.size_y, e.after_y}, {g.y0, g.y1, g.y_knots},
-        [&](int k) ROBUSTFLOW_INLINE { return source.height(k); },
-        [&](int k, V v) ROBUSTFLOW_INLINE { sink.height(k, v); });
-    const V by_d0 = select(e.outside, zero, V(g.log_d0 * e.d0.log_slope));
-    const V by_d1 = select(e.outside, zero, V(g.log_d1 * e.d1.log_slope));
-    const int num_derivatives = rq_num_derivatives(bins(), tails);
-    repeat<0>(num_derivatives, [&](int j) ROBUSTFLOW_INLINE {
-      const int knot = tails == Tails::linear ? j + 1 : j;
-      V v = select(e.index == V(knot), by_d0, zero) + select(e.index == V(knot - 1), by_d1, zero);
-      if (tails == Tails::circular && j == 0) {
-        v = v + select(e.index == V(bins() - 1), by_d1, zero);
-      }
-      sink.derivative(j, v);
-    });
-    return select(e.outside, tails == Tails::none ? zero : grad_y, g.x);
+    Axes axes;
+    const Element e = locate<inverse>(key, box, source, workspace, axes);
+    const RqGradient<V> g = rq_gradient<inverse>(e.bin(), e.place.key,
+                                                 mirror(e.place.mirrored, grad_y), grad_logabsdet);
+    size_gradients(axes.x, e, e.x, {g.x0, g.x1, g.x_knots}, kWidths, source, sink);
+    size_gradients(axes.y, e, e.y, {g.y0, g.y1, g.y_knots}, kHeights, source, sink);
+    derivative_gradients(e, V(g.log_d0 * e.outer.log_slope), V(g.log_d1 * e.inner.log_slope), sink);
+    return select(e.outside, tails == Tails::none ? V(0) : grad_y, mirror(e.place.mirrored, g.x));
   }
 
-  // Unnormalised sizes of the bins before an element's, of its own, and of those behind it; and
-  // the gradients by the left knot of its bin, by the right one, and by a shift of both.
-  struct Sizes {
-    V before, own, after;
-  };
+  // The gradients by the outer knot of an element's bin, by the inner one, and by a shift of both.
   struct KnotGradients {
-    V left, right, both;
+    V outer, inner, both;
   };
 
   // The gradient by size logit j is slope size_j (C_j - mean). C_j is the gradient by the knots
-  // that move with bin j: both of the element's if bin j is before its own, the right one for its
-  // own, none if behind. The mean is weighted by size. The differences are written out, because
-  // they cancel.
-  template <class Logit, class Put>
-  ROBUSTFLOW_FN void size_gradients(const Axis& axis, const Element& e, const Sizes& sizes,
-                                    const KnotGradients& by, Logit&& logit, Put&& put) const {
+  // that move with bin j: both of the element's if bin j is nearer to the edge than its own, the
+  // inner one for its own, else none. The mean is weighted by size. The differences are written
+  // out, because they cancel.
+  template <class Source, class Sink>
+  ROBUSTFLOW_FN void size_gradients(const Axis& axis, const Element& e, const Bin& bin,
+                                    const KnotGradients& by, RqGroup group, const Source& source,
+                                    const Sink& sink) const {
     const V zero = V(0);
-    const auto pick = [&](int k, V before, V own, V after) ROBUSTFLOW_INLINE {
-      return select(e.index > V(k), before, select(e.index == V(k), own, after));
-    };
-    if (parametrization == Parametrization::knots) {
+    const auto mirrored = e.place.mirrored;
+    V outer, own, inner;  // slope (C_j - mean) for the three kinds of bin
+    if (ready_made()) {
       // The last knot is the end of the box, whatever the sizes.
-      const auto last = e.index == V(bins() - 1);
-      const V own = select(last, zero, by.right), before = select(last, by.left, by.both);
-      repeat<BINS>(bins(), [&](int k) ROBUSTFLOW_INLINE {
-        put(k, select(e.outside, zero, pick(k, before, own, zero)));
-      });
-      return;
+      own = select(e.place.last, zero, by.inner);
+      outer = select(e.place.last, by.outer, by.both);
+      inner = zero;
+    } else {
+      const V slope = axis.slope * logit_scale / (axis.left_sum + axis.right_sum);
+      outer = slope * (by.both * bin.sum_inner + by.outer * bin.own);
+      own = slope * (by.inner * bin.sum_inner - by.outer * bin.sum_outer);
+      inner = zero - slope * (by.both * bin.sum_outer + by.inner * bin.own);
     }
-    const bool clip = parametrization == Parametrization::softclip;
-    const V slope = axis.slope * logit_scale / axis.sum;
-    const V before = slope * (by.both * sizes.after + by.left * sizes.own);
-    const V own = slope * (by.right * sizes.after - by.left * sizes.before);
-    const V after = V(0) - slope * (by.both * sizes.before + by.right * sizes.own);
-    repeat<BINS>(bins(), [&](int k) ROBUSTFLOW_INLINE {
-      V v = axis.size[k] * pick(k, before, own, after);
-      if (clip) v = v * clipped(logit(k)).slope;
-      put(k, select(e.outside, zero, v));
+    const V index = number_of_bin(e);
+    const V before = select(mirrored, inner, outer), after = select(mirrored, outer, inner);
+    const auto pick = [&](int k) ROBUSTFLOW_INLINE {
+      return select(index > V(k), before, select(index == V(k), own, after));
+    };
+    // An outside element's sizes may be NaN.
+    const auto write_all = [&](auto&& value) ROBUSTFLOW_INLINE {
+      repeat<BINS>(bins(), [&](int k) ROBUSTFLOW_INLINE {
+        sink(group, k, select(e.outside, zero, V(value(k))));
+      });
+    };
+    if (ready_made()) return write_all(pick);
+    if (parametrization != Parametrization::softclip) {
+      return write_all([&](int k) ROBUSTFLOW_INLINE { return axis.size[k] * pick(k); });
+    }
+    write_all([&](int k) ROBUSTFLOW_INLINE {
+      return V(axis.size[k] * pick(k)) * clipped(source(group, k)).slope;
+    });
+  }
+
+  // The number of an element's bin, from the left.
+  ROBUSTFLOW_FN V number_of_bin(const Element& e) const {
+    return select(e.place.mirrored, V(bins() - 1) - e.place.index, e.place.index);
+  }
+
+  template <class Sink>
+  ROBUSTFLOW_FN void derivative_gradients(const Element& e, V by_outer, V by_inner,
+                                          const Sink& sink) const {
+    const V zero = V(0);
+    by_outer = select(e.outside, zero, by_outer);
+    by_inner = select(e.outside, zero, by_inner);
+    const V index = number_of_bin(e);
+    const V left = select(e.place.mirrored, by_inner, by_outer);
+    const V right = select(e.place.mirrored, by_outer, by_inner);
+    repeat<0>(rq_num_derivatives(bins(), tails), [&](int j) ROBUSTFLOW_INLINE {
+      const int knot = tails == Tails::linear ? j + 1 : j;
+      V v = select(index == V(knot), left, select(index == V(knot - 1), right, zero));
+      if (tails == Tails::circular && j == 0) {
+        v = v + select(index == V(bins() - 1), right, zero);
+      }
+      sink(kDerivatives, j, v);
     });
   }
 };
@@ -375,11 +461,10 @@ struct RqOp {
                                     : BINS > 10   ? 5
                                     : BINS > 8    ? 7
                                                   : 8,
-                                    !is_single<V> ? 4
+                                    !is_single<V> ? 3
                                     : BINS > 8    ? 4
                                     : BINS > 0    ? 5
                                                   : 7};
-  enum Group { kWidths, kHeights, kDerivatives, kBox };
   using Pointer = std::conditional_t<BINS == 0, workspace_t<V>, V*>;
 
   RqSpline<V, BINS, Pointer> math;
@@ -401,20 +486,6 @@ struct RqOp {
   ROBUSTFLOW_FN int workspace() const { return BINS > 0 ? 0 : rq_workspace(math.bins()); }
 
   template <class Parameter>
-  struct Source {
-    const Parameter& p;
-    ROBUSTFLOW_FN V width(int k) const { return p(kWidths, k); }
-    ROBUSTFLOW_FN V height(int k) const { return p(kHeights, k); }
-    ROBUSTFLOW_FN V derivative(int j) const { return p(kDerivatives, j); }
-  };
-  template <class Put>
-  struct Sink {
-    const Put& put;
-    ROBUSTFLOW_FN void width(int k, V v) const { put(kWidths, k, v); }
-    ROBUSTFLOW_FN void height(int k, V v) const { put(kHeights, k, v); }
-    ROBUSTFLOW_FN void derivative(int j, V v) const { put(kDerivatives, j, v); }
-  };
-  template <class Parameter>
   ROBUSTFLOW_FN Box<V> box_of(const Parameter& p) const {
     if (!box_in_row) return box;
     return {p(kBox, 0), p(kBox, 1), p(kBox, 2), p(kBox, 3)};
@@ -434,7 +505,7 @@ struct RqOp {
   template <bool inverse, class Parameter>
   ROBUSTFLOW_FN auto transform(V x, const Parameter& p, workspace_t<V> given) const {
     return with_workspace(given, [&](Pointer workspace) ROBUSTFLOW_INLINE {
-      return math.template transform<inverse>(x, box_of(p), Source<Parameter>{p}, workspace);
+      return math.template transform<inverse>(x, box_of(p), p, workspace);
     });
   }
   template <class Parameter>
@@ -445,8 +516,7 @@ struct RqOp {
   ROBUSTFLOW_FN V gradient(V x, const Parameter& p, workspace_t<V> given, V gy, V gl,
                            const Put& put) const {
     return with_workspace(given, [&](Pointer workspace) ROBUSTFLOW_INLINE {
-      return math.template gradient<inverse>(x, box_of(p), Source<Parameter>{p}, workspace, gy, gl,
-                                             Sink<Put>{put});
+      return math.template gradient<inverse>(x, box_of(p), p, workspace, gy, gl, put);
     });
   }
 };
@@ -463,14 +533,14 @@ struct RqTransform {
   template <class V, class F>
   static auto with_op(const Config& config, F&& f) {
     if constexpr (is_single<V>) {
-      switch (config.num_bins) {
-        case 8:
-          return f.template operator()<RqOp<V, 8>>();
-        case 10:
-          return f.template operator()<RqOp<V, 10>>();
-        case 16:
-          return f.template operator()<RqOp<V, 16>>();
-      }
+      if (config.parametrization != Parametrization::knots) switch (config.num_bins) {
+          case 8:
+            return f.template operator()<RqOp<V, 8>>();
+          case 10:
+            return f.template operator()<RqOp<V, 10>>();
+          case 16:
+            return f.template operator()<RqOp<V, 16>>();
+        }
     }
     return f.template operator()<RqOp<V, 0>>();
   }

@@ -11,7 +11,7 @@
 //     kMaxWorkspace   the most lanes of memory that an element takes beside them
 //     kBlocks         of a GPU: blocks of 128 threads that the registers of a multiprocessor must
 //                     hold at once, for the transform and for its gradient: as many as do without
-//                     spilling (tests/aot shows the registers)
+//                     spilling (tests/backends/aot shows the registers)
 //     Op(config, constants)        `constants` is the group of constants where all elements share
 //                                  it; null: it is among the groups
 //     column(group)                where a group begins in a row of all an element's parameters

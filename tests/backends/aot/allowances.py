@@ -30,18 +30,6 @@ STACK = (
         "float64 hides a few accesses to the first-level cache.",
     ),
     Allowance(
-        "cuda:staged<RqOp double 0 true true>",
-        8,
-        "One number is stored once and loaded once.",
-        archs=(80, 86, 89),
-    ),
-    Allowance(
-        "cuda:staged<RqOp Single 16 false true>",
-        8,
-        "One number is stored once and loaded once.",
-        archs=(80,),
-    ),
-    Allowance(
         "cuda:planes_gradient<CubicBsplineOp Single *float16 true>",
         8,
         "Eight elements of 11 planes fill all 255 registers; one number is stored once and loaded "
