@@ -27,6 +27,12 @@ def call_obstacle() -> str | None:
     return None
 
 
+def _replaces_methods(module: nn.Module) -> bool:
+    """Whether an attribute of the object hides a method of its class."""
+    kind = type(module)
+    return any(callable(getattr(kind, name, None)) for name in module.__dict__)
+
+
 class Watch:
     """Modules, and what of them a description took for granted.
 
@@ -34,15 +40,17 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self._modules: list[tuple[nn.Module, type, tuple[Any, ...]]] = []
+        self._modules: list[tuple[nn.Module, type, tuple[Any, ...], int]] = []
         self._settings: list[tuple[dict[str, Any], str, Any]] = []
         self._dropouts: list[nn.Module] = []
         self._classes: list[tuple[Any, Any]] = []
 
     def module(self, module: nn.Module) -> None:
-        """It keeps its class, its children and its class's ``forward``, and gets no hook."""
+        """It keeps its class, its children and its class's methods, and gets no hook."""
         kind: Any = type(module)
-        self._modules.append((module, kind, tuple(module._modules.values())))
+        # A method replaced on the object alone is one attribute more.
+        attributes = -1 if _replaces_methods(module) else len(module.__dict__)
+        self._modules.append((module, kind, tuple(module._modules.values()), attributes))
         if not any(kind is each for each, _ in self._classes):
             self._classes.append((kind, kind.forward))
 
@@ -67,7 +75,7 @@ class Watch:
             or _every._global_backward_pre_hooks
         ):
             return "hooks watch all modules"
-        for module, kind, children in self._modules:
+        for module, kind, children, attributes in self._modules:
             state = module.__dict__
             if type(module) is not kind or tuple(state["_modules"].values()) != children:
                 return "a module of its network was replaced"
@@ -76,9 +84,10 @@ class Watch:
                 or state["_forward_pre_hooks"]
                 or state["_backward_hooks"]
                 or state["_backward_pre_hooks"]
-                or "forward" in state
             ):
                 return f"hooks watch a {kind.__name__} of its network"
+            if len(state) != attributes and _replaces_methods(module):
+                return f"a method of a {kind.__name__} was replaced"
         for state, name, value in self._settings:
             if state.get(name) is not value:
                 return f"its {name} changed"

@@ -220,6 +220,16 @@ def own_activation(layer: Any) -> None:
     layer.transform_net.blocks[1].activation = torch.sin
 
 
+def own_method(layer: Any) -> None:
+    before = layer._coupling_transform_forward
+
+    def doubled(inputs: Tensor, transform_params: Tensor) -> tuple[Tensor, Tensor]:
+        outputs, logabsdet = before(inputs, transform_params)
+        return 2 * outputs, logabsdet
+
+    layer._coupling_transform_forward = doubled
+
+
 CHANGES = [
     hooked,
     watched_backward,
@@ -228,6 +238,7 @@ CHANGES = [
     own_forward,
     other_block,
     own_activation,
+    own_method,
 ]
 
 
