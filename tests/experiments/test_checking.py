@@ -228,7 +228,7 @@ def test_a_scale_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("name", "scale", "wanted"),
+    ("name", "scale", "expected"),
     [
         ("0801", 4, "0801x4"),
         ("0801x4", 4, "0801x4"),

@@ -154,7 +154,7 @@ def test_results_and_gradients_are_the_librarys(
         nn.Sigmoid(),
         functional.silu,
     ],
-    ids=str,
+    ids=lambda each: getattr(each, "__name__", str(each)),
 )
 def test_activations(activation: Any) -> None:
     layer = make_layer(context=True, activation=activation)
