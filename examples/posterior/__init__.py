@@ -5,3 +5,7 @@
 - ``comparison.py``: whether two posteriors are the same, and whether they are right.
 - ``report.py``: tables, JSON, and a pair plot.
 """
+
+from robustflow._extras import explain_when_run
+
+explain_when_run("sbi", {})

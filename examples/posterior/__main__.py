@@ -34,6 +34,7 @@ from examples.posterior.training import (
     simulate,
     train,
 )
+from robustflow._extras import require
 from robustflow.experiments.console import say
 
 # Options of the command line: the smallest that makes sense, and what it is.
@@ -173,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, (least, _) in _NUMBERS.items():
         if numbers[name] < least:
             parser.error(f"--{name} must be at least {least}, got {numbers[name]}")
+    require("sbi", "This example", "sbi")
     settings = Settings(estimator=args.estimator, **numbers)
     run_example(settings, json_file=args.json, figure_file=args.figure)
 

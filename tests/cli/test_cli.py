@@ -79,9 +79,9 @@ def test_another_broken_pipe_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("module", "missing", "extra"),
     [
-        ("migration", "rich", "experiments"),
-        ("figures", "matplotlib", "experiments"),
-        ("posterior", "sbi", "sbi"),
+        ("robustflow.experiments.migration", "rich", "experiments"),
+        ("robustflow.experiments.figures", "matplotlib", "experiments"),
+        ("examples.posterior", "sbi", "sbi"),
     ],
 )
 def test_an_experiment_without_its_extra_names_it(
@@ -89,7 +89,8 @@ def test_an_experiment_without_its_extra_names_it(
 ) -> None:
     (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError(name={missing!r})")
     done = subprocess.run(
-        [sys.executable, "-m", f"robustflow.experiments.{module}"],
+        [sys.executable, "-m", module],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
