@@ -94,7 +94,7 @@ py::object Operator::call_from_python(const py::args& arguments) const {
     throw py::type_error("robustflow: an operator got " + std::to_string(arguments.size()) +
                          " arguments where it has " +
                          std::to_string(num_tensors_ + config_.size()) + ".");
-  if (python_has_a_say(arguments)) return python_way_(*arguments);
+  if (python_has_a_say(arguments)) return python_function_(*arguments);
   variable_list tensors;
   tensors.reserve(num_tensors_);
   bool differentiable = false;
@@ -125,7 +125,7 @@ PYBIND11_MODULE(_autograd, m) {
       .def(py::init<const std::string&, const std::string&, size_t, size_t, py::function,
                     py::function>(),
            py::arg("forward"), py::arg("backward"), py::arg("num_tensors"),
-           py::arg("num_gradients"), py::arg("reference_gradients"), py::arg("python_way"))
+           py::arg("num_gradients"), py::arg("reference_gradients"), py::arg("python_function"))
       .def("__call__", &Operator::call_from_python);
   robustflow::define_layer(m);
   m.def("set_isa", &robustflow::network::set_isa, py::arg("name"));

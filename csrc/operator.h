@@ -49,15 +49,15 @@ class Operator {
  public:
   // `num_tensors` tensors come first among the arguments, of which the first `num_gradients` have
   // gradients. `reference_gradients(tensors, config, needed, cotangents)` gives differentiable ones.
-  // `python_way` takes the calls that Python may override: subclasses of Tensor, function modes.
+  // `python_function` takes the calls that Python may override: subclasses of Tensor, function modes.
   Operator(const std::string& forward, const std::string& backward, size_t num_tensors,
-           size_t num_gradients, py::function reference_gradients, py::function python_way)
+           size_t num_gradients, py::function reference_gradients, py::function python_function)
       : forward_(find(forward)),
         backward_(find(backward)),
         num_tensors_(num_tensors),
         num_gradients_(num_gradients),
         reference_gradients_(std::move(reference_gradients)),
-        python_way_(std::move(python_way)),
+        python_function_(std::move(python_function)),
         number_(all().size()) {
     const auto& arguments = forward_.schema().arguments();
     for (size_t i = num_tensors; i < arguments.size(); ++i)
@@ -178,7 +178,7 @@ class Operator {
 
   const c10::OperatorHandle forward_, backward_;
   const size_t num_tensors_, num_gradients_;
-  const py::function reference_gradients_, python_way_;
+  const py::function reference_gradients_, python_function_;
   const int64_t number_;  // in all()
   std::vector<Number> config_;
 };

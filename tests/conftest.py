@@ -34,6 +34,14 @@ def _one_thread_and_a_seed() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def float64_by_default() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
 @pytest.fixture(params=target_params())
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     """Every backend in turn, chosen for the length of the test."""

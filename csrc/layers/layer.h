@@ -1,4 +1,4 @@
-// A whole coupling or autoregressive layer in one call: the features that its network reads, the
+// A fused coupling or autoregressive layer: the features that its network reads, the
 // network, the K-bin spline of the others, and the log-determinant; with a backward pass of its own.
 //
 // robustflow/fused says which layers it serves and describes them.

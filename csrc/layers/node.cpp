@@ -1,4 +1,4 @@
-// The autograd node of a whole layer, and the layer as Python sees it.
+// The autograd node of a fused layer, and the layer as Python sees it.
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
 

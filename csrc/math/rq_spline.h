@@ -166,6 +166,7 @@ struct RqSpline {
     }
     return source(kDerivatives, tails == Tails::circular && knot == bins() ? 0 : knot);
   }
+
   struct Derivative {
     V value, log_slope;  // d, and d log d / d logit
   };
@@ -310,25 +311,23 @@ struct RqSpline {
   ROBUSTFLOW_FN Element locate(V key, const Box<V>& box, const Source& source, Workspace workspace,
                                Axes& axes) const {
     Element e;
-    const auto widths = [&]() ROBUSTFLOW_INLINE {
+    const auto locate_x = [&]() ROBUSTFLOW_INLINE {
       axes.x = axis(source, kWidths, box.left, box.right, min_bin_width, workspace);
+      if constexpr (!inverse) e.place = find(axes.x, key);
+      e.x = bin(axes.x, e.place);
     };
-    const auto heights = [&]() ROBUSTFLOW_INLINE {
+    const auto locate_y = [&]() ROBUSTFLOW_INLINE {
       axes.y = axis(source, kHeights, box.bottom, box.top, min_bin_height, workspace + bins());
+      if constexpr (inverse) e.place = find(axes.y, key);
+      e.y = bin(axes.y, e.place);
     };
     if constexpr (inverse) {
-      heights();
-      e.place = find(axes.y, key);
-      e.y = bin(axes.y, e.place);
-      widths();
-      e.x = bin(axes.x, e.place);
+      locate_y();
+      locate_x();
       e.outside = outside(key, box.bottom, box.top);
     } else {
-      widths();
-      e.place = find(axes.x, key);
-      e.x = bin(axes.x, e.place);
-      heights();
-      e.y = bin(axes.y, e.place);
+      locate_x();
+      locate_y();
       e.outside = outside(key, box.left, box.right);
     }
     const Ends logits = ends(source, e.place);

@@ -6,11 +6,11 @@ library in place; ``patch_module`` does so for a copy of nflows' functions in an
 
 from robustflow.compat._patch.errors import PatchError
 from robustflow.compat._patch.interface import (
+    fused_layers,
     patch,
     patch_module,
     patched,
     unpatch,
-    whole_layers,
 )
 from robustflow.compat._patch.session import Patch
 from robustflow.compat._patch.workers import worker_init
@@ -18,10 +18,10 @@ from robustflow.compat._patch.workers import worker_init
 __all__ = [
     "Patch",
     "PatchError",
+    "fused_layers",
     "patch",
     "patch_module",
     "patched",
     "unpatch",
-    "whole_layers",
     "worker_init",
 ]

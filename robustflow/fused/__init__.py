@@ -1,25 +1,27 @@
-"""Whole coupling and autoregressive layers in one call of C++, with a backward pass of its own.
+"""Fused layers: coupling and autoregressive layers in one call of C++, with its own backward pass.
 
 For small batches and networks most of a layer's time is not arithmetic: each of its operations is a
 call, and a node in autograd's graph. Here a layer is one call: the features that its network reads,
 the network, the K-bin spline of the other features, and the log-determinant.
 
 ``program`` describes a network, ``layer`` a layer around it, ``watch`` says whether a module is
-still what it was when it was described. Who describes modules is above this package.
+still what it was when it was described, and ``call`` runs the layer if so. What describes the
+modules of a library is above this package.
 """
 
+from robustflow.fused.call import FusedCall
 from robustflow.fused.layer import FusedLayer, fused_layer, is_available
-from robustflow.fused.program import ACTIVATIONS, Builder, Program, activation_of, run_program
+from robustflow.fused.program import ACTIVATIONS, Builder, Program, run_program
 from robustflow.fused.watch import Parameters, Watch, call_obstacle
 
 __all__ = [
     "ACTIVATIONS",
     "Builder",
+    "FusedCall",
     "FusedLayer",
     "Parameters",
     "Program",
     "Watch",
-    "activation_of",
     "call_obstacle",
     "fused_layer",
     "is_available",

@@ -36,6 +36,7 @@ ACTIVATIONS: tuple[Callable[[Tensor, float], Tensor], ...] = (
 _RELU, _TANH, _ELU, _LEAKY_RELU, _SIGMOID, _SILU = range(len(ACTIVATIONS))
 
 _WITH_SLOPE = ((nn.ELU, "alpha", _ELU), (nn.LeakyReLU, "negative_slope", _LEAKY_RELU))
+SLOPE_NAMES = tuple(name for _, name, _ in _WITH_SLOPE)
 _FUNCTIONS: dict[Any, Activation] = {
     functional.relu: Activation(_RELU),
     torch.relu: Activation(_RELU),

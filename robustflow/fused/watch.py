@@ -9,10 +9,11 @@ from torch.nn.modules import module as _every
 
 from robustflow._call_state import is_plain_eager
 from robustflow._intercept import any_interceptions
+from robustflow.fused.program import SLOPE_NAMES, Activation, Builder, activation_of
 
 
 def call_obstacle() -> str | None:
-    """Why a call is not served whole, whatever its layer, as a clause; None where it may be.
+    """Why a call is not fused, whatever its layer, as a clause; None where it may be.
 
     Asked before a layer is described: what intercepts methods replaces them on their classes, and
     looks at parts of a layer that one call does not have.
@@ -61,6 +62,15 @@ class Watch:
             self._settings.append((module.__dict__, name, value))
         return value
 
+    def activation(self, function: Any) -> Activation | None:
+        """What a function or a module is, whose setting stays; None if it is not known."""
+        if isinstance(function, nn.Module):
+            self.module(function)
+            for name in SLOPE_NAMES:
+                if name in vars(function):
+                    self.setting(function, name)
+        return activation_of(function)
+
     def dropout(self, module: nn.Module) -> None:
         """A dropout stays off."""
         self.module(module)
@@ -107,18 +117,20 @@ class Parameters:
         self._parameters: list[tuple[dict[str, Any], str]] = []
         self._masks: list[tuple[dict[str, Any], str] | None] = []
 
-    def add(self, module: nn.Module, name: str, mask: str | None = None) -> None:
+    def _add(self, module: nn.Module, name: str, mask: str | None = None) -> None:
         """A parameter of a module, and a buffer of it that multiplies it."""
         self._parameters.append((module._parameters, name))
         self._masks.append(None if mask is None else (module._buffers, mask))
 
-    def linear(self, layer: nn.Linear, mask: str | None = None) -> None:
-        self.add(layer, "weight", mask)
+    def linear(self, builder: Builder, node: int, layer: Any) -> int:
+        """Appends a linear layer to a program, with its buffer ``mask`` where it has one."""
+        self._add(layer, "weight", "mask" if "mask" in layer._buffers else None)
         if layer.bias is not None:
-            self.add(layer, "bias")
+            self._add(layer, "bias")
+        return builder.linear(node, layer.weight.shape[0], layer.bias is not None)
 
     def now(self) -> list[Tensor | None]:
         return [state.get(name) for state, name in self._parameters]
 
     def masks(self) -> list[Tensor | None]:
-        return [None if place is None else place[0].get(place[1]) for place in self._masks]
+        return [None if mask is None else mask[0].get(mask[1]) for mask in self._masks]

@@ -25,11 +25,11 @@ from robustflow.nn.elementwise import (
     circles_of,
     select,
 )
+from robustflow.nn.fused_layers import FusedRequest, transform_fused
 from robustflow.nn.incremental import call_obstacle, context_obstacle, incremental_inverse
 from robustflow.nn.layer import ConditionalLayer
 from robustflow.nn.masked import MaskedConditioner, MaskedConditionerOptions, MaskedLinear
 from robustflow.nn.precision import zero_logabsdet
-from robustflow.nn.whole import transform_whole
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -112,10 +112,10 @@ class Autoregressive(ConditionalLayer):
         if not inverse:
             if type(self).params_of is ConditionalLayer.params_of:
                 every = range(self.channels)
-                kinds = (MaskedConditioner, MaskedLinear)
-                whole = transform_whole(self, z, state, False, every, every, kinds)
-                if whole is not None:
-                    return whole
+                request = FusedRequest(self, every, every, MaskedConditioner, MaskedLinear)
+                fused = transform_fused(request, z, state, inverse=False)
+                if fused is not None:
+                    return fused
             return self.transform(z, self.params_of(z, state))
         if not torch.compiler.is_compiling():
             result = self._inverse_incrementally(z, state)

@@ -17,8 +17,8 @@ from robustflow.nn._checks import (
 from robustflow.nn.circle import circles_from
 from robustflow.nn.conditioner import Conditioner, ConditionerOptions, own_or_default
 from robustflow.nn.elementwise import ElementwiseTransform, ModifiedRQSpline, circles_of, select
+from robustflow.nn.fused_layers import FusedRequest, transform_fused
 from robustflow.nn.layer import ConditionalLayer
-from robustflow.nn.whole import transform_whole
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -109,10 +109,10 @@ class Coupling(ConditionalLayer):
             every = range(self.channels)
             read = every[changed:] if self.reverse else every[: self.kept_channels]
             rest = every[:changed] if self.reverse else every[self.kept_channels :]
-            kinds = (Conditioner, nn.Linear)
-            found = transform_whole(self, z, state, inverse, read, rest, kinds)
-            if found is not None:
-                return found
+            request = FusedRequest(self, read, rest, Conditioner, nn.Linear)
+            result = transform_fused(request, z, state, inverse)
+            if result is not None:
+                return result
         if self.reverse:
             z2, z1 = z.split((changed, self.kept_channels), dim=1)
         else:

@@ -393,7 +393,7 @@ def test_splines_patched_or_not(library: str, patched: bool) -> None:
     finally:
         if patch is not None:
             patch.restore()
-    if patched:  # unwatched, a layer is one call; watched, it runs in parts
+    if patched:  # unwatched, a layer is fused; watched, it is not
         torch.testing.assert_close(x, expected)
     else:
         assert torch.equal(x, expected)

@@ -17,8 +17,8 @@ logger = logging.getLogger("robustflow.compat")
 # A kernel, robustflow's PyTorch reference, or the library's own code.
 KERNEL, REFERENCE, FALLBACK = SERVERS = ("kernel", "reference", "fallback")
 
-# Layers that one call served, or the library's method part by part.
-WHOLE, PARTS = WAYS = ("whole", "parts")
+# Layers that were one call, or ran the library's method.
+FUSED, UNFUSED = WAYS = ("fused", "unfused")
 
 _counts: dict[str, dict[str, int]] = {}
 _layers: dict[str, dict[str, int]] = {}
@@ -58,20 +58,20 @@ def current_layers() -> dict[str, dict[str, int]]:
         return {name: dict(counts) for name, counts in _layers.items()}
 
 
-def served_whole(library: str, spline_calls: int) -> None:
-    """Count a layer that one call served, and the splines in it."""
+def served_fused(library: str, spline_calls: int) -> None:
+    """Count a layer that was one call, and the splines in it."""
     with locking.lock:
         if library in _counts:  # a call may end after the patch does
-            _layers[library][WHOLE] += 1
+            _layers[library][FUSED] += 1
             _counts[library][KERNEL] += spline_calls
 
 
-def served_in_parts(library: str, layer: str, reason: str) -> None:
+def served_unfused(library: str, layer: str, reason: str) -> None:
     """Count a layer whose library's method runs, and log why the first time."""
     with locking.lock:
         if library in _layers:
-            _layers[library][PARTS] += 1
-    _log_once(library, layer, reason, "%s: %s is not one call, since %s.")
+            _layers[library][UNFUSED] += 1
+    _log_once(library, layer, reason, "%s: %s is not fused, since %s.")
 
 
 @asked_while_tracing

@@ -147,21 +147,21 @@ def patched() -> dict[str, dict[str, int]]:
     return counts.current()
 
 
-def whole_layers() -> dict[str, dict[str, int]]:
-    """Which layers of the patched libraries were one call, since each patch began.
+def fused_layers() -> dict[str, dict[str, int]]:
+    """How many calls of the patched libraries' layers were fused, since each patch began.
 
-    A coupling layer of nflows, normflows or glasflow with a small residual network is one call on
-    the CPU: gather, network, spline, scatter and log-determinant, forward, inverse and backward.
-    Others run the library's method, whose spline the kernels serve; the logger
-    ``robustflow.compat`` says why at debug level, once for each reason.
+    A coupling layer of nflows, normflows or glasflow with a small residual network, and zuko's
+    coupling and autoregressive layers, are one call on the CPU: gather, network, spline, scatter
+    and log-determinant, with a backward pass. Others run the library's method, whose spline the
+    kernels serve; the logger ``robustflow.compat`` says why at debug level, once for each reason.
 
     Returns:
-        For each library ``{"whole": w, "parts": p}``, numbers of calls. The splines of both are in
-        :func:`patched`.
+        For each library ``{"fused": m, "unfused": n}``, numbers of calls. The splines of both are
+        in :func:`patched`.
 
     Example:
         >>> import robustflow
-        >>> robustflow.compat.whole_layers()  # nothing is patched
+        >>> robustflow.compat.fused_layers()  # nothing is patched
         {}
     """
     return counts.current_layers()

@@ -6,8 +6,8 @@ from types import ModuleType
 
 from robustflow.compat._patch.code import Change
 from robustflow.compat._patch.nflows_like.functions import changes_of_module
+from robustflow.compat._patch.nflows_like.fused_layers import fused_changes
 from robustflow.compat._patch.nflows_like.layers import layer_changes
-from robustflow.compat._patch.nflows_like.whole import whole_changes
 from robustflow.compat._patch.recognise import import_library
 
 _NAMES = (
@@ -37,7 +37,7 @@ def changes(library: str = "nflows", package: str = "nflows") -> list[Change]:
             nonlinearities.PiecewiseRationalQuadraticCDF,
             made.MADE,
         ),
-        *whole_changes(
+        *fused_changes(
             library,
             coupling.PiecewiseRationalQuadraticCouplingTransform,
             nonlinearities.PiecewiseRationalQuadraticCDF,

@@ -6,8 +6,8 @@ from types import ModuleType
 
 from robustflow.compat._patch.code import Change
 from robustflow.compat._patch.nflows_like.functions import changes_of_module
+from robustflow.compat._patch.nflows_like.fused_layers import fused_changes
 from robustflow.compat._patch.nflows_like.layers import layer_changes
-from robustflow.compat._patch.nflows_like.whole import whole_changes
 from robustflow.compat._patch.recognise import import_library
 
 
@@ -35,7 +35,7 @@ def changes() -> list[Change]:
             coupling.PiecewiseRationalQuadraticCDF,
             made.MADE,
         ),
-        *whole_changes(
+        *fused_changes(
             "normflows",
             coupling.PiecewiseRationalQuadraticCoupling,
             coupling.PiecewiseRationalQuadraticCDF,

@@ -227,13 +227,13 @@ def test_the_examples_of_the_docs(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     text = (ROOT / "docs" / "drop-ins.md").read_text(encoding="utf-8")
-    patched, whole, counted, logged, loaded = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    patched, fused, counted, logged, loaded = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {"__name__": "__main__"}
     exec(patched, names)
     assert names["counts"] == {"nflows": counts(kernel=1)}
     if is_available():
-        exec(whole, names)
-        assert capsys.readouterr().out.strip() == whole.rpartition("# ")[2].strip()
+        exec(fused, names)
+        assert capsys.readouterr().out.strip() == fused.rpartition("# ")[2].strip()
     compat._patch.counts._logged.clear()
     level = logging.getLogger("robustflow.compat").level
     try:

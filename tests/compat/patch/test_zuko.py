@@ -312,7 +312,7 @@ def layers() -> dict[str, Any]:
 def test_layers_keep_their_parameters_packed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = layers()[name]
     for module in layer.modules():
-        if next(module.parameters(recurse=False), None) is not None:  # a hook: it runs in parts
+        if next(module.parameters(recurse=False), None) is not None:  # a hook: it is not fused
             module.register_forward_hook(lambda module, inputs, output: None)
     x, context = torch.randn(7, 4), torch.randn(7, 2)
     with compat.patch("zuko"), calls(monkeypatch) as found:

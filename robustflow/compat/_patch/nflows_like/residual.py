@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from robustflow.compat._patch.recognise import normal, refusals
-from robustflow.fused import Builder, Parameters, Program, Watch, activation_of, run_program
+from robustflow.fused import Builder, Parameters, Program, Watch, run_program
 
 
 class ResidualNets:
@@ -60,41 +60,30 @@ class ResidualNets:
         if hasattr(network, "preprocessing"):
             watch.setting(network, "preprocessing")
 
-        width, first = network.initial_layer.out_features, network.initial_layer
+        first = network.initial_layer
         extra = (
             network.blocks[0].context_layer.in_features if with_context and network.blocks else 0
         )
         builder = Builder(first.in_features - extra, extra)
-        node = builder.linear(builder.both, width, first.bias is not None)
-        parameters.linear(first)
+        node = parameters.linear(builder, builder.both, first)
         for block in network.blocks:
             watch.module(block.linear_layers)
             watch.dropout(block.dropout)
             watch.setting(block, "use_batch_norm")
-            activation = activation_of(
+            activation = watch.activation(
                 block._modules.get("activation") or watch.setting(block, "activation")
             )
             if activation is None:
                 return "its activation is none of those that are known"
-            if "activation" in block._modules:
-                watch.module(block.activation)
-                for name in ("alpha", "negative_slope"):
-                    if name in vars(block.activation):
-                        watch.setting(block.activation, name)
-            made = node
+            inner = node
             for layer in block.linear_layers:
-                made = builder.activation(made, activation)
-                made = builder.linear(made, layer.out_features, layer.bias is not None)
-                parameters.linear(layer)
+                inner = builder.activation(inner, activation)
+                inner = parameters.linear(builder, inner, layer)
             if with_context:
-                layer = block.context_layer
-                logits = builder.linear(builder.context, layer.out_features, layer.bias is not None)
-                parameters.linear(layer)
-                made = builder.gate(made, logits)
-            node = builder.sum(node, made)
-        last = network.final_layer
-        builder.linear(node, last.out_features, last.bias is not None)
-        parameters.linear(last)
+                logits = parameters.linear(builder, builder.context, block.context_layer)
+                inner = builder.gate(inner, logits)
+            node = builder.sum(node, inner)
+        parameters.linear(builder, node, network.final_layer)
         return builder.program()
 
     def _probe(self, with_context: bool) -> str | None:

@@ -19,12 +19,12 @@ from robustflow.compat._patch.recognise import (
     uniform,
 )
 from robustflow.compat._patch.zuko.direct import DirectLayers
+from robustflow.compat._patch.zuko.fused_layers import Modules, fused_changes
 from robustflow.compat._patch.zuko.inverse import inverse_change
 from robustflow.compat._patch.zuko.kernels import spline
 from robustflow.compat._patch.zuko.knots import Knots, knots_changes
 from robustflow.compat._patch.zuko.packed import invert_packed, layer_change, unpack_change
 from robustflow.compat._patch.zuko.transform import new_bins, new_init, new_method
-from robustflow.compat._patch.zuko.whole import Modules, whole_changes
 
 _LIBRARY = "zuko"
 _METHODS = {
@@ -70,7 +70,7 @@ def changes() -> list[Change]:
             _LIBRARY, gaussianization.ElementWiseTransform, "forward", ("self", "c"), direct
         ),
         inverse_change(_LIBRARY, transforms, autoregressive, networks, direct, invert_packed),
-        *whole_changes(_LIBRARY, Modules(transforms, autoregressive, coupling, networks), direct),
+        *fused_changes(_LIBRARY, Modules(transforms, autoregressive, coupling, networks), direct),
     ]
 
 

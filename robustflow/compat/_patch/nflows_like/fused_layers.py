@@ -13,17 +13,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from robustflow import ops
 from robustflow._by_identity import ByIdentity
-from robustflow._transforms import RQ
 from robustflow._versions import are_counted, versions
 from robustflow.compat._patch.code import Change, CodeChange, original_of
-from robustflow.compat._patch.counts import served_in_parts, served_whole
+from robustflow.compat._patch.counts import served_fused, served_unfused
 from robustflow.compat._patch.nflows_like.kernels import config_of, logit_scale
 from robustflow.compat._patch.nflows_like.residual import ResidualNets
 from robustflow.compat._patch.own_code import runs_own_code
 from robustflow.compat._patch.recognise import require_function, require_parameters
 from robustflow.fused import (
+    FusedCall,
     FusedLayer,
     Parameters,
     Watch,
@@ -37,7 +36,7 @@ Transformed = tuple[Tensor, Tensor]
 _SETTINGS = ("num_bins", "tails", "tail_bound", "min_bin_width", "min_bin_height", "min_derivative")
 
 
-def whole_changes(
+def fused_changes(
     library: str, coupling: type, elementwise: type, networks: ModuleType
 ) -> list[Change]:
     """The changes of the two methods of a library's coupling layers.
@@ -59,18 +58,16 @@ class _Plan(NamedTuple):
     """What is known of a layer, for as long as it holds.
 
     Attributes:
-        layer: None where a reason is all that is known.
-        reason: why the layer is not served.
-        tensors: those that tell which features change, and their versions.
+        call: of the layer.
+        own: the parameters of the spline of its kept features, where it has one.
+        settings, tensors, versions: what the layer had, ``tensors`` being those that tell which
+            features change.
+        with_context: whether calls have a context.
     """
 
-    layer: Any
-    spline_calls: int
-    reason: str
-    watch: Watch
-    settings: tuple[Any, ...]
-    parameters: Parameters
+    call: FusedCall
     own: tuple[dict[str, Any], ...]
+    settings: tuple[Any, ...]
     tensors: tuple[Tensor, ...]
     versions: list[int]
     with_context: bool
@@ -96,12 +93,12 @@ class _Couplings:
 
         def call(self: Any, inputs: Tensor, context: Tensor | None) -> Transformed:
             if type(self) is coupling and not torch.compiler.is_compiling() and not runs_own_code():
-                found = serve(self, inputs, context, inverse)
-                if not isinstance(found, str):
-                    return found
-                served_in_parts(library, what, found)
-            result: Transformed = original(self, inputs, context)
-            return result
+                result = serve(self, inputs, context, inverse)
+                if not isinstance(result, str):
+                    return result
+                served_unfused(library, what, result)
+            transformed: Transformed = original(self, inputs, context)
+            return transformed
 
         coupling, library, serve = self._coupling, self._library, self.serve
         return CodeChange(method, call)
@@ -116,38 +113,22 @@ class _Couplings:
         if plan is None or not _holds(plan, layer, context is not None):
             plan = self._plan(layer, context is not None)
             self._plans.set(layer, plan)
-        if plan.layer is None:
-            return plan.reason
-        if reason := plan.watch.change():
-            return reason
-        num_bins = plan.settings[0]
-        spline = ops.of(RQ)
-        if spline.route(inputs, num_bins) is not spline.implementations["native"].eager:
-            return "another backend than the CPU kernels was chosen"
         own = [state.get(name) for state in plan.own for name in _OWN]
-        found = plan.layer(
-            inverse,
-            [inputs, context, *plan.parameters.now(), *own, *plan.parameters.masks()],
-        )
-        if not isinstance(found, str):
-            served_whole(self._library, plan.spline_calls)
-        return found
+        result = plan.call(inverse, inputs, context, own)
+        if not isinstance(result, str):
+            served_fused(self._library, 1 + len(plan.own))
+        return result
 
     def _plan(self, layer: Any, with_context: bool) -> _Plan:
         watch, parameters = Watch(), Parameters()
         watch.module(layer)
         tensors = (layer.identity_features, layer.transform_features)
-        found = self._describe(layer, watch, parameters, with_context)
-        reason, fused = (found, None) if isinstance(found, str) else ("", found.in_cpp())
+        described = self._describe(layer, watch, parameters, with_context)
         own = layer.unconditional_transform
         return _Plan(
-            fused,
-            1 if own is None else 2,
-            reason,
-            watch,
-            _settings(layer),
-            parameters,
+            FusedCall(described, layer.num_bins, watch, parameters),
             () if own is None else (own._parameters,),
+            _settings(layer),
             tensors,
             versions(tensors),
             with_context,
@@ -233,7 +214,7 @@ def _holds(plan: _Plan, layer: Any, with_context: bool) -> bool:
         and plan.tensors[0] is tensors[0]
         and plan.tensors[1] is tensors[1]
         and versions(tensors) == plan.versions
-        and (plan.layer is not None or plan.watch.change() is None)
+        and not plan.call.is_outdated()
     )
 
 

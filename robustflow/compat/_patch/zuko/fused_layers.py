@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from robustflow import ops
 from robustflow._by_identity import ByIdentity
 from robustflow._transforms import RQ
 from robustflow._versions import are_counted, versions
 from robustflow.compat._patch.code import Change, CodeChange, original_of
-from robustflow.compat._patch.counts import served_in_parts, served_whole
+from robustflow.compat._patch.counts import served_fused, served_unfused
 from robustflow.compat._patch.obstacles import broadcasts_to, number_obstacle
 from robustflow.compat._patch.own_code import runs_own_code
 from robustflow.compat._patch.recognise import require_function, require_parameters
@@ -28,11 +27,11 @@ from robustflow.compat._patch.zuko.direct import DirectLayers
 from robustflow.compat._patch.zuko.kernels import SMALLEST_BIN
 from robustflow.fused import (
     Builder,
+    FusedCall,
     FusedLayer,
     Parameters,
     Program,
     Watch,
-    activation_of,
     call_obstacle,
     fused_layer,
     is_available,
@@ -61,7 +60,7 @@ _FORWARD = (_Method("_call", "x", False, False), _Method("call_and_ladj", "x", F
 _BACK = _Method("_inverse", "y", True, False)
 
 
-def whole_changes(library: str, modules: Modules, direct: DirectLayers) -> list[Change]:
+def fused_changes(library: str, modules: Modules, direct: DirectLayers) -> list[Change]:
     """The changes of the methods of zuko's autoregressive and coupling transforms.
 
     Args:
@@ -71,29 +70,25 @@ def whole_changes(library: str, modules: Modules, direct: DirectLayers) -> list[
     """
     if not is_available():
         return []
-    whole = _Whole(library, modules, direct)
+    layers = _FusedLayers(library, modules, direct)
     transforms = modules.transforms
     return [
-        *(whole.change(transforms.AutoregressiveTransform, method) for method in _FORWARD),
-        *(whole.change(transforms.CouplingTransform, method) for method in (*_FORWARD, _BACK)),
+        *(layers.change(transforms.AutoregressiveTransform, method) for method in _FORWARD),
+        *(layers.change(transforms.CouplingTransform, method) for method in (*_FORWARD, _BACK)),
     ]
 
 
 class _Plan(NamedTuple):
-    """What is known of a layer; ``layer`` is None where a reason is all."""
+    """What is known of a layer, while it has the same ``univariate``, ``shapes`` and mask."""
 
-    layer: Any
-    reason: str
-    num_bins: int
-    watch: Watch
-    parameters: Parameters
+    call: FusedCall
     univariate: Any
     shapes: Any
     masks: list[Tensor]
     versions: list[int]
 
 
-class _Whole:
+class _FusedLayers:
     def __init__(self, library: str, modules: Modules, direct: DirectLayers) -> None:
         self._library = library
         self._modules = modules
@@ -117,10 +112,10 @@ class _Whole:
             if type(self) is owner and not torch.compiler.is_compiling() and not runs_own_code():
                 layer = layer_of(self, layer_class)
                 if layer is not None and layer in direct:
-                    found = serve(self, layer, x, method.inverse)
-                    if not isinstance(found, str):
-                        return found if method.with_ladj else found[0]
-                    served_in_parts(library, what, found)
+                    result = serve(self, layer, x, method.inverse)
+                    if not isinstance(result, str):
+                        return result if method.with_ladj else result[0]
+                    served_unfused(library, what, result)
             return original(self, x)
 
         layer_of, serve = self._layer_of, self._serve
@@ -147,13 +142,6 @@ class _Whole:
         if plan is None or not self._holds(plan, layer):
             plan = self._plan(layer)
             self._plans.set(layer, plan)
-        if plan.layer is None:
-            return plan.reason
-        if reason := plan.watch.change():
-            return reason
-        spline = ops.of(RQ)
-        if spline.route(x, plan.num_bins) is not spline.implementations["native"].eager:
-            return "another backend than the CPU kernels was chosen"
         (context,) = transform.meta.args
         leading = x.shape[:-1]
         rows = x
@@ -167,13 +155,11 @@ class _Whole:
             context = context.expand(*leading, -1)
         if context is not None and context.dim() != 2:
             context = context.reshape(-1, context.shape[-1])
-        found = plan.layer(
-            inverse, [rows, context, *plan.parameters.now(), *plan.parameters.masks()]
-        )
-        if isinstance(found, str):
-            return found
-        served_whole(self._library, 1)
-        y, ladj = found
+        result = plan.call(inverse, rows, context)
+        if isinstance(result, str):
+            return result
+        served_fused(self._library, 1)
+        y, ladj = result
         return (y, ladj) if rows is x else (y.view(x.shape), ladj.view(leading))
 
     def _holds(self, plan: _Plan, layer: Any) -> bool:
@@ -182,7 +168,7 @@ class _Whole:
             and plan.shapes is layer.shapes
             and all(map(lambda a, b: a is b, plan.masks, self._masks(layer)))
             and versions(plan.masks) == plan.versions
-            and (plan.layer is not None or plan.watch.change() is None)
+            and not plan.call.is_outdated()
         )
 
     @staticmethod
@@ -193,15 +179,10 @@ class _Whole:
     def _plan(self, layer: Any) -> _Plan:
         watch, parameters = Watch(), Parameters()
         watch.module(layer)
-        found = self._describe(layer, watch, parameters)
-        reason, fused = (found, None) if isinstance(found, str) else ("", found.in_cpp())
+        described = self._describe(layer, watch, parameters)
         masks = self._masks(layer)
         return _Plan(
-            fused,
-            reason,
-            layer.shapes[0][0],
-            watch,
-            parameters,
+            FusedCall(described, layer.shapes[0][0], watch, parameters),
             layer.univariate,
             layer.shapes,
             masks,
@@ -248,14 +229,14 @@ class _Whole:
 
     def _settings(self, univariate: Any) -> tuple[float, float] | None:
         """The bound and slope of a partial of the spline; None if they are not plain numbers."""
-        given: dict[str, Any] = {}
+        keywords: dict[str, Any] = {}
         while type(univariate) is partial:
-            given = {**univariate.keywords, **given}
+            keywords = {**univariate.keywords, **keywords}
             univariate = univariate.func
         defaults = inspect.signature(univariate).parameters
-        bound, slope = (given.pop(name, defaults[name].default) for name in ("bound", "slope"))
+        bound, slope = (keywords.pop(name, defaults[name].default) for name in ("bound", "slope"))
         plain = isinstance(slope, (int, float)) and 0 < slope < 1 and not number_obstacle(bound)
-        return (bound, slope) if plain and not given else None
+        return (bound, slope) if plain and not keywords else None
 
     def _program(
         self,
@@ -273,8 +254,8 @@ class _Whole:
         if extra < 0:
             return "its network reads another number of features"
         builder = Builder(features, extra)
-        found = self._append(builder, builder.both, network, linear, watch, parameters)
-        return found if isinstance(found, str) else builder.program()
+        last = self._append(builder, builder.both, network, linear, watch, parameters)
+        return last if isinstance(last, str) else builder.program()
 
     def _append(
         self,
@@ -291,28 +272,20 @@ class _Whole:
         for module in sequence._modules.values():
             kind = type(module)
             if kind is self._modules.networks.Residual:
-                made = self._append(builder, node, module, linear, watch, parameters)
-                if isinstance(made, str):
-                    return made
-                node = made
-                continue
-            watch.module(module)
-            if kind is linear:
+                last = self._append(builder, node, module, linear, watch, parameters)
+                if isinstance(last, str):
+                    return last
+                node = last
+            elif kind is linear:
+                watch.module(module)
                 if module.weight.dim() != 2:
                     return "its network has a stack of linear layers"
-                masked = "mask" if "mask" in module._buffers else None
-                parameters.add(module, "weight", masked)
-                if module.bias is not None:
-                    parameters.add(module, "bias")
-                node = builder.linear(node, module.weight.shape[0], module.bias is not None)
-                continue
-            activation = activation_of(module)
-            if activation is None:
-                return f"its network has a {kind.__name__}"
-            for name in ("alpha", "negative_slope"):
-                if name in vars(module):
-                    watch.setting(module, name)
-            node = builder.activation(node, activation)
+                node = parameters.linear(builder, node, module)
+            else:
+                activation = watch.activation(module)
+                if activation is None:
+                    return f"its network has a {kind.__name__}"
+                node = builder.activation(node, activation)
         if type(sequence) is self._modules.networks.Residual:
             node = builder.sum(start, node)
         return node

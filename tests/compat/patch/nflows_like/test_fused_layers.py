@@ -1,10 +1,10 @@
-"""Coupling layers of nflows, normflows, glasflow in one call: the same results, or their way."""
+"""Coupling layers of nflows, normflows, glasflow, fused: the same results, or the library's way."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,20 +15,15 @@ from torch.nn import functional
 from robustflow import _native, compat
 from robustflow.diagnostics import InverseMonitor
 from robustflow.fused import is_available
+from tests.support.fused_layers import Results, assert_same, results_and_gradients
 
-pytestmark = pytest.mark.skipif(not is_available(), reason="robustflow._autograd is not built")
+pytestmark = [
+    pytest.mark.skipif(not is_available(), reason="robustflow._autograd is not built"),
+    pytest.mark.usefixtures("float64_by_default"),
+]
 
 LIBRARIES = ("nflows", "normflows", "glasflow")
 FEATURES, CONTEXT = 5, 3
-
-
-@pytest.fixture(autouse=True)
-def wide() -> Iterator[None]:
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 def classes(library: str) -> tuple[type, type]:
@@ -71,7 +66,7 @@ def make_layer(
     return layer
 
 
-def run(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> list[Tensor | None]:
+def run(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> Results:
     """Outputs, and the gradients by the inputs and all parameters."""
     x = x.clone().requires_grad_()
     context = None if context is None else context.clone().requires_grad_()
@@ -79,24 +74,12 @@ def run(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> list[Te
     generator = torch.Generator().manual_seed(3)
     weights = torch.randn(y.shape, generator=generator, dtype=y.dtype)
     (y * weights).sum().add(logabsdet.sin().sum()).backward()
-    found = [y, logabsdet, x.grad, None if context is None else context.grad]
-    found += [parameter.grad for parameter in layer.parameters()]
-    layer.zero_grad()
-    return [None if each is None else each.detach() for each in found]
-
-
-def assert_same(found: list[Tensor | None], wanted: list[Tensor | None], tolerance: float) -> None:
-    for ours, theirs in zip(found, wanted, strict=True):
-        assert (ours is None) == (theirs is None)
-        if ours is not None and theirs is not None:
-            assert ours.dtype == theirs.dtype
-            scale = max(1.0, float(theirs.abs().max()))
-            assert float((ours - theirs).abs().max()) <= tolerance * scale
+    return results_and_gradients(layer, [y, logabsdet], [x, context])
 
 
 def counts(library: str = "nflows") -> tuple[int, int]:
-    found = compat.whole_layers()[library]
-    return found["whole"], found["parts"]
+    counted = compat.fused_layers()[library]
+    return counted["fused"], counted["unfused"]
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -116,7 +99,7 @@ def test_results_and_gradients_are_the_librarys(
     layer = make_layer(library, context=context, own=own).to(dtype)
     x = 1.5 * torch.randn(samples, FEATURES, dtype=dtype)
     given = torch.randn(samples, CONTEXT, dtype=dtype) if context else None
-    wanted = run(layer, x, given, inverse)
+    expected = run(layer, x, given, inverse)
     exact = run(
         copy.deepcopy(layer).double(),
         x.double(),
@@ -130,7 +113,7 @@ def test_results_and_gradients_are_the_librarys(
         with torch.no_grad():
             y, logabsdet = (layer.inverse if inverse else layer)(x, given)
         assert counts(library) == (2, 0)
-    for ours, theirs, truth in zip(found, wanted, exact, strict=True):
+    for ours, theirs, truth in zip(found, expected, exact, strict=True):
         assert (ours is None) == (truth is None)
         if ours is not None and theirs is not None and truth is not None:
             assert ours.dtype == theirs.dtype == dtype
@@ -159,21 +142,21 @@ def test_results_and_gradients_are_the_librarys(
 def test_activations(activation: Any) -> None:
     layer = make_layer(context=True, activation=activation)
     x, context = torch.randn(20, FEATURES), torch.randn(20, CONTEXT)
-    wanted = run(layer, x, context, False)
+    expected = run(layer, x, context, False)
     with compat.patch("nflows"):
         found = run(layer, x, context, False)
         assert counts() == (1, 0)
-    assert_same(found, wanted, 1e-11)
+    assert_same(found, expected, 1e-11)
 
 
 def test_circular_tails() -> None:
     layer = make_layer("normflows", tails="circular", own=True)
     x = torch.randn(20, FEATURES).clamp(-1.9, 1.9)
-    wanted = run(layer, x, None, False)
+    expected = run(layer, x, None, False)
     with compat.patch("normflows"):
         found = run(layer, x, None, False)
         assert counts("normflows") == (1, 0)
-    assert_same(found, wanted, 1e-11)
+    assert_same(found, expected, 1e-11)
 
 
 class Scaled(nn.Module):
@@ -291,9 +274,9 @@ def test_other_networks_and_layers_take_the_librarys_way() -> None:
 def test_dropout_that_is_off_is_served() -> None:
     layer = make_layer(dropout_probability=0.5).eval()
     x = torch.randn(20, FEATURES)
-    wanted = run(layer, x, None, False)
+    expected = run(layer, x, None, False)
     with compat.patch("nflows"):
-        assert_same(run(layer, x, None, False), wanted, 1e-11)
+        assert_same(run(layer, x, None, False), expected, 1e-11)
         assert counts() == (1, 0)
         run(layer.train(), x, None, False)
         assert counts() == (1, 1)
@@ -315,7 +298,7 @@ def test_autocast_and_other_dtypes_take_the_librarys_way() -> None:
 def test_modes_subclasses_and_functional_transforms_take_the_librarys_way() -> None:
     layer = make_layer()
     x = torch.randn(6, FEATURES)
-    wanted = layer(x)[0]
+    expected = layer(x)[0]
 
     class Tagged(Tensor):
         pass
@@ -335,7 +318,7 @@ def test_modes_subclasses_and_functional_transforms_take_the_librarys_way() -> N
         assert counts()[0] == 0
         layer(x)
         assert counts()[0] == 1
-    assert torch.allclose(batched, wanted)
+    assert torch.allclose(batched, expected)
     assert torch.allclose(jacobian, gradient_of_logabsdet(layer, x))
 
 
@@ -404,11 +387,11 @@ def test_vectorised_jacobian() -> None:
     def jacobian() -> Any:
         return torch.autograd.functional.jacobian(lambda x: layer(x)[0], x, vectorize=True)
 
-    wanted = jacobian()
+    expected = jacobian()
     with compat.patch("nflows"):
         found = jacobian()
         assert counts() == (1, 0)
-    assert torch.allclose(found, wanted)
+    assert torch.allclose(found, expected)
 
 
 def test_the_graph_can_be_used_twice_and_sees_writes() -> None:
@@ -501,8 +484,8 @@ def test_what_is_not_finite_stays_in_its_row() -> None:
     with compat.patch("nflows"), torch.no_grad():
         y, logabsdet = layer(x)
         clean = [i for i in range(40) if i not in (3, 5, 7)]
-        wanted = layer(x[clean])
-    assert torch.equal(y[clean], wanted[0]) and torch.equal(logabsdet[clean], wanted[1])
+        expected = layer(x[clean])
+    assert torch.equal(y[clean], expected[0]) and torch.equal(logabsdet[clean], expected[1])
     assert y[3, 0].isnan() and logabsdet[3].isnan()
     assert y[7, 2] == float("-inf")
 
@@ -512,7 +495,7 @@ def test_what_is_not_finite_stays_in_its_row() -> None:
 def test_every_instruction_set(isa: str, dtype: torch.dtype, tolerance: float) -> None:
     layer = make_layer(context=True, hidden_features=13, activation=torch.tanh).to(dtype)
     x, context = torch.randn(30, FEATURES).to(dtype), torch.randn(30, CONTEXT).to(dtype)
-    wanted = run(layer, x, context, False)
+    expected = run(layer, x, context, False)
     before = _native.build_info()["isa"]
     try:
         _native.set_isa(isa)
@@ -521,10 +504,10 @@ def test_every_instruction_set(isa: str, dtype: torch.dtype, tolerance: float) -
             assert counts() == (1, 0)
     finally:
         _native.set_isa(before)
-    assert_same(found, wanted, tolerance)
+    assert_same(found, expected, tolerance)
 
 
-def test_a_monitor_sees_the_parts_and_a_layer_is_whole_again_after_it() -> None:
+def test_a_monitor_sees_the_parts_and_a_layer_is_fused_again_after_it() -> None:
     layer = make_layer().eval()
     x = torch.randn(20, FEATURES)
     with compat.patch("nflows"), torch.no_grad():

@@ -1,4 +1,4 @@
-"""Couplings and autoregressive layers over (N, D) in one call, against the same layers in parts."""
+"""Couplings and autoregressive layers over (N, D) fused, against the same layers unfused."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from torch import Tensor, nn
 import robustflow.nn as rnn
 from robustflow.diagnostics import InverseMonitor
 from robustflow.fused import is_available
+from tests.support.fused_layers import Results, assert_same, results_and_gradients
 
-pytestmark = pytest.mark.skipif(not is_available(), reason="robustflow._autograd is not built")
+pytestmark = [
+    pytest.mark.skipif(not is_available(), reason="robustflow._autograd is not built"),
+    pytest.mark.usefixtures("float64_by_default"),
+]
 
 FEATURES, CONTEXT = 5, 3
 TRANSFORMS = {
@@ -24,15 +28,6 @@ TRANSFORMS = {
     "circular": rnn.RQSpline(4, tails="circular"),
     "softclip": rnn.RQSpline(5, parametrization="softclip"),
 }
-
-
-@pytest.fixture(autouse=True)
-def wide() -> Iterator[None]:
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 def make_layer(kind: str, context: int = 0, transform: Any = None, **options: Any) -> Any:
@@ -55,18 +50,15 @@ def make_layer(kind: str, context: int = 0, transform: Any = None, **options: An
     return layer
 
 
-def run(layer: Any, z: Tensor, context: Tensor | None, inverse: bool = False) -> list[Any]:
+def run(layer: Any, z: Tensor, context: Tensor | None, inverse: bool = False) -> Results:
     z = z.clone().requires_grad_()
     context = None if context is None else context.clone().requires_grad_()
     y, logabsdet = layer(z, context, inverse=inverse)
     (y.sin().sum() + 2 * logabsdet.sum()).backward()
-    found = [y, logabsdet, z.grad, None if context is None else context.grad]
-    found += [parameter.grad for parameter in layer.parameters()]
-    layer.zero_grad()
-    return [None if each is None else each.detach() for each in found]
+    return results_and_gradients(layer, [y, logabsdet], [z, context])
 
 
-def in_parts(layer: Any, *args: Any, **options: Any) -> list[Any]:
+def run_unfused(layer: Any, *args: Any, **options: Any) -> Results:
     """The same with a hook in the conditioner, which changes nothing."""
     handle = layer.conditioner.register_forward_hook(lambda _m, _i, output: output)
     try:
@@ -75,24 +67,15 @@ def in_parts(layer: Any, *args: Any, **options: Any) -> list[Any]:
         handle.remove()
 
 
-def assert_same(found: list[Any], wanted: list[Any], tolerance: float = 1e-11) -> None:
-    for ours, theirs in zip(found, wanted, strict=True):
-        assert (ours is None) == (theirs is None)
-        if ours is not None:
-            assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
-            scale = max(1.0, float(theirs.abs().max()))
-            assert float((ours - theirs).abs().max()) <= tolerance * scale
-
-
 class Reasons(logging.Handler):
-    """Why layers were not one call."""
+    """Why layers were not fused."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if "one call" in record.msg:
+        if "not fused" in record.msg:
             self.found.append(record.getMessage())
 
 
@@ -121,8 +104,8 @@ def test_results_and_gradients_are_those_of_the_parts(
     for inverse in inverses:
         found = run(layer, z, given, inverse)
         served = not reasons
-        wanted = in_parts(layer, z, given, inverse=inverse)
-        assert_same(found, wanted)
+        expected = run_unfused(layer, z, given, inverse=inverse)
+        assert_same(found, expected)
         assert served == (transform != "circular"), reasons
         assert any("hooks" in reason or "circles" in reason for reason in reasons)
         reasons.clear()
@@ -133,7 +116,7 @@ def test_one_context_for_all(reasons: list[str]) -> None:
     z, context = torch.randn(20, FEATURES), torch.randn(1, CONTEXT)
     found = run(layer, z, context)
     assert not reasons
-    assert_same(found, in_parts(layer, z, context))
+    assert_same(found, run_unfused(layer, z, context))
 
 
 def test_float32(reasons: list[str]) -> None:
@@ -141,10 +124,10 @@ def test_float32(reasons: list[str]) -> None:
     z, context = torch.randn(20, FEATURES).float(), torch.randn(20, CONTEXT).float()
     found = run(layer, z, context)
     assert not reasons
-    assert_same(found, in_parts(layer, z, context), 1e-5)
+    assert_same(found, run_unfused(layer, z, context), 1e-5)
 
 
-def test_what_is_not_served_runs_in_parts(reasons: list[str]) -> None:
+def test_what_is_not_served_runs_unfused(reasons: list[str]) -> None:
     z = torch.randn(20, FEATURES)
 
     class Own(rnn.Coupling):
@@ -167,8 +150,8 @@ def test_gradients_of_gradients_and_functional_transforms() -> None:
     parameters = list(layer.parameters())
     assert torch.autograd.gradgradcheck(lambda z, *_: layer(z), (z, *parameters[-1:]))
     jacobian = torch.func.vmap(torch.func.jacrev(lambda row: layer(row[None])[0][0]))(z)
-    wanted = torch.autograd.functional.jacobian(lambda z: layer(z)[0].sum(0), z).movedim(1, 0)
-    assert torch.allclose(jacobian, wanted)
+    expected = torch.autograd.functional.jacobian(lambda z: layer(z)[0].sum(0), z).movedim(1, 0)
+    assert torch.allclose(jacobian, expected)
 
 
 def test_a_monitor_sees_the_parts() -> None:

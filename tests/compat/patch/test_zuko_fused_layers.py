@@ -1,8 +1,8 @@
-"""zuko's autoregressive and coupling layers in one call: the same results, or zuko's way."""
+"""zuko's autoregressive and coupling layers fused: the same results, or zuko's methods."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,20 +12,15 @@ from torch import Tensor, nn
 
 from robustflow import compat
 from robustflow.fused import is_available
+from tests.support.fused_layers import Results, assert_same, results_and_gradients
 
 zuko = pytest.importorskip("zuko")
-pytestmark = pytest.mark.skipif(not is_available(), reason="robustflow._autograd is not built")
+pytestmark = [
+    pytest.mark.skipif(not is_available(), reason="robustflow._autograd is not built"),
+    pytest.mark.usefixtures("float64_by_default"),
+]
 
 FEATURES, CONTEXT, BINS = 5, 3, 6
-
-
-@pytest.fixture(autouse=True)
-def wide() -> Iterator[None]:
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 def make_layer(kind: str, context: int = 0, **options: Any) -> Any:
@@ -47,31 +42,19 @@ def make_layer(kind: str, context: int = 0, **options: Any) -> Any:
     return layer
 
 
-def run(layer: Any, x: Tensor, context: Tensor | None, inverse: bool = False) -> list[Any]:
+def run(layer: Any, x: Tensor, context: Tensor | None, inverse: bool = False) -> Results:
     """Outputs, and the gradients by the inputs and all parameters."""
     x = x.clone().requires_grad_()
     context = None if context is None else context.clone().requires_grad_()
     transform = layer(context)
     outputs = [transform.inv(x)] if inverse else [*transform.call_and_ladj(x), transform(x)]
     sum((i + 1) * output.sin().sum() for i, output in enumerate(outputs)).backward()
-    found = [*outputs, x.grad, None if context is None else context.grad]
-    found += [parameter.grad for parameter in layer.parameters()]
-    layer.zero_grad()
-    return [None if each is None else each.detach() for each in found]
-
-
-def assert_same(found: list[Any], wanted: list[Any], tolerance: float = 1e-11) -> None:
-    for ours, theirs in zip(found, wanted, strict=True):
-        assert (ours is None) == (theirs is None)
-        if ours is not None:
-            assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
-            scale = max(1.0, float(theirs.abs().max()))
-            assert float((ours - theirs).abs().max()) <= tolerance * scale
+    return results_and_gradients(layer, outputs, [x, context])
 
 
 def counts() -> tuple[int, int]:
-    found = compat.whole_layers()["zuko"]
-    return found["whole"], found["parts"]
+    counted = compat.fused_layers()["zuko"]
+    return counted["fused"], counted["unfused"]
 
 
 EITHER: list[dict[str, Any]] = [
@@ -99,12 +82,12 @@ def test_results_and_gradients_are_zukos(
     layer = make_layer(kind, context, **options)
     x = 1.5 * torch.randn(*shape, FEATURES)
     given = torch.randn(*shape, context) if context else None
-    wanted = run(layer, x, given)
+    expected = run(layer, x, given)
     with compat.patch("zuko"):
         found = run(layer, x, given)
         assert counts() == (2, 0)  # call_and_ladj, and the call
         assert compat.patched()["zuko"] == {"kernel": 2, "reference": 0, "fallback": 0}
-    assert_same(found, wanted)
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("context", [0, CONTEXT])
@@ -112,37 +95,37 @@ def test_the_inverse_of_a_coupling(context: int) -> None:
     layer = make_layer("coupling", context)
     y = 1.5 * torch.randn(20, FEATURES)
     given = torch.randn(20, context) if context else None
-    wanted = run(layer, y, given, inverse=True)
+    expected = run(layer, y, given, inverse=True)
     with compat.patch("zuko"):
         found = run(layer, y, given, inverse=True)
         assert counts() == (1, 0)
-    assert_same(found, wanted)
+    assert_same(found, expected)
 
 
 def test_one_context_for_many_samples() -> None:
     layer = make_layer("autoregressive", CONTEXT)
     x, context = torch.randn(4, 6, FEATURES), torch.randn(CONTEXT)
-    wanted = run(layer, x, context)
+    expected = run(layer, x, context)
     with compat.patch("zuko"):
         found = run(layer, x, context)
         assert counts() == (2, 0)
-    assert_same(found, wanted)
+    assert_same(found, expected)
     more = torch.randn(7, 1, 1, CONTEXT)  # more than x has: zuko's way
-    wanted = run(layer, x, more)
+    expected = run(layer, x, more)
     with compat.patch("zuko"):
         found = run(layer, x, more)
         assert counts() == (0, 2)
-    assert_same(found, wanted)
+    assert_same(found, expected)
 
 
 def test_a_whole_flow_in_float32() -> None:
     flow = zuko.flows.NSF(FEATURES, CONTEXT, transforms=3, bins=BINS).float()
     x, context = torch.randn(50, FEATURES).float(), torch.randn(50, CONTEXT).float()
-    wanted = flow(context).log_prob(x)
+    expected = flow(context).log_prob(x)
     with compat.patch("zuko"):
         found = flow(context).log_prob(x)
         assert counts() == (3, 0)
-    assert float((found - wanted).abs().max()) < 1e-3
+    assert float((found - expected).abs().max()) < 1e-3
 
 
 def hooked(layer: Any) -> None:
@@ -192,11 +175,11 @@ def test_other_networks_and_splines_take_zukos_way() -> None:
         own,
     ]
     for layer in layers:
-        wanted = run(layer, x, None)
+        expected = run(layer, x, None)
         with compat.patch("zuko"):
             found = run(layer, x, None)
             assert counts()[0] == 0
-        assert_same(found, wanted)
+        assert_same(found, expected)
 
 
 def test_masks_are_read_at_every_call() -> None:

@@ -1,0 +1,55 @@
+"""The one call of a layer that was described, or why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from robustflow.fused.layer import FusedLayer
+from robustflow.fused.watch import Parameters, Watch
+from robustflow.ops import TRANSFORMS
+
+
+class FusedCall:
+    """``call(inverse, x, context)`` returns (y, logabsdet), or a clause that says why it does not.
+
+    Args:
+        described: the layer; or why it cannot be one call, as a clause.
+        num_bins: of its spline; 0 for a transform without bins.
+        watch: what the description took for granted.
+        parameters: of the layer's network.
+    """
+
+    def __init__(
+        self, described: FusedLayer | str, num_bins: int, watch: Watch, parameters: Parameters
+    ) -> None:
+        self._obstacle = described if isinstance(described, str) else None
+        if isinstance(described, FusedLayer):
+            self._run = described.in_cpp()
+            self._transform = TRANSFORMS[described.transform]
+        self._num_bins = num_bins
+        self._watch = watch
+        self._parameters = parameters
+
+    def is_outdated(self) -> bool:
+        """Whether the modules changed so that a layer that was not one call may be one now."""
+        return self._obstacle is not None and self._watch.change() is not None
+
+    def __call__(
+        self,
+        inverse: bool,
+        x: Tensor,
+        context: Tensor | None,
+        own: Sequence[Tensor | None] = (),
+    ) -> tuple[Tensor, Tensor] | str:
+        if obstacle := self._obstacle or self._watch.change():
+            return obstacle
+        transform = self._transform
+        if transform.route(x, self._num_bins) is not transform.implementations["native"].eager:
+            return "another backend than the CPU kernels was chosen"
+        parameters = self._parameters
+        result: tuple[Tensor, Tensor] | str = self._run(
+            inverse, [x, context, *parameters.now(), *own, *parameters.masks()]
+        )
+        return result
