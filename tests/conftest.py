@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 import torch
 
+from robustflow.fused import FusedCall
 from tests.conformance.targets import Target, target_params
 from tests.support import gpu_summary, run_summary, workers
 
@@ -106,6 +107,12 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if _config is not None:
         workers.send(_config, report)
+
+
+@pytest.fixture
+def without_fused_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer runs unfused."""
+    monkeypatch.setattr(FusedCall, "__call__", lambda *_: "a test wants it so")
 
 
 _config: pytest.Config | None = None

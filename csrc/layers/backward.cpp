@@ -195,8 +195,7 @@ variable_list Layer::backward_typed(bool inverse, const LayerTensors& given,
   }
   if (wants_context) {
     found[1] = at::empty({samples, context_features_}, options);
-    std::vector<int64_t> columns(context_features_);
-    for (int64_t i = 0; i < context_features_; ++i) columns[i] = i;
+    const std::vector<int64_t> columns = range(context_features_);
     for (int64_t block = 0; block < count; ++block)
       scatter(input_gradients.const_data_ptr<T>() + (block * inputs + read_.size()) * stride,
               stride, columns, Samples(block, stride, samples), false, Rows<T>(found[1]));

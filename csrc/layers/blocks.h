@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -35,7 +36,7 @@ inline at::Tensor by_sample(const at::Tensor& t) { return t.transpose(1, 2); }
 inline at::Tensor parameters_by_sample(const at::Tensor& t, int64_t num_params) {
   const int64_t stride = t.size(2);
   return t.as_strided({t.size(0), stride, t.size(1) / num_params, num_params},
-                      {t.size(1) * stride, 1, num_params * stride, stride});
+                      {t.stride(0), 1, num_params * stride, stride});
 }
 
 // The planes of a tensor in which the samples of a block are adjacent, as its operator makes them.
@@ -93,6 +94,13 @@ void add_up(const at::Tensor& logs, const at::Tensor& others, const at::Tensor& 
         for (int64_t i = 0; i < count; ++i) to[i] += from[i];
     }
   }
+}
+
+// All columns, in order.
+inline std::vector<int64_t> range(int64_t count) {
+  std::vector<int64_t> columns(count);
+  std::iota(columns.begin(), columns.end(), 0);
+  return columns;
 }
 
 template <class T>

@@ -61,6 +61,11 @@ Layer::Layer(const py::dict& description, const Operator& spline, py::function d
   }
   network_ = network::Network(std::move(nodes), std::move(steps), context_features_ > 0 ? 3 : 1,
                               static_cast<int>(read_.size() + context_features_));
+  if (const py::object order = description["order"]; !order.is_none()) {
+    using Lists = std::vector<std::vector<int64_t>>;
+    auto [units, ends] = order.cast<std::pair<Lists, Lists>>();
+    order_.emplace(network_, std::move(units), std::move(ends));
+  }
   all().push_back(this);
 }
 
@@ -84,7 +89,11 @@ variable_list Layer::join(const LayerTensors& tensors) const {
   return out;
 }
 
-std::string Layer::obstacle(const LayerTensors& given) const {
+std::string Layer::obstacle(bool inverse, bool differentiable, const LayerTensors& given) const {
+  if (inverse && is_autoregressive()) {
+    if (differentiable) return "gradients of an autoregressive inverse are wanted";
+    if (!order_) return "its masks leave no order in which the features can be computed";
+  }
   const at::Tensor& x = given.x;
   if (at::impl::torch_function_mode_enabled()) return "a mode watches the call";
   if (at::autocast::is_autocast_enabled(at::kCPU)) return "autocast is on";

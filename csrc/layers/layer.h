@@ -35,6 +35,9 @@ class Layer {
 
   variable_list forward(bool inverse, const LayerTensors& given, variable_list* saved) const;
 
+  // The inverse of an autoregressive layer, feature after feature, without a backward pass.
+  variable_list invert(const LayerTensors& given) const;
+
   // Gradients in the order of LayerTensors without the masks; `needed` asks for each.
   variable_list backward(bool inverse, const LayerTensors& given, const variable_list& saved,
                          const std::vector<bool>& needed, const variable_list& cotangents) const;
@@ -56,16 +59,21 @@ class Layer {
   static std::vector<Layer*>& all();
 
   size_t num_own() const { return own_ ? 3 : 0; }
-  std::string obstacle(const LayerTensors& given) const;
+  // Whether the network reads what the layer changes.
+  bool is_autoregressive() const { return kept_.empty(); }
+  std::string obstacle(bool inverse, bool differentiable, const LayerTensors& given) const;
 
   template <class T>
   variable_list forward_typed(bool inverse, const LayerTensors& given, variable_list* saved) const;
+  template <class T>
+  variable_list invert_typed(const LayerTensors& given) const;
   template <class T>
   variable_list backward_typed(bool inverse, const LayerTensors& given, const variable_list& saved,
                                const std::vector<bool>& needed,
                                const variable_list& cotangents) const;
 
   network::Network network_;
+  std::optional<network::Order> order_;  // of the inverse of an autoregressive layer
   size_t num_parameters_;
   int64_t features_, context_features_;
   std::vector<int64_t> read_, changed_, kept_;  // features; the last are those that do not change

@@ -82,13 +82,20 @@ py::object Layer::call(bool inverse, const py::sequence& tensors) const {
     every.push_back(to_tensor(each));
     differentiable = differentiable || (every.back().defined() && every.back().requires_grad());
   }
+  differentiable = differentiable && at::GradMode::is_enabled();
   const LayerTensors given = split(every);
-  if (const std::string reason = obstacle(given); !reason.empty()) return py::str(reason);
+  if (const std::string reason = obstacle(inverse, differentiable, given); !reason.empty())
+    return py::str(reason);
   variable_list results;
   {
     const py::gil_scoped_release others_may_run;
-    results = differentiable && at::GradMode::is_enabled() ? LayerNode::of(*this, inverse, given)
-                                                           : forward(inverse, given, nullptr);
+    if (differentiable) {
+      results = LayerNode::of(*this, inverse, given);
+    } else if (inverse && is_autoregressive()) {
+      results = invert(given);
+    } else {
+      results = forward(inverse, given, nullptr);
+    }
   }
   return to_python(results);
 }

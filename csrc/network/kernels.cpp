@@ -13,8 +13,9 @@ namespace robustflow::network {
 inline namespace ROBUSTFLOW_ISA {
 
 template <class T>
-void linear(const T* w, const T* b, Index units, Index inputs, const T* x, Index stride, T* y) {
-  multiply<T, false>(w, inputs, 1, units, inputs, b, x, stride, y);
+void linear(const T* w, Index row, const T* b, Index units, Index inputs, const T* x, Index stride,
+            T* y) {
+  multiply<T, false>(w, row, 1, units, inputs, b, x, stride, y);
 }
 
 template <class T>

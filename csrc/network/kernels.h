@@ -29,8 +29,10 @@ inline bool needs_input(const Activation& activation) {
 template <class T>
 struct Kernels {
   // A linear layer: y = w x + b, where b may be null; gx (+)= transposed w times g; and the
-  // gradients by w and b, added to what is there. w is (units, inputs), contiguous.
-  void (*linear)(const T* w, const T* b, Index units, Index inputs, const T* x, Index stride, T* y);
+  // gradients by w and b, added to what is there. w is (units, inputs), contiguous; `linear` may
+  // read fewer inputs than its rows have, which are `row` apart.
+  void (*linear)(const T* w, Index row, const T* b, Index units, Index inputs, const T* x,
+                 Index stride, T* y);
   void (*input_gradient)(const T* w, Index units, Index inputs, const T* g, Index stride, bool adds,
                          T* gx);
   void (*weight_gradient)(const T* g, Index units, const T* x, Index inputs, Index stride, T* gw);

@@ -76,4 +76,18 @@ Network::Network(std::vector<Node> nodes_, std::vector<Step> steps_, int num_inp
   gradients = assign(*this, values, every, true);
 }
 
+Order::Order(const Network& network, std::vector<std::vector<Index>> units_,
+             std::vector<std::vector<Index>> ends_)
+    : units(std::move(units_)), ends(std::move(ends_)) {
+  const Index features = network.nodes[0].size;
+  memory.first = {network.inputs - features};
+  if (network.num_inputs > 1) memory.first.insert(memory.first.end(), {0, 0});
+  memory.units = network.inputs;
+  for (int node = network.num_inputs; node < network.output(); ++node) {
+    memory.first.push_back(memory.units);
+    memory.units += network.nodes[node].size;
+  }
+  memory.first.push_back(-1);
+}
+
 }  // namespace robustflow::network

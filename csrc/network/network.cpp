@@ -16,35 +16,59 @@ const Kernels<double>& kernels<double>() {
   return active_kernels().wide;
 }
 
-}  // namespace
+// Units of a node: the first that is computed, and the end of those that are known then.
+struct Range {
+  Index begin, end;
+};
 
-template <class T>
-void run_forward(const Network& network, const std::vector<const T*>& parameters, Index stride,
-                 const Places<T>& values) {
+// Computes the units of range(node) of every node but the inputs.
+template <class T, class F>
+void run_units(const Network& network, const std::vector<const T*>& parameters, Index stride,
+               const Places<T>& values, const F& range) {
   const Kernels<T>& run = kernels<T>();
   for (const Step& step : network.steps) {
+    const Range units = range(step.out);
+    if (units.begin == units.end) continue;
+    const Index start = units.begin * stride, size = (units.end - units.begin) * stride;
     const T *in = values[step.in], *other = values[step.other];
-    T* out = values[step.out];
-    const int units = network.nodes[step.out].size;
-    const Index size = units * stride;
+    T* out = values[step.out] + start;
     switch (step.kind) {
-      case Kind::linear:
-        run.linear(parameters[step.weight], step.bias < 0 ? nullptr : parameters[step.bias], units,
-                   network.nodes[step.in].size, in, stride, out);
+      case Kind::linear: {
+        const Index row = network.nodes[step.in].size;
+        run.linear(parameters[step.weight] + units.begin * row, row,
+                   step.bias < 0 ? nullptr : parameters[step.bias] + units.begin,
+                   units.end - units.begin, range(step.in).end, in, stride, out);
         break;
+      }
       case Kind::activation:
-        run.activate(step.activation, in, size, out);
+        run.activate(step.activation, in + start, size, out);
         break;
       case Kind::gate:
-        run.gate(in, other, size, out);
+        run.gate(in + start, other + start, size, out);
         break;
       case Kind::sum:
-        run.add(in, other, size, out);
+        run.add(in + start, other + start, size, out);
         break;
       case Kind::count:
         break;
     }
   }
+}
+
+}  // namespace
+
+template <class T>
+void run_forward(const Network& network, const std::vector<const T*>& parameters, Index stride,
+                 const Places<T>& values) {
+  run_units(network, parameters, stride, values,
+            [&](int node) { return Range{0, network.nodes[node].size}; });
+}
+
+template <class T>
+void run_step(const Network& network, const Order& order, int step,
+              const std::vector<const T*>& parameters, Index stride, const Places<T>& values) {
+  run_units(network, parameters, stride, values,
+            [&](int node) { return Range{order.begin(node, step), order.ends[node][step]}; });
 }
 
 template <class T>
@@ -103,11 +127,13 @@ void run_backward(const Network& network, const std::vector<const T*>& parameter
   }
 }
 
-#define ROBUSTFLOW_NETWORK(T)                                                     \
-  template void run_forward(const Network&, const std::vector<const T*>&, Index,  \
-                            const Places<T>&);                                    \
-  template void run_backward(const Network&, const std::vector<const T*>&, Index, \
-                             const Places<const T>&, const Places<T>&, bool,      \
+#define ROBUSTFLOW_NETWORK(T)                                                                    \
+  template void run_forward(const Network&, const std::vector<const T*>&, Index,                 \
+                            const Places<T>&);                                                   \
+  template void run_step(const Network&, const Order&, int, const std::vector<const T*>&, Index, \
+                         const Places<T>&);                                                      \
+  template void run_backward(const Network&, const std::vector<const T*>&, Index,                \
+                             const Places<const T>&, const Places<T>&, bool,                     \
                              const std::vector<T*>&);
 ROBUSTFLOW_NETWORK(float)
 ROBUSTFLOW_NETWORK(double)

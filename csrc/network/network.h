@@ -48,6 +48,20 @@ struct Network {
   int output() const { return static_cast<int>(nodes.size()) - 1; }
 };
 
+// In which steps the units of a masked network can be computed while its features become known one
+// after another. Units are sorted by step, in memory and in the parameters.
+struct Order {
+  std::vector<std::vector<Index>> units;  // of each node, sorted
+  std::vector<std::vector<Index>> ends;   // of each node: how many are known after each step
+  Memory memory;                          // of all nodes at once, the context before the features
+
+  Order(const Network& network, std::vector<std::vector<Index>> units,
+        std::vector<std::vector<Index>> ends);
+
+  int steps() const { return static_cast<int>(ends[0].size()); }
+  Index begin(int node, int step) const { return step == 0 ? 0 : ends[node][step - 1]; }
+};
+
 // Samples of a block: few enough for a core's cache to hold what a step reads and writes. The stride
 // is an odd number of cache lines, so that units do not compete for the same places of a cache.
 inline constexpr Index kBlockSamples = 208;
@@ -78,6 +92,11 @@ void place(const Memory& memory, T* start, Index stride, Places<T>& places) {
 template <class T>
 void run_forward(const Network& network, const std::vector<const T*>& parameters, Index stride,
                  const Places<T>& values);
+
+// The same for those units that a step computes. The parameters are sorted as the units are.
+template <class T>
+void run_step(const Network& network, const Order& order, int step,
+              const std::vector<const T*>& parameters, Index stride, const Places<T>& values);
 
 // The output's gradients are there. Adds the gradients of parameters to `found`, whose entries are
 // null where none is wanted, and computes the inputs' where `inputs_wanted`.

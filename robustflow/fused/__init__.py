@@ -4,13 +4,15 @@ For small batches and networks most of a layer's time is not arithmetic: each of
 call, and a node in autograd's graph. Here a layer is one call: the features that its network reads,
 the network, the K-bin spline of the other features, and the log-determinant.
 
-``program`` describes a network, ``layer`` a layer around it, ``watch`` says whether a module is
+``program`` describes a network, ``layer`` a layer around it, ``order`` says how an autoregressive
+one is inverted with each unit of its network computed once, ``watch`` says whether a module is
 still what it was when it was described, and ``call`` runs the layer if so. What describes the
 modules of a library is above this package.
 """
 
 from robustflow.fused.call import FusedCall
 from robustflow.fused.layer import FusedLayer, fused_layer, is_available
+from robustflow.fused.order import Order, find_order
 from robustflow.fused.program import ACTIVATIONS, Builder, Program, run_program
 from robustflow.fused.watch import Parameters, Watch, call_obstacle
 
@@ -19,10 +21,12 @@ __all__ = [
     "Builder",
     "FusedCall",
     "FusedLayer",
+    "Order",
     "Parameters",
     "Program",
     "Watch",
     "call_obstacle",
+    "find_order",
     "fused_layer",
     "is_available",
     "run_program",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 from torch import Tensor
 
+from robustflow._versions import versions
 from robustflow.fused.layer import FusedLayer
 from robustflow.fused.watch import Parameters, Watch
 from robustflow.ops import TRANSFORMS
@@ -25,16 +27,29 @@ class FusedCall:
         self, described: FusedLayer | str, num_bins: int, watch: Watch, parameters: Parameters
     ) -> None:
         self._obstacle = described if isinstance(described, str) else None
+        self._masks: list[Tensor] = []  # those that the order of an inverse was read from
         if isinstance(described, FusedLayer):
             self._run = described.in_cpp()
             self._transform = TRANSFORMS[described.transform]
+            if described.is_autoregressive:
+                self._masks = parameters.all_masks()
+        self._versions = versions(self._masks)
         self._num_bins = num_bins
         self._watch = watch
         self._parameters = parameters
 
     def is_outdated(self) -> bool:
-        """Whether the modules changed so that a layer that was not one call may be one now."""
-        return self._obstacle is not None and self._watch.change() is not None
+        """Whether the layer has to be described again.
+
+        So it is where its modules changed and it may be one call now, and where the masks of an
+        autoregressive layer changed.
+        """
+        if self._obstacle is not None:
+            return self._watch.change() is not None
+        if not self._masks:
+            return False
+        now = self._parameters.all_masks()
+        return versions(now) != self._versions or not all(map(operator.is_, now, self._masks))
 
     def __call__(
         self,

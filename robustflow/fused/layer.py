@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustflow import _native
 from robustflow._transforms import RQ
+from robustflow.fused.order import Order
 from robustflow.fused.program import Program, run_program
 from robustflow.ops import TRANSFORMS
 from robustflow.ops.registry import reference_gradients
@@ -36,8 +37,8 @@ class FusedLayer:
             both directions; its parameters are those of the layer and not of the network. None
             where they are kept as they are.
         transform: its name, of one whose only tensor beside x is the packed parameters.
-
-    The inverse is that of a coupling, whose network reads kept features.
+        order: of the inverse of an autoregressive layer, which changes all features that its
+            network reads; None where it cannot be inverted so.
     """
 
     program: Program
@@ -48,6 +49,12 @@ class FusedLayer:
     configs: tuple[Config, Config]
     own: tuple[Config, Config] | None = None
     transform: str = RQ.name
+    order: Order | None = None
+
+    @property
+    def is_autoregressive(self) -> bool:
+        """Whether the network reads what the layer changes."""
+        return len(self.changed) == self.features
 
     def in_cpp(self) -> Any:
         """The layer of `robustflow._autograd`: ``layer(inverse, tensors)``.
@@ -55,7 +62,7 @@ class FusedLayer:
         It returns (y, logabsdet), or a clause that says why it does not serve the call. The tensors
         are x; the context, or None; the network's parameters; the own parameters of the kept
         features, widths, heights and derivatives (D_kept, K); and a mask or None for each of the
-        network's parameters.
+        network's parameters. The inverse of an autoregressive layer has no gradients.
         """
         return _in_cpp(self)
 
@@ -110,6 +117,7 @@ def _in_cpp(layer: FusedLayer) -> Any:
         "steps": [tuple(step) for step in program.steps],
         "configs": _by_block(layer.configs),
         "own": None if layer.own is None else _by_block(layer.own),
+        "order": layer.order,
     }
     return _native.autograd().Layer(
         description, TRANSFORMS[layer.transform].implementations["native"].eager, gradients

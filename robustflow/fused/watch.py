@@ -133,4 +133,9 @@ class Parameters:
         return [state.get(name) for state, name in self._parameters]
 
     def masks(self) -> list[Tensor | None]:
+        """One for each parameter; None where it has none."""
         return [None if mask is None else mask[0].get(mask[1]) for mask in self._masks]
+
+    def all_masks(self) -> list[Tensor]:
+        """Those that there are."""
+        return [mask for mask in self.masks() if mask is not None]

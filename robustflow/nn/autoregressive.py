@@ -109,13 +109,13 @@ class Autoregressive(ConditionalLayer):
     ) -> tuple[Tensor, Tensor]:
         """Transform every feature, given the projected context."""
         check_shape("z", z, self.channels, 0)
+        if type(self).params_of is ConditionalLayer.params_of:
+            every = range(self.channels)
+            request = FusedRequest(self, every, every, MaskedConditioner, MaskedLinear)
+            fused = transform_fused(request, z, state, inverse)
+            if fused is not None:
+                return fused
         if not inverse:
-            if type(self).params_of is ConditionalLayer.params_of:
-                every = range(self.channels)
-                request = FusedRequest(self, every, every, MaskedConditioner, MaskedLinear)
-                fused = transform_fused(request, z, state, inverse=False)
-                if fused is not None:
-                    return fused
             return self.transform(z, self.params_of(z, state))
         if not torch.compiler.is_compiling():
             result = self._inverse_incrementally(z, state)

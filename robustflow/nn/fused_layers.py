@@ -24,6 +24,7 @@ from robustflow.fused import (
     Program,
     Watch,
     call_obstacle,
+    find_order,
     fused_layer,
     is_available,
 )
@@ -68,7 +69,7 @@ def transform_fused(
         request: the layer.
         z: (N, D).
         state: what the conditioner's ``project`` returned, (N or 1, hidden), or None.
-        inverse: the direction; an autoregressive layer has the forward one alone.
+        inverse: the direction; that of an autoregressive layer has no gradients.
     """
     if torch.compiler.is_compiling() or not is_available():
         return None
@@ -143,6 +144,7 @@ def _describe(
         return program
     if program.outputs != len(request.changed) * transform.num_params:
         return "its conditioner makes another number of parameters"
+    autoregressive = len(request.changed) == layer.channels
     return program.obstacle or fused_layer(
         program,
         layer.channels,
@@ -152,6 +154,7 @@ def _describe(
         tuple(configs),
         None,
         (RQ if _is_rq(layer) else MODIFIED_RQ).name,
+        find_order(program, parameters.masks()) if autoregressive else None,
     )
 
 

@@ -268,6 +268,7 @@ TRANSFORMS: dict[str, Any] = {
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("frequencies", [1, 3])
 @pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.usefixtures("without_fused_layers")
 def test_the_incremental_inverse_equals_the_passes(
     name: str, frequencies: int, reverse: bool
 ) -> None:

@@ -111,6 +111,29 @@ def test_results_and_gradients_are_those_of_the_parts(
         reasons.clear()
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("context", [0, CONTEXT])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("samples", [1, 300])
+def test_the_inverse_of_an_autoregressive_layer(
+    reverse: bool, context: int, transform: str, samples: int, reasons: list[str]
+) -> None:
+    layer = make_layer("autoregressive", context, TRANSFORMS[transform], reverse=reverse)
+    y = torch.randn(samples, FEATURES)
+    given = torch.randn(1 if samples == 1 else samples, context) if context else None
+    with torch.no_grad():
+        found = layer(y, given, inverse=True)
+    assert (not reasons) == (transform != "circular"), reasons
+    x, logabsdet = found
+    with torch.no_grad():
+        again, forward_logabsdet = layer(x, given)
+    assert_same([again, forward_logabsdet], [y, -logabsdet], 1e-9)
+    reasons.clear()
+    with_gradients = layer(y, given, inverse=True)
+    assert any("gradients" in reason or "circles" in reason for reason in reasons)
+    assert_same(list(found), [each.detach() for each in with_gradients], 1e-9)
+
+
 def test_one_context_for_all(reasons: list[str]) -> None:
     layer = make_layer("coupling", CONTEXT)
     z, context = torch.randn(20, FEATURES), torch.randn(1, CONTEXT)

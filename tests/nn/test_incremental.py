@@ -22,6 +22,8 @@ from robustflow.nn.incremental import (
 )
 from tests.nn.checks import normal, perturbed
 
+pytestmark = pytest.mark.usefixtures("without_fused_layers")
+
 FEATURES, CONTEXT_FEATURES = 5, 2
 
 

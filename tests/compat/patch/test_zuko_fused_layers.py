@@ -90,6 +90,57 @@ def test_results_and_gradients_are_zukos(
     assert_same(found, expected)
 
 
+@pytest.mark.parametrize("options", EITHER + AUTOREGRESSIVE, ids=str)
+@pytest.mark.parametrize("context", [0, CONTEXT])
+@pytest.mark.parametrize("shape", [(7,), (300,), (), (2, 3)], ids=str)
+def test_the_inverse_of_an_autoregressive_layer(
+    context: int, options: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    layer = make_layer("autoregressive", context, **options)
+    y = 1.5 * torch.randn(*shape, FEATURES)
+    given = torch.randn(*shape, context) if context else None
+    with torch.no_grad():
+        expected = layer(given).inv(y)
+        with compat.patch("zuko"):
+            found = layer(given).inv(y)
+            assert counts() == (1, 0)
+            assert compat.patched()["zuko"] == {"kernel": 1, "reference": 0, "fallback": 0}
+    assert_same([found], [expected], 1e-9)
+
+
+def test_an_autoregressive_inverse_that_takes_zukos_passes() -> None:
+    layer = make_layer("autoregressive")
+    y = torch.randn(20, FEATURES)
+    fewer = zuko.transforms.AutoregressiveTransform(layer().meta, 2)
+    with_gradients = run(layer, y, None, inverse=True)
+    with torch.no_grad():
+        expected = fewer.inv(y)
+    with compat.patch("zuko"):
+        assert_same(run(layer, y, None, inverse=True), with_gradients, 1e-9)
+        with torch.no_grad():
+            assert_same([fewer.inv(y)], [expected], 1e-9)
+        assert counts()[0] == 0
+        layer.passes = 3
+        with torch.no_grad():
+            found = layer().inv(y)
+        assert counts()[0] == 0
+    with torch.no_grad():
+        assert_same([found], [layer().inv(y)], 1e-9)
+
+
+def test_a_graph_of_dependencies() -> None:
+    """Features that depend on none before them are computed in one step."""
+    adjacency = torch.eye(FEATURES, dtype=torch.bool)
+    adjacency[2, 0] = adjacency[3, 2] = adjacency[4, 1] = True
+    layer = make_layer("autoregressive", adjacency=adjacency)
+    y = torch.randn(20, FEATURES)
+    with torch.no_grad():
+        expected = layer().inv(y)
+        with compat.patch("zuko"):
+            assert_same([layer().inv(y)], [expected], 1e-9)
+            assert counts() == (1, 0)
+
+
 @pytest.mark.parametrize("context", [0, CONTEXT])
 def test_the_inverse_of_a_coupling(context: int) -> None:
     layer = make_layer("coupling", context)

@@ -7,6 +7,7 @@ library's own method, whose spline the kernels serve as before.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -128,7 +129,7 @@ class _Couplings:
         return _Plan(
             FusedCall(described, layer.num_bins, watch, parameters),
             () if own is None else (own._parameters,),
-            _settings(layer),
+            settings_of(layer),
             tensors,
             versions(tensors),
             with_context,
@@ -155,7 +156,7 @@ class _Couplings:
         watch.setting(layer.transform_net, "hidden_features")
         if layer.tails not in ("linear", "circular") or isinstance(layer.tail_bound, Tensor):
             return "its tails or bounds belong to single features, or there are none"
-        configs = _configs(layer, num_params, scale)
+        configs = both_configs(layer, num_params, scale)
         if configs is None:
             return "the kernels do not support its settings"
         own_configs = None
@@ -179,7 +180,7 @@ class _Couplings:
                 return "the spline of its kept features has other parameters or tails"
             if own.tails not in ("linear", "circular") or isinstance(own.tail_bound, Tensor):
                 return "the tails or bounds of its kept features belong to single ones"
-            own_configs = _configs(own, 3 * bins + extra, 1.0, bins)
+            own_configs = both_configs(own, 3 * bins + extra, 1.0, bins)
             if own_configs is None:
                 return "the kernels do not support the settings of its kept features"
         return fused_layer(program, layer.features, kept, changed, num_params, configs, own_configs)
@@ -188,7 +189,7 @@ class _Couplings:
 _OWN = ("unnormalized_widths", "unnormalized_heights", "unnormalized_derivatives")
 
 
-def _configs(
+def both_configs(
     layer: Any, num_params: int, scale: float, num_bins: int | None = None
 ) -> tuple[Any, Any] | None:
     """The spline's configurations in both directions; None if a setting is not supported."""
@@ -202,7 +203,8 @@ def _configs(
     return None if forward is None or inverse is None else (forward, inverse)
 
 
-def _settings(layer: Any) -> tuple[Any, ...]:
+def settings_of(layer: Any) -> tuple[Any, ...]:
+    """Those of a layer's spline."""
     return tuple([getattr(layer, name) for name in _SETTINGS])
 
 
@@ -210,12 +212,17 @@ def _holds(plan: _Plan, layer: Any, with_context: bool) -> bool:
     tensors = (layer.identity_features, layer.transform_features)
     return (
         plan.with_context is with_context
-        and all(map(_same, plan.settings, _settings(layer)))
+        and same_settings(plan.settings, settings_of(layer))
         and plan.tensors[0] is tensors[0]
         and plan.tensors[1] is tensors[1]
         and versions(tensors) == plan.versions
         and not plan.call.is_outdated()
     )
+
+
+def same_settings(before: Sequence[Any], now: Sequence[Any]) -> bool:
+    """Whether a layer's settings are what they were."""
+    return all(map(_same, before, now))
 
 
 def _same(before: Any, now: Any) -> bool:

@@ -13,6 +13,7 @@ from robustflow import ops
 from robustflow._transforms import RQ
 from robustflow.compat._patch.code import Change, CodeChange, original_of
 from robustflow.compat._patch.counts import fell_back, served_rq
+from robustflow.compat._patch.nflows_like.fused_autoregressive import FusedAutoregressive
 from robustflow.compat._patch.nflows_like.kernels import config_of, logit_scale
 from robustflow.compat._patch.nflows_like.made import MadeNetworks
 from robustflow.compat._patch.obstacles import in_dtype, tensor_obstacle
@@ -30,8 +31,8 @@ from robustflow.nn.precision import zero_logabsdet
 Inverted = tuple[Tensor, Tensor | None]
 
 
-def inverse_change(library: str, autoregressive: type, made: type) -> Change:
-    """The change of ``inverse``.
+def autoregressive_changes(library: str, autoregressive: type, made: type) -> list[Change]:
+    """The changes of ``forward`` and ``inverse``.
 
     The library's loops over ``range(np.prod(shape))``, which torch.compile cannot trace. Eager
     calls without gradients compute each unit of the library's own network once. Other calls run
@@ -47,12 +48,17 @@ def inverse_change(library: str, autoregressive: type, made: type) -> Change:
     method = require_function(library, owner, "inverse")
     require_parameters(library, method, ("self", "inputs", "context"))
     original = original_of(method)
-    incremental = _Incremental(library, autoregressive, made)
+    networks = MadeNetworks(library, made)
+    incremental = _Incremental(library, autoregressive, made, networks)
+    fused = FusedAutoregressive(library, autoregressive, networks)
 
     def inverse(self: Any, inputs: Tensor, context: Tensor | None) -> Inverted:
         if torch.compiler.is_compiling():
             return _passes(self, inputs, context)
         if isinstance(self, autoregressive) and not runs_own_code():
+            in_one_call = fused.result(self, inputs, context, True)
+            if in_one_call is not None:
+                return in_one_call
             found = incremental.inverse(self, inputs, context)
             if not isinstance(found, str):
                 return found
@@ -64,7 +70,7 @@ def inverse_change(library: str, autoregressive: type, made: type) -> Change:
         _elementwise_inverse=lambda inputs, params: (inputs - params.sin(), params.sum(-1)),
     )
     compare(library, f"{owner.__name__}.inverse", original, _passes, layer, normal(COUNT, 3), None)
-    return CodeChange(method, inverse)
+    return [*fused.forward_changes(), CodeChange(method, inverse)]
 
 
 def _passes(layer: Any, inputs: Tensor, context: Tensor | None) -> Inverted:
@@ -79,11 +85,11 @@ def _passes(layer: Any, inputs: Tensor, context: Tensor | None) -> Inverted:
 class _Incremental:
     """Inverses that compute each unit of the library's own network once."""
 
-    def __init__(self, library: str, layer_class: type, made: type) -> None:
+    def __init__(self, library: str, layer_class: type, made: type, networks: MadeNetworks) -> None:
         self._library = library
         self._layer_class = layer_class
         self._made = made
-        self._networks = MadeNetworks(library, made)
+        self._networks = networks
 
     def inverse(
         self, layer: Any, inputs: Tensor, context: Tensor | None

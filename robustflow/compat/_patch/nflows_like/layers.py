@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robustflow._checks import static
 from robustflow.compat._patch.code import Change, CodeChange, Function, original_of
-from robustflow.compat._patch.nflows_like.inverse import inverse_change
+from robustflow.compat._patch.nflows_like.inverse import autoregressive_changes
 from robustflow.compat._patch.nflows_like.kernels import logit_scale, serve
 from robustflow.compat._patch.obstacles import tensor_obstacle
 from robustflow.compat._patch.recognise import (
@@ -53,7 +53,7 @@ def layer_changes(
             _autoregressive,
         ),
         _change(library, elementwise, "_spline", ("inputs",), _elementwise),
-        inverse_change(library, autoregressive, made),
+        *autoregressive_changes(library, autoregressive, made),
     ]
 
 

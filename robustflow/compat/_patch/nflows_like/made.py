@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from robustflow.compat._patch.counts import logger
 from robustflow.compat._patch.recognise import normal, refusals
+from robustflow.fused import Builder, Parameters, Program, Watch
 from robustflow.nn.incremental import (
     ELEMENTWISE,
     Add,
@@ -99,8 +100,23 @@ class MadeNetworks:
         obstacle = _obstacle(network)
         if obstacle is not None:
             return obstacle
+        if _drops_out(network):
+            return "dropout is on"
         operations = _operations(network, context, convention)
         return self._planner.plan(network, operations, features)
+
+    def describe(
+        self, network: Any, watch: Watch, parameters: Parameters, with_context: bool
+    ) -> Program | str:
+        """A network's program for one call of C++; or why it has none, as a clause."""
+        if type(network) is not self._made:
+            return "its network is not the library's own"
+        convention = self._conventions[_is_residual(network), with_context]
+        if isinstance(convention, str):
+            return convention
+        if obstacle := _obstacle(network):
+            return obstacle
+        return _program(network, watch, parameters, with_context, convention)
 
     def _find_convention(self, residual: bool, with_context: bool) -> Convention | str:
         """The convention that a small random network agrees with; or why none does."""
@@ -116,12 +132,12 @@ class MadeNetworks:
             for seed, parameter in enumerate(network.parameters()):
                 parameter.copy_(normal(*parameter.shape, seed=seed))
             x, context = normal(5, 3, seed=100), normal(5, 2, seed=101) if with_context else None
-            wanted = network(x, context)
+            expected = network(x, context)
             if obstacle := _obstacle(network):
                 return obstacle
             for convention in _EVERY:
                 operations = _operations(network, context, convention)
-                if torch.allclose(run_network(operations, x), wanted):
+                if torch.allclose(run_network(operations, x), expected):
                     return convention
         except refusals(self._made.__init__) as error:
             return f"a small one of the library's raised {error!r}"
@@ -132,21 +148,24 @@ def _is_residual(network: Any) -> bool:
     return any(hasattr(block, "linear_layers") for block in network.blocks)
 
 
+def _drops_out(network: Any) -> bool:
+    return any(block.dropout.training and block.dropout.p > 0 for block in network.blocks)
+
+
 def _obstacle(network: Any) -> str | None:
-    """Why a part is unknown, or mixes samples or units (batch norm, dropout)."""
+    """Why a part is unknown, or mixes samples or units, as batch norm does."""
     linear, blocks = type(network.initial_layer), list(network.blocks)
     allowed = (linear, nn.Linear, nn.ModuleList, nn.Dropout, type(network), *map(type, blocks))
     if not blocks:
         return "its network has no blocks"
     if obstacle := module_obstacle(network.modules(), *allowed):
         return obstacle
-    if any(block.dropout.training and block.dropout.p > 0 for block in blocks):
-        return "dropout is on"
     if not isinstance(getattr(network, "preprocessing", None), (nn.Identity, type(None))):
         return "its network preprocesses the input"
     activation = blocks[0].activation
-    if any(block.activation is not activation for block in blocks):
-        return "its blocks differ in their activation"
+    every = (getattr(network, "activation", activation), *(block.activation for block in blocks))
+    if any(each is not activation for each in every):
+        return "its parts differ in their activation"
     if not (type(activation) in ELEMENTWISE or activation in _FUNCTIONS):
         return "its activation is none that is known to be elementwise"
     return None
@@ -179,6 +198,52 @@ def _operations(network: Any, context: Tensor | None, convention: Convention) ->
         operations.append(Add(start))
     operations.append(_masked(network.final_layer))
     return operations
+
+
+def _program(
+    network: Any, watch: Watch, parameters: Parameters, with_context: bool, convention: Convention
+) -> Program | str:
+    """The same operations, for :mod:`robustflow.fused`."""
+    for module in network.modules():
+        watch.module(module)
+    blocks = list(network.blocks)
+    activation = watch.activation(
+        blocks[0]._modules.get("activation") or watch.setting(blocks[0], "activation")
+    )
+    if activation is None:
+        return "its activation is none of those that are known"
+    for block in blocks:
+        watch.setting(block, "activation")
+        watch.dropout(block.dropout)
+    context = network.context_layer.in_features if with_context else 0
+    builder = Builder(network.initial_layer.in_features, context)
+
+    def add_context(node: int, layer: Any, activated: bool = False) -> int:
+        own = parameters.linear(builder, builder.context, layer)
+        return builder.sum(node, builder.activation(own, activation) if activated else own)
+
+    node = parameters.linear(builder, builder.features, network.initial_layer)
+    if with_context:
+        node = add_context(node, network.context_layer, convention.context_is_activated)
+    residual = _is_residual(network)
+    if not residual and convention.plain_begin_activated:
+        node = builder.activation(node, activation)
+    for block in blocks:
+        if not residual:
+            node = parameters.linear(builder, node, block.linear)
+            node = builder.activation(node, activation)
+            continue
+        first, second = block.linear_layers
+        inner = parameters.linear(builder, builder.activation(node, activation), first)
+        if with_context and not convention.context_gates_blocks:
+            inner = add_context(inner, block.context_layer)
+        inner = parameters.linear(builder, builder.activation(inner, activation), second)
+        if with_context and convention.context_gates_blocks:
+            logits = parameters.linear(builder, builder.context, block.context_layer)
+            inner = builder.gate(inner, logits)
+        node = builder.sum(node, inner)
+    parameters.linear(builder, node, network.final_layer)
+    return builder.program()
 
 
 def _masked(layer: Any) -> Masked:

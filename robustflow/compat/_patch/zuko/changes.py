@@ -19,7 +19,7 @@ from robustflow.compat._patch.recognise import (
     uniform,
 )
 from robustflow.compat._patch.zuko.direct import DirectLayers
-from robustflow.compat._patch.zuko.fused_layers import Modules, fused_changes
+from robustflow.compat._patch.zuko.fused_layers import FusedLayers, Modules
 from robustflow.compat._patch.zuko.inverse import inverse_change
 from robustflow.compat._patch.zuko.kernels import spline
 from robustflow.compat._patch.zuko.knots import Knots, knots_changes
@@ -58,6 +58,7 @@ def changes() -> list[Change]:
     transform_changes = _transform_changes(owner)
     _probe(owner)
     direct = DirectLayers(owner)
+    fused = FusedLayers(_LIBRARY, Modules(transforms, autoregressive, coupling, networks), direct)
     masked = autoregressive.MaskedAutoregressiveTransform
     return [
         *transform_changes,
@@ -69,8 +70,10 @@ def changes() -> list[Change]:
         layer_change(
             _LIBRARY, gaussianization.ElementWiseTransform, "forward", ("self", "c"), direct
         ),
-        inverse_change(_LIBRARY, transforms, autoregressive, networks, direct, invert_packed),
-        *fused_changes(_LIBRARY, Modules(transforms, autoregressive, coupling, networks), direct),
+        inverse_change(
+            _LIBRARY, transforms, autoregressive, networks, direct, invert_packed, fused.invert
+        ),
+        *fused.changes(),
     ]
 
 

@@ -1,4 +1,4 @@
-"""zuko's autoregressive and coupling layers, each in one call: forward, and a coupling's inverse.
+"""zuko's autoregressive and coupling layers, each in one call, and their inverses.
 
 A layer is described once, from its network and settings; a call asks whether they are still what
 they were, and reads the parameters afresh. Layers and calls that cannot be served so run zuko's own
@@ -33,6 +33,7 @@ from robustflow.fused import (
     Program,
     Watch,
     call_obstacle,
+    find_order,
     fused_layer,
     is_available,
 )
@@ -60,24 +61,6 @@ _FORWARD = (_Method("_call", "x", False, False), _Method("call_and_ladj", "x", F
 _BACK = _Method("_inverse", "y", True, False)
 
 
-def fused_changes(library: str, modules: Modules, direct: DirectLayers) -> list[Change]:
-    """The changes of the methods of zuko's autoregressive and coupling transforms.
-
-    Args:
-        library: for counts and messages.
-        modules: of zuko.
-        direct: layers whose univariate transform is the spline.
-    """
-    if not is_available():
-        return []
-    layers = _FusedLayers(library, modules, direct)
-    transforms = modules.transforms
-    return [
-        *(layers.change(transforms.AutoregressiveTransform, method) for method in _FORWARD),
-        *(layers.change(transforms.CouplingTransform, method) for method in (*_FORWARD, _BACK)),
-    ]
-
-
 class _Plan(NamedTuple):
     """What is known of a layer, while it has the same ``univariate``, ``shapes`` and mask."""
 
@@ -88,7 +71,15 @@ class _Plan(NamedTuple):
     versions: list[int]
 
 
-class _FusedLayers:
+class FusedLayers:
+    """The layers of zuko's autoregressive and coupling transforms, each in one call.
+
+    Args:
+        library: for counts and messages.
+        modules: of zuko.
+        direct: layers whose univariate transform is the spline.
+    """
+
     def __init__(self, library: str, modules: Modules, direct: DirectLayers) -> None:
         self._library = library
         self._modules = modules
@@ -102,25 +93,54 @@ class _FusedLayers:
         self._metas = {kind: vars(kind)["meta"] for kind in self._layers.values()}
         self._plans = ByIdentity[_Plan]()
 
-    def change(self, owner: type, method: _Method) -> Change:
+    def changes(self) -> list[Change]:
+        """Those of all methods but the inverse of autoregressive transforms."""
+        if not is_available():
+            return []
+        autoregressive, coupling = self._layers
+        return [
+            *(self._change(autoregressive, method) for method in _FORWARD),
+            *(self._change(coupling, method) for method in (*_FORWARD, _BACK)),
+        ]
+
+    def invert(self, transform: Any, y: Tensor) -> Tensor | None:
+        """The inverse of an autoregressive transform; None where it is not one call.
+
+        Its caller has seen that nothing is compiled and that the library's own code does not run.
+        """
+        owner, _ = self._layers
+        result = self._result(transform, owner, _BACK, y) if is_available() else None
+        return None if result is None else result[0]
+
+    def _change(self, owner: type, method: _Method) -> Change:
         function = require_function(self._library, owner, method.name)
         require_parameters(self._library, function, ("self", method.argument))
         original = original_of(function)
-        layer_class, what = self._layers[owner], f"{owner.__name__}.{method.name}"
 
         def call(self: Any, x: Tensor) -> Any:
-            if type(self) is owner and not torch.compiler.is_compiling() and not runs_own_code():
-                layer = layer_of(self, layer_class)
-                if layer is not None and layer in direct:
-                    result = serve(self, layer, x, method.inverse)
-                    if not isinstance(result, str):
-                        return result if method.with_ladj else result[0]
-                    served_unfused(library, what, result)
+            if not torch.compiler.is_compiling() and not runs_own_code():
+                result = result_of(self, owner, method, x)
+                if result is not None:
+                    return result if method.with_ladj else result[0]
             return original(self, x)
 
-        layer_of, serve = self._layer_of, self._serve
-        library, direct = self._library, self._direct
+        result_of = self._result
         return CodeChange(function, call)
+
+    def _result(
+        self, transform: Any, owner: type, method: _Method, x: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """A method's result and the log-determinant; None where its layer is not one call."""
+        if type(transform) is not owner:
+            return None
+        layer = self._layer_of(transform, self._layers[owner])
+        if layer is None or layer not in self._direct:
+            return None
+        result = self._serve(transform, layer, x, method.inverse)
+        if not isinstance(result, str):
+            return result
+        served_unfused(self._library, f"{owner.__name__}.{method.name}", result)
+        return None
 
     def _layer_of(self, transform: Any, layer_class: type) -> Any:
         """The layer that made a transform, if it is zuko's own and makes its parameters so."""
@@ -130,7 +150,8 @@ class _FusedLayers:
         layer, function = (getattr(meta.func, name, None) for name in ("__self__", "__func__"))
         if type(layer) is not layer_class or function is not self._metas[layer_class]:
             return None
-        return layer
+        same_passes = getattr(transform, "passes", None) == getattr(layer, "passes", None)
+        return layer if same_passes else None
 
     def _serve(
         self, transform: Any, layer: Any, x: Tensor, inverse: bool
@@ -223,8 +244,13 @@ class _FusedLayers:
             )
             for inverse in (False, True)
         ]
+        order = None
+        if not masks:
+            order = find_order(program, parameters.masks())
+            if order is not None and order.steps > watch.setting(layer, "passes"):
+                order = None  # zuko's passes do not reach the inverse
         return program.obstacle or fused_layer(
-            program, features, read, changed, num_params, tuple(configs), None
+            program, features, read, changed, num_params, tuple(configs), None, RQ.name, order
         )
 
     def _settings(self, univariate: Any) -> tuple[float, float] | None:

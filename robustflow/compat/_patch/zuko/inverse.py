@@ -1,8 +1,9 @@
 """The inverse of zuko's autoregressive layers, each unit of their network computed once.
 
-zuko runs the whole network ``passes`` times. This serves layers whose network is zuko's MaskedMLP
-and whose univariate transform is the spline. For others, and if gradients are wanted, zuko's own
-loop runs, with the kernels for its splines.
+zuko runs the whole network ``passes`` times. The inverse of a fused layer is one call
+(``fused_layers``). This serves the other layers whose network is zuko's MaskedMLP and whose
+univariate transform is the spline. Else, and if gradients are wanted, zuko's own loop runs, with
+the kernels for its splines.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def inverse_change(
     networks: ModuleType,
     direct: DirectLayers,
     invert: Invert,
+    fused: Callable[[Any, Tensor], Tensor | None],
 ) -> Change:
     """The change of ``AutoregressiveTransform._inverse``.
 
@@ -51,6 +53,7 @@ def inverse_change(
             ``zuko.nn``.
         direct: layers whose univariate transform is the spline.
         invert: ``invert(univariate, y, params)`` for packed parameters.
+        fused: ``fused(transform, y)``, the inverse in one call, or None where there is none.
     """
     method = require_function(library, transforms.AutoregressiveTransform, "_inverse")
     require_parameters(library, method, ("self", "y"))
@@ -60,6 +63,9 @@ def inverse_change(
 
     def inverse(self: Any, y: Tensor) -> Tensor:
         if not (torch.compiler.is_compiling() or runs_own_code()):
+            in_one_call = fused(self, y)
+            if in_one_call is not None:
+                return in_one_call
             layer = _layer_of(self)
             if isinstance(layer, layer_class) and layer in direct:
                 found = incremental.inverse(self, layer, y)

@@ -16,6 +16,8 @@ from torch.nn import functional
 from robustflow import compat
 from tests.compat.served import counts
 
+pytestmark = pytest.mark.usefixtures("without_fused_layers")
+
 LAYERS = {
     "nflows": "nflows.transforms.autoregressive:"
     "MaskedPiecewiseRationalQuadraticAutoregressiveTransform",
