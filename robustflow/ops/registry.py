@@ -290,10 +290,9 @@ class Transform:
         mask = 0
         for i, need in enumerate(needed):
             mask |= need << i
+        saved = ctx.saved_tensors  # may compute them anew, which autograd has to see
         with below_autograd():
-            grads: list[Tensor | None] = list(
-                call_backward(*cotangents, *ctx.saved_tensors, *ctx.config, mask)
-            )
+            grads: list[Tensor | None] = list(call_backward(*cotangents, *saved, *ctx.config, mask))
         for i, need in enumerate(needed):
             if not need:
                 grads[i] = None

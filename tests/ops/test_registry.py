@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
+from torch.utils.checkpoint import checkpoint
 
 import robustflow
 import robustflow.functional as F
@@ -120,6 +121,27 @@ def test_gradients_of_gradients_are_the_references(added: Added, operation: Oper
         return torch.autograd.grad(first.square().sum(), call.tensors)
 
     torch.testing.assert_close(*_both(twice))
+
+
+@each_operation
+def test_activation_checkpointing(added: Added, operation: Operation) -> None:
+    """The backward pass computes what it reads anew: a graph is recorded meanwhile."""
+    call = sample(operation, dtype=torch.float64).requires_grad_()
+
+    def chain(x: Tensor, *groups: Tensor) -> Tensor:
+        for _ in range(2):
+            x, _ = operation.call(x.sin(), groups, False, "none")
+        return x
+
+    def gradients(checkpointed: bool) -> tuple[Tensor, ...]:
+        if checkpointed:
+            y = checkpoint(chain, *call.tensors, use_reentrant=False)
+        else:
+            y = chain(*call.tensors)
+        return torch.autograd.grad(y.sum(), call.tensors)
+
+    torch.testing.assert_close(gradients(True), gradients(False))
+    assert added.calls == 10  # two of either kind without, and two more forward with
 
 
 @each_operation
