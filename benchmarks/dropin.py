@@ -6,7 +6,8 @@ Beside them the bound: the same flow with a transform that costs nothing
 (robustflow/benchmarks/dropin_cases.py). A patch reaches what the bound leaves over the time with
 the patch on; the conditioner is the rest.
 A patch also fuses layers into one call, and may then pass the bound, which runs the library's
-layers. The last table has the targets.
+layers. The last table has the targets. A training step is measured with PyTorch's Adam as it is by
+default, and with ``fused=True``: no patch changes the optimizer.
 Times are medians of alternating runs, each library and size in a process of its own, under the
 default allocator and one that keeps its memory; peak memory is of a training step beyond the flow.
 """

@@ -24,7 +24,8 @@ from robustflow.compat._patch.code import CodeChange
 
 LIBRARIES = ("nflows", "normflows", "zuko")
 MODES = ("off", "on", "free")
-WHATS = ("training step", "sampling")
+FUSED_ADAM = "training step, fused Adam"  # torch.optim.Adam(..., fused=True)
+WHATS = ("training step", FUSED_ADAM, "sampling")
 TAIL_BOUND = 5.0
 
 
@@ -303,10 +304,10 @@ def sample_seconds(run: Run, calls: int) -> float:
 
 
 def make_run(library: str, size: Size, what: str, mode: str, flow: Any = None) -> Run:
-    """``what`` is a training step (log_prob, backward, Adam) or sampling (without gradients)."""
+    """``what``, one of :data:`WHATS`: log_prob, backward and Adam, or samples without gradients."""
     flow = copy.deepcopy(make_flow(library, size) if flow is None else flow)
     x = torch.randn(size.batch, size.features, generator=torch.Generator().manual_seed(1))
-    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-6)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-6, fused=what == FUSED_ADAM)
 
     def train() -> None:
         optimizer.zero_grad()
@@ -317,7 +318,7 @@ def make_run(library: str, size: Size, what: str, mode: str, flow: Any = None) -
         with torch.no_grad():
             return flow.sample()
 
-    return Run(library, mode, train if what == "training step" else sample)
+    return Run(library, mode, sample if what == "sampling" else train)
 
 
 def results(library: str, size: Size, mode: str) -> dict[str, Tensor]:
