@@ -1,11 +1,12 @@
-"""Features that a level reads at a larger size than their own, without enlarging them first.
+"""Convolve bilinearly enlarged features without enlarging them first.
 
-Enlarging mixes positions and the channel products of a convolution mix channels, so they commute:
+Resizing mixes positions, and the weights W_t of a convolution's tap t mix channels. So they
+commute:
 
     conv(resize(f)) = sum over taps t of shift_t(resize(W_t f))
 
-The right-hand side multiplies channels at the features' own size: a quarter of the work for twice
-the side. Shifting and resizing together are one small matrix along each side.
+The right-hand side multiplies by the weights at the small size: for twice the side, a quarter of
+the work. Resizing and shifting together are a product with one small matrix along each side.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,29 +22,31 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustflow._backend import is_onnx_export
-from robustflow._checks import check_tensor
+from robustflow._checks import check_tensor, describe
 
 if TYPE_CHECKING:
     from typing import TypeGuard
 
-# Below this ratio of areas the convolution of the enlarged features was as fast.
-_LEAST_AREA_RATIO = 2
+# With a smaller ratio of areas, convolving the enlarged features was as fast.
+_MIN_AREA_RATIO = 2
 
 
 @dataclass(frozen=True)
 class Upsampled:
-    """A context of a flow: features to be read at a larger size, and channels beside them.
+    """A context of a flow: features that are enlarged bilinearly, and further channels.
 
-    The features are enlarged bilinearly. On CPUs, default conditioners project them at their own
-    size, with the result of :meth:`tensor` to rounding. Other layers get :meth:`tensor`.
+    It stands for the tensor that :meth:`tensor` returns. On CPUs, default conditioners do not
+    compute that tensor: they project the features at their own size, with the same result to
+    rounding. All other layers get the tensor.
 
     Args:
         features: (N, C, h, w).
-        size: (H, W), the size to read them at; at least (h, w).
-        beside: (N, C', H, W), channels after those of the features; None for none.
+        size: (H, W), the size to enlarge them to; at least (h, w).
+        beside: (N, C', H, W), channels to append to the enlarged features; or None.
 
     Raises:
-        TypeError, ValueError: no tensors, or shapes that do not fit.
+        TypeError: ``features`` or ``beside`` is no tensor, or ``size`` is not two numbers.
+        ValueError: shapes do not fit, or ``size`` has a fraction.
 
     Example:
         >>> from robustflow.nn import ConditionalFlow, ModifiedRQSpline, Squeeze, flow_step
@@ -58,43 +62,54 @@ class Upsampled:
 
     def __post_init__(self) -> None:
         check_tensor("features", self.features)
-        given = self.features.shape
-        fits = len(given) == 4 and len(self.size) == 2
-        if not fits or given[2] > self.size[0] or given[3] > self.size[1]:
+        _check_size(self.size)
+        shape, (height, width) = self.features.shape, self.size
+        if len(shape) != 4 or shape[2] > height or shape[3] > width:
             raise ValueError(
                 "features must have shape (N, C, h, w) and size must be (H, W), at least (h, w): "
-                f"got {tuple(given)} and {self.size}."
+                f"got {tuple(shape)} and {self.size}."
             )
         if self.beside is None:
             return
         check_tensor("beside", self.beside)
-        own = self.beside.shape
-        if len(own) != 4 or own[0] != given[0] or tuple(own[2:]) != tuple(self.size):
+        further = self.beside.shape
+        if len(further) != 4 or further[0] != shape[0] or further[2:] != (height, width):
             raise ValueError(
-                f"beside must have shape ({given[0]}, C', {self.size[0]}, {self.size[1]}), as "
-                f"features and size say, got {tuple(own)}."
+                f"beside must have shape ({shape[0]}, C', {height}, {width}), as features and size "
+                f"say, got {tuple(further)}."
             )
 
     @property
     def shape(self) -> torch.Size:
-        """Of :meth:`tensor`."""
+        """The shape of :meth:`tensor`."""
         channels = self.features.shape[1] + (0 if self.beside is None else self.beside.shape[1])
         return torch.Size((self.features.shape[0], channels, *self.size))
 
     def tensor(self) -> Tensor:
-        """The features enlarged, with the channels beside them, (N, C + C', H, W)."""
+        """The enlarged features followed by the further channels, (N, C + C', H, W)."""
         enlarged = functional.interpolate(self.features, list(self.size), mode="bilinear")
         return enlarged if self.beside is None else torch.cat([enlarged, self.beside], dim=1)
 
 
-def can_stay_small(layer: nn.Module, context: Upsampled) -> TypeGuard[nn.Conv2d]:
-    """Whether :func:`convolve_upsampled` is faster than this layer of :meth:`Upsampled.tensor`.
+def _check_size(size: object) -> None:
+    """Two whole numbers; symbolic ones and tensors, which torch makes of sizes in a trace, too."""
+    if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
+        kinds = (Integral, torch.SymInt, Tensor)
+        if all(isinstance(side, kinds) and not isinstance(side, bool) for side in size):
+            return
+        raise ValueError(f"size must be two whole numbers (H, W), got {size!r}.")
+    what = repr(size) if isinstance(size, Sequence) else describe(size)
+    raise TypeError(f"size must be two numbers (H, W): write (16, 16), not 16; got {what}.")
 
-    Only on CPUs, where that was measured. Autocast would round products that are summed later. A
-    layer that the context does not fit is left to :meth:`~Upsampled.tensor`, and so to the usual
-    errors.
+
+def can_stay_small(layer: nn.Module, context: Upsampled) -> TypeGuard[nn.Conv2d]:
+    """Whether :func:`convolve_upsampled` can replace this layer and is faster.
+
+    False on GPUs, where it was not measured, and under autocast, which would round products before
+    they are summed. Also False if the context does not fit the layer: the usual path raises the
+    error.
     """
-    given = [context.features, *([] if context.beside is None else [context.beside])]
+    tensors = [context.features, *([] if context.beside is None else [context.beside])]
     return (
         isinstance(layer, nn.Conv2d)
         and layer.in_channels == context.shape[1]
@@ -104,32 +119,35 @@ def can_stay_small(layer: nn.Module, context: Upsampled) -> TypeGuard[nn.Conv2d]
         and layer.padding == tuple(side // 2 for side in layer.kernel_size)
         and all(side % 2 for side in layer.kernel_size)
         and layer.weight.dtype in (torch.float32, torch.float64)
-        and all(part.dtype == layer.weight.dtype for part in given)
-        and all(part.device.type == "cpu" for part in given)
+        and all(tensor.dtype == layer.weight.dtype for tensor in tensors)
+        and all(tensor.device.type == "cpu" for tensor in tensors)
         and not torch.is_autocast_enabled("cpu")
         and not is_onnx_export()
-        and math.prod(context.size) >= _LEAST_AREA_RATIO * math.prod(context.features.shape[2:])
+        and math.prod(context.size) >= _MIN_AREA_RATIO * math.prod(context.features.shape[2:])
     )
 
 
 def convolve_upsampled(context: Upsampled, layers: Sequence[nn.Conv2d]) -> list[Tensor]:
-    """``[layer(context.tensor()) for layer in layers]``; one kernel size, and can_stay_small."""
+    """The same as ``[layer(context.tensor()) for layer in layers]``, to rounding.
+
+    :func:`can_stay_small` holds for all layers, and they have the same kernel size.
+    """
     features, (height, width) = context.features, context.size
-    number, channels, *own = features.shape
+    batch, channels, *small_size = features.shape
     kernel = layers[0].kernel_size
     rows, columns = (
         _shifted_resizes(small, large, taps, features)
-        for small, large, taps in zip(own, context.size, kernel, strict=True)
+        for small, large, taps in zip(small_size, context.size, kernel, strict=True)
     )
     flat = features.flatten(2)
     results = []
-    for layer in layers:  # one after another: what lies between stays in the caches
+    for layer in layers:  # one by one, so that intermediate results stay in the cache
         taps = layer.weight[:, :channels].permute(0, 2, 3, 1).reshape(-1, channels)
-        products = (taps @ flat).view(number, layer.out_channels, *kernel, *own)
+        products = (taps @ flat).view(batch, layer.out_channels, *kernel, *small_size)
         products = products.transpose(3, 4).reshape(
-            number * layer.out_channels, rows.shape[0], columns.shape[0]
+            batch * layer.out_channels, rows.shape[0], columns.shape[0]
         )
-        hidden = (rows.T @ products @ columns).view(number, layer.out_channels, height, width)
+        hidden = (rows.T @ products @ columns).view(batch, layer.out_channels, height, width)
         if context.beside is None:
             assert layer.bias is not None
             hidden = hidden + layer.bias.view(-1, 1, 1)
@@ -142,7 +160,7 @@ def convolve_upsampled(context: Upsampled, layers: Sequence[nn.Conv2d]) -> list[
 
 
 def _shifted_resizes(small: int, large: int, taps: int, like: Tensor) -> Tensor:
-    """(taps * small, large): for each tap, resizing along one side and then the tap's shift."""
+    """A matrix (taps * small, large): for each tap, resizes along one side, then shifts."""
     identity = torch.eye(small, dtype=like.dtype, device=like.device)
     resize = functional.interpolate(identity[None], large, mode="linear")[0]
     padded = functional.pad(resize, (taps // 2, taps // 2))

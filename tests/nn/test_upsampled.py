@@ -61,14 +61,14 @@ def test_projections_and_their_gradients_are_those_of_the_enlarged_features(
     leaves += [
         parameter for each in both for parameter in each.get_submodule("context_layer").parameters()
     ]
-    found = project_together(both, given)
+    actual = project_together(both, given)
     expected = [each.project(given.tensor()) for each in both]
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    made, wanted = (
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    gradients, expected_gradients = (
         torch.autograd.grad(sum(part.square().sum() for part in parts), leaves)  # type: ignore[arg-type]
-        for parts in (found, expected)
+        for parts in (actual, expected)
     )
-    torch.testing.assert_close(made, wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-10, atol=1e-10)
 
 
 def test_the_enlarged_tensor_is_bilinear_with_channels_beside() -> None:
@@ -86,10 +86,10 @@ def test_float32_is_as_accurate_as_the_convolution() -> None:
     given = Upsampled(torch.randn(1, 128, 8, 8), (16, 16))
     assert can_stay_small(layer, given)
     with torch.no_grad():
-        (found,) = project_together([conditioner], given)
+        (actual,) = project_together([conditioner], given)
         plain = layer(given.tensor())
         oracle = layer.double()(Upsampled(given.features.double(), (16, 16)).tensor())
-    assert (found - oracle).abs().max() <= 1.5 * (plain - oracle).abs().max()
+    assert (actual - oracle).abs().max() <= 1.5 * (plain - oracle).abs().max()
 
 
 @pytest.mark.parametrize("activations", ["store", "recompute", "reversible"])
@@ -98,20 +98,22 @@ def test_a_flow_reads_them_in_every_way_to_train(activations: str) -> None:
     assert given.beside is not None
     x = normal(2, 3, 12, 16)
     leaves = [given.features, given.beside, *flow.parameters()]
-    found, expected = flow.log_prob(x, given), flow.log_prob(x, given.tensor())
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    made, wanted = (torch.autograd.grad(each.sum(), leaves) for each in (found, expected))
-    torch.testing.assert_close(made, wanted, rtol=1e-7, atol=1e-7)
+    actual, expected = flow.log_prob(x, given), flow.log_prob(x, given.tensor())
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    gradients, expected_gradients = (
+        torch.autograd.grad(log_prob.sum(), leaves) for log_prob in (actual, expected)
+    )
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-7, atol=1e-7)
 
 
 def test_a_flow_samples_from_them() -> None:
     flow, given = picture_flow().float(), context((3, 2), (6, 8), dtype=torch.float32)
-    found, expected = (
+    actual, expected = (
         flow.sample(3, each, generator=torch.Generator().manual_seed(0))
         for each in (given, given.tensor())
     )
-    assert found.shape == (2, 3, 3, 12, 16)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert actual.shape == (2, 3, 3, 12, 16)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_in_one_graph_and_under_torch_func() -> None:
@@ -122,11 +124,11 @@ def test_in_one_graph_and_under_torch_func() -> None:
     def density(features: Tensor) -> Tensor:
         return flow.log_prob(x, Upsampled(features, (6, 8), given.beside)).sum()
 
-    (wanted,) = torch.autograd.grad(density(given.features), [given.features])
+    (expected,) = torch.autograd.grad(density(given.features), [given.features])
     compiled = torch.compile(density, fullgraph=True, backend="aot_eager")
-    (found,) = torch.autograd.grad(compiled(given.features), [given.features])
-    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(torch.func.grad(density)(given.features.detach()), wanted)
+    (actual,) = torch.autograd.grad(compiled(given.features), [given.features])
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(torch.func.grad(density)(given.features.detach()), expected)
 
 
 class Own(nn.Module):
@@ -174,6 +176,12 @@ def test_what_does_not_fit_is_an_error() -> None:
         Upsampled(torch.zeros(1, 3, 4), (8, 8))
     with pytest.raises(ValueError, match="beside must have shape"):
         Upsampled(torch.zeros(1, 3, 4, 4), (8, 8), torch.zeros(1, 2, 4, 4))
+    with pytest.raises(TypeError, match=r"write \(16, 16\), not 16; got 16\."):
+        Upsampled(torch.zeros(1, 3, 4, 4), 16)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"two numbers \(H, W\).* got \(8, 8, 8\)"):
+        Upsampled(torch.zeros(1, 3, 4, 4), (8, 8, 8))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"two whole numbers \(H, W\), got \(16, 16\.5\)"):
+        Upsampled(torch.zeros(1, 3, 4, 4), (16, 16.5))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="features must be a torch"):
         Upsampled([1.0], (8, 8))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must have 4 channels"):
@@ -189,7 +197,7 @@ def test_the_imaging_flow_computes_what_it_did(monkeypatch: pytest.MonkeyPatch) 
     flow = perturbed(ImagingFlow(config), 0.05).eval()
     x, y = torch.rand(2, 3, 32, 32).double(), torch.rand(2, 3, 8, 8).double()
     noise = 0.05 * torch.randn_like(x)
-    found = flow.log_prob(x, y, noise=noise)
+    actual = flow.log_prob(x, y, noise=noise)
     asked: list[bool] = []
 
     def never(*_: object) -> bool:
@@ -197,5 +205,5 @@ def test_the_imaging_flow_computes_what_it_did(monkeypatch: pytest.MonkeyPatch) 
         return False
 
     monkeypatch.setattr("robustflow.nn.conditioner.can_stay_small", never)
-    torch.testing.assert_close(found, flow.log_prob(x, y, noise=noise), rtol=1e-10, atol=1e-8)
+    torch.testing.assert_close(actual, flow.log_prob(x, y, noise=noise), rtol=1e-10, atol=1e-8)
     assert asked
