@@ -2,14 +2,18 @@
 
     python -m benchmarks.dropin [--filter TEXT] [--seconds S] [--threads N] [--json FILE] [--check]
 
-Beside them the bound: the same flow with a transform that costs nothing
-(robustflow/benchmarks/dropin_cases.py). A patch reaches what the bound leaves over the time with
-the patch on; the conditioner is the rest.
-A patch also fuses layers into one call, and may then pass the bound, which runs the library's
-layers. The last table has the targets. A training step is measured with PyTorch's Adam as it is by
-default, and with ``fused=True``: no patch changes the optimizer.
-Times are medians of alternating runs, each library and size in a process of its own, under the
-default allocator and one that keeps its memory; peak memory is of a training step beyond the flow.
+Three modes are timed: the patch off, the patch on, and "free", the same flow with a transform that
+costs nothing (robustflow/benchmarks/dropin_cases.py). What is left of the time is the conditioner,
+so the speed-up of "free" bounds what a faster transform can gain; "share" is the patch's speed-up
+over that bound. A patch also fuses layers into one call, so its share can exceed 100 %: "free" runs
+the library's layers. The last table compares with targets.
+
+A training step is measured with PyTorch's Adam in its default form and with ``fused=True``. No patch
+changes the optimizer.
+
+Times are medians of alternating runs. Each library and size runs in a process of its own, under the
+default allocator and under one that keeps its memory. Peak memory is that of a training step,
+without the flow itself.
 """
 
 from __future__ import annotations
@@ -29,11 +33,12 @@ from robustflow._arguments import output_file
 from robustflow.benchmarks import allocator, dropin_cases, machine, memory, peers, timing
 from robustflow.benchmarks.dropin_cases import LIBRARIES, MODES, SIZES, TINY, WHATS, Size
 from robustflow.benchmarks.rows import duration, table, write_json
+from robustflow.benchmarks.verdicts import Verdict, verdict_table
 
 MODULE = "benchmarks.dropin"
-SHARE = 0.9  # of the free transform's speed-up, that training and sampling are to reach
+MIN_SHARE = 0.9  # the share of the bound that every row should reach
 
-# How many times as fast as the library, on one thread; by library and size.
+# Speed-ups over the library to reach on one thread, by library and size.
 TARGETS = {
     ("nflows", "inference"): {"training step": 5.0, "sampling": 5.0},
     ("normflows", "inference"): {"training step": 6.0, "sampling": 5.0},
@@ -52,9 +57,10 @@ class DropInRow:
         library, size, what, allocator: the case.
         seconds: median seconds by mode: ``off``, ``on``, ``free``.
         spread: interquartile range over the median, by mode.
-        peak_bytes: of a training step, by mode, beyond the flow and its input; empty elsewhere.
-        difference: largest difference between on and off, of log_prob and samples as they are, of
-            the gradients over the largest gradient.
+        peak_bytes: peak memory of a training step by mode, without the flow and its input; empty
+            for other kinds of work.
+        difference: largest absolute difference between on and off in ``log_prob`` and ``samples``;
+            and in ``gradients``, relative to the largest gradient.
     """
 
     library: str
@@ -122,7 +128,11 @@ def peak_of(library: str, size: Size, mode: str) -> int:
 def measure(
     cases: Sequence[tuple[str, Size]], seconds: float, say: Callable[[str], None]
 ) -> tuple[list[DropInRow], dict[str, str]]:
-    """Every case in processes of its own; rows, and what was left out, with the reason."""
+    """Measure every case in processes of its own.
+
+    Returns:
+        The rows; and what was left out, with the reason.
+    """
     rows: list[DropInRow] = []
     left_out: dict[str, str] = {}
     for library, size in cases:
@@ -142,11 +152,11 @@ def measure(
         for policy in ("default", "keeping"):
             arguments = ["time", library, size.name, policy, str(seconds)]
             try:
-                made = allocator.run(policy, MODULE, arguments)
+                records = allocator.run(policy, MODULE, arguments)
             except ValueError as error:  # the allocator cannot be set here
                 left_out[f"{policy} allocator"] = str(error)
                 continue
-            for record in made:
+            for record in records:
                 training = record["what"] == WHATS[0]
                 rows.append(DropInRow(**{**record, "peak_bytes": peaks if training else {}}))
     return rows, left_out
@@ -172,24 +182,21 @@ def report(rows: Sequence[DropInRow], left_out: dict[str, str]) -> str:
             ]
         )
     parts = [table(header, lines)]
-    missed = [row for row in rows if row.share < SHARE]
+    missed = [row for row in rows if row.share < MIN_SHARE]
     parts.append(
-        f"{len(rows) - len(missed)} of {len(rows)} reach {SHARE:.0%} of the bound's speed-up."
+        f"{len(rows) - len(missed)} of {len(rows)} reach {MIN_SHARE:.0%} of the bound's speed-up."
     )
-    targets = [
-        [
-            f"{row.library}, {row.size}",
-            row.what,
-            row.allocator,
-            f"{row.speedup:.2f}x",
-            f"{row.target:.1f}x",
-            "reached" if row.speedup >= row.target else "missed",
-        ]
+    verdicts = [
+        Verdict(
+            f"{row.library}, {row.size}, {row.what}: >= {row.target:g}x",
+            {"allocator": row.allocator, "speed-up": f"{row.speedup:.2f}x"},
+            row.speedup >= row.target,
+        )
         for row in rows
         if row.target is not None
     ]
-    if targets:
-        parts.append(table(["flow", "work", "allocator", "faster", "target", ""], targets))
+    if verdicts:
+        parts.append(verdict_table(verdicts))
     parts += [f"Left out: {name}. {reason}" for name, reason in left_out.items()]
     return "\n\n".join(parts)
 
@@ -201,11 +208,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     parser.add_argument("--filter", default="", help="only flows whose name contains this")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of timing for each row")
-    parser.add_argument("--threads", type=int, help="of PyTorch; the targets are for one")
+    parser.add_argument("--seconds", type=float, default=10.0, help="timing of each row")
+    parser.add_argument("--threads", type=int, help="PyTorch's threads; the targets are for one")
     parser.add_argument("--tiny", action="store_true", help="a tiny flow, to see that it runs")
     parser.add_argument("--json", type=output_file, help="write the rows and the machine here")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where a row falls short")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help=f"exit with 1 where a row does not reach {MIN_SHARE:.0%} of the bound's speed-up",
+    )
     options = parser.parse_args(arguments)
     sizes = (TINY,) if options.tiny else SIZES
     every = [(library, size) for library in LIBRARIES for size in sizes]
@@ -228,11 +239,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for row in rows
         ]
         saved = write_json(options.json, description, [], dropin=records, left_out=left_out)
-    return int(not saved or (options.check and any(row.share < SHARE for row in rows)))
+    return int(not saved or (options.check and any(row.share < MIN_SHARE for row in rows)))
 
 
 def _work(task: str, library: str, size: str, *rest: str) -> None:
-    """What :func:`allocator.run` starts: write the result as JSON into the last argument."""
+    """The process that :func:`allocator.run` starts: writes JSON to the file, the last argument."""
     *options, file = rest
     result: Any
     if task == "peak":
