@@ -8,7 +8,7 @@ so the speed-up of "free" bounds what a faster transform can gain; "share" is th
 over that bound. A patch also fuses layers into one call, so its share can exceed 100 %: "free" runs
 the library's layers. The last table compares with targets.
 
-A training step is measured with PyTorch's Adam in its default form and with ``fused=True``. No patch
+A training step is measured with PyTorch's default Adam and with ``fused=True``. No patch
 changes the optimizer.
 
 Times are medians of alternating runs. Each library and size runs in a process of its own, under the

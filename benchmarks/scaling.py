@@ -2,15 +2,18 @@
 
     python -m benchmarks.scaling [--quick] [--filter TEXT] [--json FILE] [--check]
 
-N goes from 1e2 to 1e8 for modified RQ, affine and K = 8 RQ, and K from 2 to 64 at a million rows;
-forward, inverse and training step, on one thread and on two, under both allocators. All of a point
-is timed in alternation, a copy of the same bytes among it, on the same number of threads: that copy
-is the floor. Beyond the last cache a kernel's fraction of its floor should not depend on N; the
-report says by how much it does, and ``--check`` holds the rows of the allocator that keeps its
-memory to it (glibc's own maps tensors above 32 MB afresh and smaller ones not, which is a step in
-every curve of the other). A point's tensors take at most 8 GB, or it is left out, with the reason.
+N goes from 1e2 to 1e8 for the modified RQ spline, the affine transform and the RQ spline with K = 8
+bins; K goes from 2 to 64 at a million elements. Each point is measured forward, inverse and as a
+training step, on one thread and on two, under two allocators (robustflow/benchmarks/allocator.py).
 
-benchmarks.scaling_points says what a point is.
+The functions of a point are timed in alternation. One of them copies as many bytes on as many
+threads: that copy is the floor. For calls whose tensors do not fit in the last cache, the fraction
+of the floor should be the same for every N. The report shows how much it varies. ``--check`` exits
+with 1 if it varies too much under the allocator that keeps its memory. The default allocator is not
+checked: it maps fresh pages for tensors above 32 MB, so its curves have a step there.
+
+A point whose tensors need more than 8 GB is left out, and the report says so.
+benchmarks/scaling_points.py defines a point.
 """
 
 from __future__ import annotations
@@ -46,23 +49,32 @@ MODULE = "benchmarks.scaling"
 
 COUNTS = (*(m * 10**e for e in range(2, 8) for m in (1, 3)), 10**8)
 BINS = (2, 4, 8, 10, 16, 32, 64)
-ROWS_OF_BINS = 10**6
+ELEMENTS_OF_BINS = 10**6
 
-MEMORY = 8e9  # bytes that a point's tensors may take
-# A process holds up to so many times that: glibc's heap, where it is kept, gets gaps.
-HELD = {"keeping": 2.5, "default": 1.3}
+MAX_TENSOR_BYTES = 8e9  # for the tensors of a point
+# Memory of the process over that of its tensors, by allocator. "keeping" never returns memory to
+# the system, so its heap becomes fragmented.
+PROCESS_MEMORY_FACTOR = {"keeping": 2.5, "default": 1.3}
 
-STEADY = 1.5  # largest over smallest fraction of the floor, beyond the last cache
-BEYOND = 2  # times the last cache that a call must move for it to be beyond it
+MAX_VARIATION = 1.5  # largest over smallest fraction of the floor, for calls beyond the last cache
+# A call is beyond the last cache if it moves at least this many times the size of that cache.
+BEYOND_CACHE_FACTOR = 2
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is measured: ``seconds`` for a point, and rounds that it takes in any case."""
+    """What a run measures.
+
+    Attributes:
+        counts: the N.
+        bins: the K, each at ``elements_of_bins`` elements.
+        seconds: of timing for each point.
+        min_rounds: the least number of rounds, however long they take.
+    """
 
     counts: tuple[int, ...] = COUNTS
     bins: tuple[int, ...] = BINS
-    rows_of_bins: int = ROWS_OF_BINS
+    elements_of_bins: int = ELEMENTS_OF_BINS
     seconds: float = 0.5
     min_rounds: int = 3
 
@@ -72,12 +84,12 @@ QUICK = Settings((10**2, 10**4, 3 * 10**5), (2, 8, 32), 10**4, seconds=0.1, min_
 
 def points(settings: Settings) -> list[Point]:
     by_count = [Point("n", family, count) for family in FAMILIES for count in settings.counts]
-    by_bins = [Point("k", with_bins(bins), settings.rows_of_bins) for bins in settings.bins]
+    by_bins = [Point("k", with_bins(bins), settings.elements_of_bins) for bins in settings.bins]
     return by_count + by_bins
 
 
 def free_bytes() -> int:
-    """Memory that can be had now, here: the machine's, or what a control group leaves of it."""
+    """The machine's free memory, or what is left of the control group's limit if that is less."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -96,7 +108,7 @@ def free_bytes() -> int:
 
 
 def last_cache_bytes() -> int | None:
-    """Of the largest cache that the first core has, or None where Linux does not say."""
+    """The size of the first core's largest cache, or None where Linux does not tell it."""
     units = {"K": 1 << 10, "M": 1 << 20}
     sizes = []
     for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
@@ -105,22 +117,23 @@ def last_cache_bytes() -> int | None:
     return max(sizes, default=None)
 
 
-def reason_against(point: Point, policy: str, free: int) -> str | None:
-    """Why a point cannot be measured under an allocator with so many bytes free; or None."""
-    needed = point.bytes_needed
-    if needed > MEMORY:
-        return f"Its tensors take {needed / 1e9:.1f} GB; {MEMORY / 1e9:.0f} GB is the limit."
-    if HELD[policy] * needed > free:
-        return (
-            f"It may take {HELD[policy] * needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB "
-            "are free."
-        )
+def why_left_out(point: Point, policy: str, free: int) -> str | None:
+    """Why a point cannot be measured with ``free`` bytes of memory; None if it can."""
+    tensors = point.bytes_needed
+    if tensors > MAX_TENSOR_BYTES:
+        limit = MAX_TENSOR_BYTES / 1e9
+        return f"Its tensors take {tensors / 1e9:.1f} GB; {limit:.0f} GB is the limit."
+    process = PROCESS_MEMORY_FACTOR[policy] * tensors
+    if process > free:
+        return f"It may take {process / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free."
     return None
 
 
 def groups(every: Sequence[Point], text: str) -> list[list[Point]]:
-    """The points with a row whose name contains ``text``, by process: small ones of a transform
-    share one."""
+    """The points with a row whose name contains ``text``, one list for each process.
+
+    Small points of the same transform share a process.
+    """
     by_process: dict[tuple[str, ...], list[Point]] = {}
     for point in every:
         named = (
@@ -137,19 +150,22 @@ def groups(every: Sequence[Point], text: str) -> list[list[Point]]:
 def measure(
     settings: Settings, text: str, say: Callable[[str], None]
 ) -> tuple[list[ScalingRow], Measured]:
-    """Every row whose name contains ``text``, in processes of their own under each allocator; and
-    the same with what was left out and what failed."""
+    """Measure every row whose name contains ``text``, in separate processes under each allocator.
+
+    Returns:
+        The rows; and the same rows with what was left out and what failed.
+    """
     measured = Measured()
     rows: list[ScalingRow] = []
     for threads in set(THREADS) - set(usable_threads()):
         measured.left_out[f"{threads} threads"] = "This process may use fewer cores."
-    policies = [policy for policy in HELD if suite.works(policy, measured)]
+    policies = [policy for policy in PROCESS_MEMORY_FACTOR if suite.works(policy, measured)]
     for group in groups(points(settings), text):
         say(group[0].name if len(group) == 1 else f"{group[0].name} to {group[-1].name}")
         for policy in policies:
             chosen = []
             for point in group:
-                reason = reason_against(point, policy, free_bytes())
+                reason = why_left_out(point, policy, free_bytes())
                 if reason is None:
                     chosen.append(point)
                 else:
@@ -173,7 +189,10 @@ def measure(
 
 
 def worker(work: str, file: str) -> None:
-    """Some points in this process, under the allocator that it was started with."""
+    """Measure points in this process, under the allocator that it was started with.
+
+    ``work`` is JSON; the rows are written to ``file``.
+    """
     options = json.loads(work)
     chosen = [Point.from_json(record) for record in options.pop("points")]
     policy, text = options.pop("policy"), options.pop("text")
@@ -182,29 +201,30 @@ def worker(work: str, file: str) -> None:
         allocator.prime(max(point.bytes_to_prime for point in chosen))
     rows: list[ScalingRow] = []
     left_out: dict[str, str] = {}
-    for point in reversed(chosen):  # the largest first: the heap that is kept grows once
-        of_point, missing = measure_point(
+    for point in reversed(chosen):  # the largest first, so that a heap that is kept grows once
+        point_rows, missing = measure_point(
             point, text, policy, seconds=settings.seconds, min_rounds=settings.min_rounds
         )
-        rows = of_point + rows
+        rows = point_rows + rows
         left_out |= missing
     result = {"rows": [asdict(row) for row in rows], "left_out": left_out}
     Path(file).write_text(json.dumps(result))
 
 
 def steadiness(rows: Sequence[ScalingRow], cache: int) -> list[dict[str, Any]]:
-    """For each operation, direction, number of threads and allocator: how far the fraction of the
-    floor varies over the N whose calls move at least :data:`BEYOND` times the last cache.
+    """How much the fraction of the floor varies with N, for calls beyond the last cache.
 
-    ``ratio`` is the largest fraction over the smallest, ``met`` whether it is within
-    :data:`STEADY`; both are None where fewer than two N lie there.
+    There is one record for each operation, direction, number of threads and allocator. Its
+    ``ratio`` is the largest fraction over the smallest, and ``met`` says whether that is at most
+    :data:`MAX_VARIATION`. Both are None if fewer than two N are beyond the cache, which has
+    ``cache`` bytes.
     """
     groups: dict[tuple[Any, ...], list[ScalingRow]] = {}
     for row in rows:
         if row.sweep == "n":
             key = (row.operation, row.direction, row.threads, row.allocator)
             beyond = groups.setdefault(key, [])
-            if row.bytes >= BEYOND * cache:
+            if row.bytes >= BEYOND_CACHE_FACTOR * cache:
                 beyond.append(row)
     records = []
     for (operation, direction, threads, policy), beyond in groups.items():
@@ -220,7 +240,7 @@ def steadiness(rows: Sequence[ScalingRow], cache: int) -> list[dict[str, Any]]:
                 "smallest_fraction": min(fractions, default=None),
                 "largest_fraction": max(fractions, default=None),
                 "ratio": ratio,
-                "met": None if ratio is None else ratio <= STEADY,
+                "met": None if ratio is None else ratio <= MAX_VARIATION,
             }
         )
     return records
@@ -259,7 +279,7 @@ def report(rows: Sequence[ScalingRow], steady: Sequence[dict[str, Any]], measure
     ]
     parts = [table([*header, "ratios"], lines)]
     if judged:
-        parts.append(verdict_table(judged, f"beyond the last cache, within {STEADY:g}x"))
+        parts.append(verdict_table(judged, f"beyond the last cache, within {MAX_VARIATION:g}x"))
     parts += [f"Left out: {name}. {reason}" for name, reason in measured.left_out.items()]
     parts += [f"FAILED: {name}. {error}" for name, error in measured.failed.items()]
     return "\n\n".join(parts)
@@ -275,7 +295,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="exit with 1 where, with memory kept, the fraction of the floor is not steady",
+        help="exit with 1 if the fraction of the floor varies too much under the allocator that "
+        "keeps its memory",
     )
     options = parser.parse_args(arguments)
     settings = QUICK if options.quick else Settings()
@@ -292,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cache = last_cache_bytes()
     if cache is None:
         measured.left_out["the comparison beyond the last cache"] = (
-            "The size of the cache is read from Linux's /sys, which does not say it here."
+            "The size of the cache is read from Linux's /sys, which does not tell it here."
         )
     steady = [] if cache is None else steadiness(rows, cache)
     print("\n" + report(rows, steady, measured))

@@ -1,8 +1,11 @@
-"""A point of benchmarks.scaling: a transform at one N and K, every way, on 1 and 2 threads.
+"""A point of benchmarks.scaling: a transform at one N and K, in each direction, on 1 and 2 threads.
 
-Planar cases are pictures of ten channels at 100 x 100, as many as N asks for (below 1e4 elements,
-one of one channel). Beyond one such picture, or 1e5 rows, the data repeats itself: so the results
-of every element are known from the first stretch, which is checked against eager PyTorch.
+N is the number of elements. For transforms with planar parameters, x is a batch of pictures with
+ten channels of 100 x 100; below 1e5 elements it is one picture with fewer channels or pixels. For
+the RQ spline, x has shape (N,).
+
+The data repeats itself after 1e5 elements. So only the results for the first 1e5 have to be
+compared with eager PyTorch: all later ones must have the same bits.
 """
 
 from __future__ import annotations
@@ -19,30 +22,33 @@ import torch
 from robustflow.benchmarks import calls, timing
 from robustflow.benchmarks.calls import Calls, Inputs
 from robustflow.benchmarks.cases import DIRECTIONS, Case
-from robustflow.benchmarks.families import AFFINE, MODIFIED_RQ, RQ8, Family, Place
+from robustflow.benchmarks.families import AFFINE, MODIFIED_RQ, RQ8, Family, Workload
 from robustflow.benchmarks.rows import Row
 from robustflow.benchmarks.timing import Timing
 from robustflow.benchmarks.worker import PRIMED_INPUTS
 
 THREADS = (1, 2)
-STRETCH = 10**5  # elements after which the data repeats itself
+PERIOD = 10**5  # elements after which the data repeats itself
 SIDE = 100  # of a picture
-COPY_AT_ONCE = 1 << 30  # bytes; a longer copy is made of several, each beyond any cache
+# The most bytes for the buffers of a copy, far beyond any cache; a longer copy uses them
+# repeatedly.
+MAX_COPY_BYTES = 1 << 30
 SMALL = 1 << 27  # bytes of a training step: points below it share a process
-# Up to where competitors are timed: elements, and bytes of a call (K = 8 at as many rows).
-AFFORDABLE = (10**6, 11 * 10**7)
+# Competitors are slow, so they are timed up to this many elements, and up to this many bytes of a
+# forward call (which admits K = 8 at that many elements, and no more bins).
+COMPETITOR_MAX_ELEMENTS, COMPETITOR_MAX_BYTES = 10**6, 11 * 10**7
 
 
 @dataclass(frozen=True)
 class ScalingRow(Row):
-    """A point in one direction on a number of threads: the keys of every row, and these.
+    """A point in one direction on a number of threads: a :class:`Row` with more fields.
 
     Attributes:
-        sweep: ``n`` or ``k``, what the point is one of many of.
+        sweep: what varies, ``n`` or ``k``.
         threads: of the operation and of the copy.
-        num_bins: K; 0 where there is none.
+        num_bins: K; 0 for a transform without bins.
         seconds_per_element, bytes_per_element: ``median_s`` and ``bytes`` over the elements.
-        copy_bytes_per_s: of the copy of as many bytes in the same rounds, read and written.
+        copy_bytes_per_s: bytes that the copy, timed in the same rounds, reads and writes a second.
     """
 
     sweep: str = "n"
@@ -58,7 +64,7 @@ class Point:
     """A transform at one N and K.
 
     Attributes:
-        sweep: ``n`` or ``k``.
+        sweep: what varies, ``n`` or ``k``.
         family: the transform.
         count: elements of x.
     """
@@ -76,33 +82,35 @@ class Point:
         if self.family.operation == "rq_spline":
             return (self.count,)
         space = min(self.count, SIDE * SIDE)
-        channels = min(self.count, STRETCH) // space
+        channels = min(self.count, PERIOD) // space
         return (self.count // (space * channels), channels, space)
 
     def case(self, verb: str) -> Case:
         """``verb`` is one of :data:`robustflow.benchmarks.cases.DIRECTIONS`."""
-        place = Place(f"scaling-{self.sweep}", self.shape)
+        workload = Workload(f"scaling-{self.sweep}", self.shape)
         competitor = "nflows" if "nflows" in self.family.competitors else "eager"
-        return Case(place, self.family, DIRECTIONS[verb], (competitor,))
+        return Case(workload, self.family, DIRECTIONS[verb], (competitor,))
 
     @property
     def bytes_needed(self) -> int:
         """Of a training step (inputs, cotangents, outputs, gradients) and of the copy."""
         case = self.case("train")
         traffic = case.traffic
-        return 2 * (traffic.inputs + traffic.outputs) + min(case.bytes, COPY_AT_ONCE)
+        return 2 * (traffic.inputs + traffic.outputs) + min(case.bytes, MAX_COPY_BYTES)
 
     @property
-    def is_affordable(self) -> bool:
-        """Whether competitors, slow as they are, are timed too."""
-        elements, num_bytes = AFFORDABLE
-        return self.count <= elements and self.case("forward").bytes <= num_bytes
+    def has_competitors(self) -> bool:
+        """Whether competitors are timed too, which are slow."""
+        return (
+            self.count <= COMPETITOR_MAX_ELEMENTS
+            and self.case("forward").bytes <= COMPETITOR_MAX_BYTES
+        )
 
     @property
     def bytes_to_prime(self) -> int:
-        """Heap to touch beforehand where memory is kept."""
+        """Bytes of heap to touch before the clock starts, under the allocator that keeps memory."""
         inputs = self.case("train").traffic.inputs
-        return max(self.bytes_needed, PRIMED_INPUTS * inputs if self.is_affordable else 0)
+        return max(self.bytes_needed, PRIMED_INPUTS * inputs if self.has_competitors else 0)
 
     @property
     def is_small(self) -> bool:
@@ -115,8 +123,10 @@ class Point:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Point:
-        found = {family.operation: family for family in FAMILIES}[record["operation"]]
-        family = with_bins(record["num_bins"]) if record["num_bins"] else found
+        if record["num_bins"]:
+            family = with_bins(record["num_bins"])
+        else:
+            family = {family.operation: family for family in FAMILIES}[record["operation"]]
         return cls(record["sweep"], family, record["count"])
 
 
@@ -129,7 +139,7 @@ def with_bins(num_bins: int) -> Family:
 
 
 def short(count: int) -> str:
-    """A number of elements in few letters.
+    """A number of elements in scientific notation with one digit.
 
     Example:
         >>> short(30_000), short(10**8)
@@ -151,18 +161,18 @@ class OnThreads:
 
 
 def sample_seconds(on_threads: OnThreads, calls: int) -> float:
-    """Seconds a call; the threads are set before the clock starts."""
+    """Seconds for a call. The number of threads is set before the clock starts."""
     torch.set_num_threads(on_threads.threads)
     return timing.sample_by(time.perf_counter, on_threads.function, calls)
 
 
 def copies(sizes: Iterable[int]) -> dict[int, timing.Function]:
-    """For each number of bytes a copy that moves it, all in the same two buffers.
+    """A copy for each number of bytes to read and write, all with the same two buffers.
 
-    A long one goes over buffers of :data:`COPY_AT_ONCE` several times: nothing of them is left in a
-    cache when their turn comes again.
+    A copy of more than :data:`MAX_COPY_BYTES` goes over the buffers several times. They are far
+    larger than the caches, so each pass reads from memory.
     """
-    times = {size: max(1, math.ceil(size / COPY_AT_ONCE)) for size in sizes}
+    times = {size: max(1, math.ceil(size / MAX_COPY_BYTES)) for size in sizes}
     lengths = {size: max(1, size // (8 * times[size])) for size in times}
     source = torch.ones(max(lengths.values()))
     target = torch.zeros_like(source)
@@ -180,9 +190,9 @@ def copies(sizes: Iterable[int]) -> dict[int, timing.Function]:
 
 
 def inputs_of(point: Point) -> tuple[Inputs, int]:
-    """Tensors for every direction, and how often they repeat their first :data:`STRETCH`."""
+    """Tensors for every direction, and how many times they hold their first :data:`PERIOD`."""
     case = point.case("train")
-    repeats = max(1, point.count // STRETCH)
+    repeats = max(1, point.count // PERIOD)
     first = (case.shape[0] // repeats, *case.shape[1:])
     inputs = calls.make_inputs(replace(case, smaller_shape=first))
 
@@ -193,16 +203,16 @@ def inputs_of(point: Point) -> tuple[Inputs, int]:
 
 
 def checked(case: Case, inputs: Inputs, repeats: int) -> Calls:
-    """The case's calls once their results are known to be right.
+    """The case's calls, after a check of their results.
 
-    The first stretch is compared with eager PyTorch and the competitors, and every later one with
-    the first: they must be the same bits.
+    The results of the first period are compared with eager PyTorch and the competitors. Those of
+    all other periods must have the same bits as the first.
 
     Raises:
-        AssertionError: they are not; the message says where.
+        AssertionError: a result is wrong; the message says where.
     """
     length = case.shape[0] // repeats
-    stretch = replace(
+    period = replace(
         case,
         smaller_shape=(length, *case.shape[1:]),
         competitors=tuple(dict.fromkeys(("eager", *case.competitors))),
@@ -211,15 +221,15 @@ def checked(case: Case, inputs: Inputs, repeats: int) -> Calls:
     def first(tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return tuple(tensor[:length] for tensor in tensors)
 
-    small = calls.bind(stretch, Inputs(first(inputs.leaves), first(inputs.cotangents)))
-    # A bin of K is K times smaller, and where x lies in it is known K times less well.
+    small = calls.bind(period, Inputs(first(inputs.leaves), first(inputs.cotangents)))
+    # With more bins each is narrower, so the rounding error of x is a larger part of its width.
     calls.check_agreement(small, rounding=1e-4 * max(0.0, case.family.num_bins / 8 - 1))
     expected: Any = small.ours()
     whole = calls.bind(case, inputs)
     results: Any = OnThreads(max(usable_threads()), whole.ours)()
-    for index, (tensor, right) in enumerate(zip(results, expected, strict=True)):
-        for start in range(0, len(tensor), length):
-            if not torch.equal(tensor[start : start + length], right):
+    for index, (result, first_period) in enumerate(zip(results, expected, strict=True)):
+        for start in range(0, len(result), length):
+            if not torch.equal(result[start : start + length], first_period):
                 raise AssertionError(
                     f"{case.name}: result {index} from sample {start} on differs from the "
                     "first samples', which have the same inputs."
@@ -230,9 +240,10 @@ def checked(case: Case, inputs: Inputs, repeats: int) -> Calls:
 def measure_point(
     point: Point, text: str, policy: str, *, seconds: float, min_rounds: int
 ) -> tuple[list[ScalingRow], dict[str, str]]:
-    """The rows of a point whose name contains ``text``, in this process; and what was left out.
+    """Measure the rows of a point whose name contains ``text``, in this process.
 
-    A row's name is that of the case, its number of elements and of threads.
+    Returns:
+        The rows; and what was left out, with the reason.
     """
     selected = [
         (point.case(verb), threads)
@@ -245,17 +256,17 @@ def measure_point(
     prepared: dict[str, Calls] = {}
     for case, _ in selected:
         if case.name not in prepared:
-            competitors = case.competitors if point.is_affordable else ()
+            competitors = case.competitors if point.has_competitors else ()
             prepared[case.name] = checked(replace(case, competitors=competitors), inputs, repeats)
             left_out |= prepared[case.name].left_out
     floors = copies({case.bytes for case, _ in selected})
     functions: dict[str, OnThreads] = {}
     for case, threads in selected:
-        of_case = prepared[case.name]
-        functions[row_name(case, threads)] = OnThreads(threads, of_case.ours)
+        case_calls = prepared[case.name]
+        functions[row_name(case, threads)] = OnThreads(threads, case_calls.ours)
         functions[_copy_name(case, threads)] = OnThreads(threads, floors[case.bytes])
         if threads == max(usable_threads()):
-            for who, function in of_case.competitors.items():
+            for who, function in case_calls.competitors.items():
                 functions[_name_of(who, case, threads)] = OnThreads(threads, function)
     times = timing.alternate(
         functions, seconds=seconds, min_rounds=min_rounds, warmup=1, sampler=sample_seconds
@@ -301,11 +312,12 @@ def _copy_name(case: Case, threads: int) -> str:
 
 
 def row_name(case: Case, threads: int) -> str:
+    """The case's name, its number of elements and that of threads."""
     return f"{case.name}.n{short(case.elements)}.t{threads}"
 
 
 def usable_threads() -> tuple[int, ...]:
-    """Of :data:`THREADS`, those for which this process has a core each."""
+    """The entries of :data:`THREADS` for which this process has enough cores."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return tuple(threads for threads in THREADS if threads <= cores)

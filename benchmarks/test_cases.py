@@ -1,8 +1,11 @@
-"""The same cases under pytest-benchmark: ``pytest benchmarks --benchmark-json FILE``.
+"""The cases of ``robustflow bench`` under pytest-benchmark.
 
-A group is a case: robustflow and each competitor, whose results are compared with robustflow's
-before it is timed. ``-k`` chooses cases, ``--quick`` their smaller shapes. pytest-benchmark
-times one function after the other: for ratios use ``robustflow bench``, which alternates.
+    pytest benchmarks --benchmark-json FILE
+
+Each case is a group of pytest-benchmark, with robustflow and its competitors. Before a competitor
+is timed, its results are compared with robustflow's. ``-k`` selects cases, and ``--quick`` uses
+their smaller shapes. pytest-benchmark times one function after the other; for ratios use
+``robustflow bench``, which alternates.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from robustflow.benchmarks.cases import Case
 
 pytest.importorskip("pytest_benchmark", reason="pip install 'robustflow[bench]'")
 
-CONTESTANTS = [
+CALLS = [
     pytest.param(case, who, id=f"{case.name}-{who}")
     for case in cases.SUITE
     for who in ("robustflow", *case.competitors)
@@ -26,12 +29,12 @@ CONTESTANTS = [
 
 @pytest.fixture(autouse=True)
 def _forget_compiled() -> Iterator[None]:
-    """torch.compile stops compiling a function that it has met in too many shapes."""
+    """torch.compile stops compiling a function after too many different input shapes."""
     yield
     peers.forget_compiled()
 
 
-@pytest.mark.parametrize(("case", "who"), CONTESTANTS)
+@pytest.mark.parametrize(("case", "who"), CALLS)
 def test_case(case: Case, who: str, benchmark: Any, pytestconfig: pytest.Config) -> None:
     if pytestconfig.getoption("--quick", default=False):
         case = case.quick()

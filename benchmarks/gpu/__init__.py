@@ -1,10 +1,9 @@
-"""The GPU suite: every operation on one card, against the speed at which that card copies.
+"""Measure every operation on a GPU, compared with the speed at which that GPU copies.
 
     python -m benchmarks.gpu [--quick] [--filter TEXT] [--json FILE]
 
-Modules, in the order in which they use each other: ``cases`` is what there is to measure,
-``calls`` makes the tensors and the functions and checks them, ``meter`` is the stopwatch, ``card``
-describes the GPU, ``plan`` puts the work in order, ``row`` is what is measured of a case, ``suite``
-does the work within a budget of time, ``targets`` are what the rows are held against, ``report``
-prints.
+Modules, each using those before it: ``calls`` makes and checks the functions to time, ``meter``
+times them, ``card`` describes the GPU, ``plan`` lists the tasks in order, ``row`` is the result of
+a case, ``suite`` measures the tasks within a time budget, ``targets`` compares rows with targets,
+``report`` prints. Cases are those of robustflow/benchmarks/cases.py.
 """

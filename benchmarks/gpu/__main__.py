@@ -1,8 +1,8 @@
-"""Measure the GPU kernels: one command of at most eight minutes.
+"""Measure the GPU kernels in at most eight minutes.
 
-The card's own copy bandwidth comes first; then every operation, direction, dtype and shape by both
-backends, checked against the float64 reference and timed beside PyTorch and the installed peers;
-a short table of the targets comes last.
+First the GPU's copy bandwidth. Then every operation, direction, dtype and shape with both backends:
+the results are checked against the float64 reference, and timed in alternation with PyTorch and the
+installed peers. A short table of targets comes last.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from robustflow._arguments import output_file
 from robustflow._backend import GPU_BACKENDS
 from robustflow.benchmarks.rows import write_json
 
-# Of eight minutes: the rest is for starting up and for the last task, should it take longer.
+# Less than eight minutes: starting takes time, and the last task may take longer than planned.
 _BUDGET_S = 450.0
 _QUICK_BUDGET_S = 75.0
 _CASE_S = {FULL: 0.4, QUICK: 0.2, REHEARSAL: 0.005}
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _backends(device: torch.device) -> list[str]:
-    """Those that can serve the device; RuntimeError, with the reasons, where none can."""
+    """The backends that can run on the device; RuntimeError, with the reasons, if there is none."""
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
             "This measures a GPU, and torch sees none: run it where nvidia-smi lists one and torch "

@@ -1,4 +1,4 @@
-"""The tensors of a case, each contestant as a function of them, and the check before the clock."""
+"""The tensors of a case, the functions to time on them, and the check of their results."""
 
 from __future__ import annotations
 
@@ -26,63 +26,69 @@ MASKED = ("nflows", "normflows")
 ZUKO = "zuko"
 AGAINST = (REFERENCE, COMPILED, EAGER, *MASKED, ZUKO)
 
-# Elements of one stretch that is compared with the oracle, which needs some 40 times its memory.
-_STRETCH = 1 << 20
+# Elements that are compared with the float64 reference at once: it needs 40 times their memory.
+_CHECKED_AT_ONCE = 1 << 20
 _ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 
 
 @dataclass(frozen=True)
 class Call:
-    """A function and the backend that is to be chosen around it, outside what is timed."""
+    """A function to time, and the backend to select before the clock starts."""
 
     function: Callable[[], tuple[Tensor, ...]]
     backend: str = ""
 
-    def chosen(self) -> AbstractContextManager[Any]:
+    def selected(self) -> AbstractContextManager[Any]:
+        """A context manager that selects the backend."""
         return robustflow.use_backend(self.backend) if self.backend else nullcontext()
 
     def __call__(self) -> tuple[Tensor, ...]:
-        with self.chosen():
+        with self.selected():
             return self.function()
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """Inputs of a case; cotangents where it has a backward pass."""
+    """Inputs of a case; with a backward pass also cotangents."""
 
     case: Case
     x: Tensor
     params: Tensor
     cotangents: tuple[Tensor, ...]
 
-    def stretch(self, begin: int, end: int) -> Tensors:
-        """Samples ``begin`` to ``end`` in float64, as leaves of their own."""
+    def in_float64(self, begin: int, end: int) -> Tensors:
+        """Samples ``begin`` to ``end`` in float64, as leaves of autograd."""
 
-        def cut(tensor: Tensor) -> Tensor:
+        def convert(tensor: Tensor) -> Tensor:
             return tensor.detach()[begin:end].double().requires_grad_(tensor.requires_grad)
 
-        cotangents = tuple(cut(cotangent) for cotangent in self.cotangents)
-        return Tensors(self.case, cut(self.x), cut(self.params), cotangents)
+        cotangents = tuple(convert(cotangent) for cotangent in self.cotangents)
+        return Tensors(self.case, convert(self.x), convert(self.params), cotangents)
 
 
 def make_tensors(case: Case, device: torch.device, seed: int) -> Tensors:
-    """Standard normal inputs of a case whose parameters are one tensor."""
+    """Standard normal inputs for a case that has its parameters in one tensor."""
     inputs = make_inputs(case, seed, device)
     x, params = (leaf.requires_grad_(case.trains) for leaf in inputs.leaves)
     return Tensors(case, x, params, inputs.cotangents)
 
 
 def make_call(who: str, tensors: Tensors) -> Call:
-    """A backend of robustflow, or one of ``AGAINST``, on the tensors of a case.
+    """A call on the tensors of a case.
 
-    It returns what :func:`labels` names. Backward alone goes through a graph made here.
+    It returns what :func:`labels` names. If the backward pass is timed alone, the forward pass runs
+    here, once.
+
+    Args:
+        who: a backend of robustflow, or one of ``AGAINST``.
+        tensors: of the case.
 
     Raises:
-        PeerMissing: it is not installed.
+        PeerMissing: the peer is not installed.
         ValueError: the peer has no such transform.
     """
     case = tensors.case
-    # Of the C++ that Inductor makes, not of its GPU code: peers.compiled says what is wrong.
+    # The defect that peers.compiled describes is in Inductor's code for CPUs, not in that for GPUs.
     accumulates = tensors.x.is_cpu and case.trains and case.family.spec.name == "rq"
     transform = _transform(who, case, accumulates)
     backend = "" if who in (EAGER, *MASKED, ZUKO) else REFERENCE if who == COMPILED else who
@@ -91,8 +97,8 @@ def make_call(who: str, tensors: Tensors) -> Call:
     def call() -> tuple[Tensor, ...]:
         return transform(*leaves)
 
-    def gradients(outputs: tuple[Tensor, ...], again: bool) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(outputs, leaves, tensors.cotangents, retain_graph=again)
+    def gradients(outputs: tuple[Tensor, ...], keep_graph: bool) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(outputs, leaves, tensors.cotangents, retain_graph=keep_graph)
 
     if not case.trains:
         return Call(call, backend)
@@ -108,13 +114,13 @@ def make_call(who: str, tensors: Tensors) -> Call:
 
 
 def labels(case: Case) -> tuple[str, ...]:
-    """Names of the results of a case's calls."""
+    """The names of the results that a case's calls return."""
     gradients = ("gradient of x", "gradient of the parameters") if case.trains else ()
     return gradients if case.only_backward else ("y", "logabsdet", *gradients)
 
 
 def why_not(who: str, case: Case) -> str:
-    """Why a contestant has no part in a case; empty where it has."""
+    """Why ``who`` cannot compute a case; an empty text if it can."""
     family = case.family
     if who in (*MASKED, ZUKO):
         parametrization = "softclip" if who == ZUKO else "softmax"
@@ -129,12 +135,12 @@ def why_not(who: str, case: Case) -> str:
 
 
 def check(what: str, tensors: Tensors, call: Call) -> None:
-    """Compare a call with the float64 reference, so that no speed of a wrong result is reported.
+    """Compare a call with the float64 reference, so that no wrong result is timed.
 
-    What the call returned a first time is overwritten with NaN and freed, for the allocator to hand
-    out again: a NaN in the second results, anywhere, is a number that was not written. The values
-    are compared on the first, a middle and the last stretch of samples (on all, where the case is
-    small), within the rounding of the results' dtypes.
+    The results of a first call are overwritten with NaN and freed, so that the second call is
+    likely to get the same memory. A NaN in its results is then a number that the kernel did not
+    write. The values are compared on samples at the start, in the middle and at the end (for small
+    cases, on all samples), to the rounding of the results' dtypes.
 
     Raises:
         AssertionError: a result is wrong; the message names it.
@@ -145,17 +151,18 @@ def check(what: str, tensors: Tensors, call: Call) -> None:
     for label, result in zip(labels(tensors.case), results, strict=True):
         if bool(result.isnan().any()):
             raise AssertionError(f"{what}: {label} has NaN, or numbers that were never written.")
-    for begin, end in _stretches(tensors.case):
-        expected = make_call(REFERENCE, tensors.stretch(begin, end))()
+    for begin, end in _checked_ranges(tensors.case):
+        expected = make_call(REFERENCE, tensors.in_float64(begin, end))()
         for label, result, truth in zip(labels(tensors.case), results, expected, strict=True):
             part, rounded = result.detach()[begin:end].double(), truth.detach().to(result.dtype)
             where = f"{what}: {label} of samples {begin} to {end} against the float64 reference"
             check_close(where, part, rounded.double(), _ROUNDING[result.dtype])
 
 
-def _stretches(case: Case) -> list[tuple[int, int]]:
+def _checked_ranges(case: Case) -> list[tuple[int, int]]:
+    """Ranges of samples to compare."""
     samples = case.shape[0]
-    length = max(1, _STRETCH * samples // case.elements)
+    length = max(1, _CHECKED_AT_ONCE * samples // case.elements)
     if 3 * length >= samples:
         return [(0, samples)]
     begins = (0, (samples - length) // 2, samples - length)
@@ -163,7 +170,7 @@ def _stretches(case: Case) -> list[tuple[int, int]]:
 
 
 def _transform(who: str, case: Case, accumulates: bool) -> Transform:
-    """``who``'s transform of x and the packed parameters."""
+    """The transform of ``who`` as a function of x and the packed parameters."""
     family, inverse = case.family, case.inverse
     if reason := why_not(who, case):
         raise ValueError(reason)

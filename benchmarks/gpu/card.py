@@ -1,4 +1,4 @@
-"""The card: what it is, what it runs, and how fast it copies."""
+"""The GPU: its properties, its state, and how fast it copies."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from benchmarks.gpu.calls import Call
 from benchmarks.gpu.meter import Meter
 from robustflow.benchmarks import machine, timing
 
-REHEARSAL = "CPU rehearsal: no figure here is of a GPU"
+REHEARSAL = "CPU rehearsal: no figure here is of a GPU"  # in place of a GPU's name
 
 _MIB = 1 << 20
-# Bytes read and written in all; from a hundred megabytes to beyond any cache.
+# Sizes of copies, in bytes read and written: up to sizes far larger than any cache.
 COPIES = tuple(size * _MIB for size in (128, 256, 512, 1024, 2048, 4096))
 REHEARSED_COPIES = (_MIB, 2 * _MIB)
-# What is asked of nvidia-smi.
+# Fields to query from nvidia-smi.
 _STATE = (
     "clocks.sm",
     "clocks.mem",
@@ -34,7 +34,7 @@ _UNKNOWN = "unknown"
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """What :func:`machine.describe` says, and ``card``, with its driver and versions."""
+    """:func:`machine.describe`, and ``card``: the GPU with its driver and versions."""
     return {**machine.describe(), "card": _describe_card(device)}
 
 
@@ -55,20 +55,21 @@ def _describe_card(device: torch.device) -> dict[str, Any]:
 
 
 def state(device: torch.device) -> dict[str, str]:
-    """Clocks, power and temperature at this moment, as nvidia-smi puts them; empty without it."""
+    """Clocks, power and temperature now, as nvidia-smi prints them; empty without nvidia-smi."""
     return _ask_driver(device, _STATE) if device.type == "cuda" else {}
 
 
 def cache_bytes(device: torch.device) -> int:
-    """Of the last cache."""
+    """The size of the L2 cache."""
     return int(torch.cuda.get_device_properties(device).L2_cache_size)
 
 
 def copy_speeds(meter: Meter, sizes: Sequence[int], seconds: float) -> list[dict[str, float]]:
-    """How fast the device copies: ``{bytes, median_s, spread, bytes_per_s}`` a size.
+    """How fast the device copies random numbers.
 
-    ``bytes`` are those read and those written, half and half. What is copied is random. A size that
-    does not fit the memory is left out.
+    Returns:
+        ``{bytes, median_s, spread, bytes_per_s}`` for each size. ``bytes`` counts those read and
+        those written. Sizes that do not fit in the memory are left out.
     """
     measured = []
     for size in sizes:
@@ -98,7 +99,7 @@ def copy_speeds(meter: Meter, sizes: Sequence[int], seconds: float) -> list[dict
 
 
 def best_copy(speeds: Sequence[dict[str, float]]) -> float:
-    """The bytes a second that every fraction of the floor is of: the fastest of all sizes."""
+    """The bytes per second of the fastest size; fractions of the floor are relative to it."""
     if not speeds:
         raise RuntimeError("The card has no room for a copy of 64 MiB: free its memory first.")
     return max(speed["bytes_per_s"] for speed in speeds)
@@ -113,7 +114,7 @@ def _ask_driver(device: torch.device, names: Sequence[str]) -> dict[str, str]:
         program,
         f"--query-gpu={','.join(names)}",
         "--format=csv,noheader",
-        f"--id=GPU-{uuid}",  # its own numbering need not be torch's
+        f"--id=GPU-{uuid}",  # because nvidia-smi may number GPUs differently than torch
     ]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

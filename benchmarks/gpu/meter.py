@@ -1,7 +1,4 @@
-"""The stopwatch: on a GPU by events, in rows of calls and through CUDA graphs; on a CPU a clock.
-
-The second is for rehearsals where there is no GPU; nothing it says is of a GPU.
-"""
+"""Measure the time and memory of calls on a GPU; on a CPU, only to rehearse the suite."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from torch import Tensor
 from benchmarks.gpu.calls import Call
 from robustflow.benchmarks import timing
 
-# Calls captured in one graph: launching the graph itself is then a small part of what is timed.
+# Calls captured in one graph, so that launching the graph is a small part of the measured time.
 GRAPH_CALLS = 16
 _WARMUP_CALLS = 3
 
@@ -25,32 +22,37 @@ class GraphRefused(RuntimeError):
 
 
 class Meter(Protocol):
-    """Times calls, in seconds; every method leaves the device idle."""
+    """Times calls, in seconds. After every method the device is idle."""
 
     device: torch.device
 
     def cold(self, call: Call, calls: int) -> float:
-        """A call that finds nothing of its inputs in the cache: what large tensors meet."""
+        """Seconds for a call whose inputs are not in the cache, as is usual for large tensors."""
 
     def latency(self, call: Call, calls: int) -> float:
-        """A call in a row of calls, the work of launching it included."""
+        """Seconds for a call among consecutive calls, with the time to launch it."""
 
     def graph(self, call: Call) -> Call:
-        """A call that replays ``GRAPH_CALLS`` captured ones; :class:`GraphRefused` otherwise."""
+        """A call that replays ``GRAPH_CALLS`` captured calls.
+
+        Raises:
+            GraphRefused: they cannot be captured.
+        """
 
     def peak_bytes(self, call: Call) -> int | None:
-        """The most memory that one call holds beyond its inputs, what it returns included."""
+        """The most memory that one call holds, with its results and without its inputs."""
 
     def release(self) -> None:
-        """Give back the memory that nothing holds."""
+        """Free memory that the allocator caches."""
 
 
 class CudaMeter:
-    """On the current CUDA device.
+    """Measures on the current CUDA device.
 
-    Before each cold sample a buffer of sixteen times the L2 cache is read (read, not written: lines
-    that were written would have to go to memory while the clock runs). That also keeps the GPU busy
-    while the CPU enqueues the call, so that events bracket the call's own work alone.
+    Before each cold sample it reads a buffer of sixteen times the L2 cache. (Writing would leave
+    modified cache lines, which the GPU would have to write to memory while the clock runs.) That
+    also keeps the GPU busy while the CPU enqueues the call, so that the events enclose only the
+    call's work.
     """
 
     def __init__(self, device: torch.device, cache_bytes: int) -> None:
@@ -60,7 +62,7 @@ class CudaMeter:
     def cold(self, call: Call, calls: int) -> float:
         begin = torch.cuda.Event(enable_timing=True)
         end = torch.cuda.Event(enable_timing=True)
-        with call.chosen():
+        with call.selected():
             self._buffer.amax()
             begin.record()
             for _ in range(calls):
@@ -74,14 +76,14 @@ class CudaMeter:
             torch.cuda.synchronize()
             return time.perf_counter()
 
-        with call.chosen():
+        with call.selected():
             return timing.sample_by(finished, call.function, calls)
 
     def graph(self, call: Call) -> Call:
         graph = torch.cuda.CUDAGraph()
         side = torch.cuda.Stream()
         try:
-            with call.chosen():
+            with call.selected():
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side):
                     for _ in range(_WARMUP_CALLS):
@@ -114,7 +116,7 @@ class CudaMeter:
 
 
 class HostMeter:
-    """On the CPU: the clock around the call, whatever is asked."""
+    """Measures on the CPU: every method that times a call uses the clock."""
 
     device = torch.device("cpu")
 
@@ -125,7 +127,7 @@ class HostMeter:
         return self.latency(call, calls)
 
     def latency(self, call: Call, calls: int) -> float:
-        with call.chosen():
+        with call.selected():
             return timing.sample_by(self._clock, call.function, calls)
 
     def graph(self, call: Call) -> Call:

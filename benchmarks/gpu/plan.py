@@ -1,4 +1,4 @@
-"""The work in order of importance: what there is no time for at the end is what matters least."""
+"""The tasks in order of importance, so that the least important are left out if time runs out."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import torch
 from benchmarks.gpu.calls import AGAINST, COMPILED, EAGER, MASKED, REFERENCE, ZUKO, why_not
 from robustflow.benchmarks import families
 from robustflow.benchmarks.cases import Case
-from robustflow.benchmarks.families import LOW_LIGHT, SR, Family, Place
+from robustflow.benchmarks.families import LOW_LIGHT, SR, Family, Workload
 
 FULL, QUICK, REHEARSAL = "full", "quick", "rehearsal"
-# The most elements of a case.
+# The largest number of elements of a case.
 _ELEMENTS = {FULL: 1 << 26, QUICK: 1 << 23, REHEARSAL: 1 << 10}
 
-# 64 M elements: the shapes that the targets are stated for.
-LARGE = {"planar": Place("large", (16, 64, 256, 256)), "rows": Place("large", (1 << 26,))}
+# The shapes of the targets, with 64 M elements.
+LARGE = {"planar": Workload("large", (16, 64, 256, 256)), "rows": Workload("large", (1 << 26,))}
 PICTURES = (*SR, LOW_LIGHT)
-# Neural spline flows of ten dimensions.
-TABLES = tuple(Place(f"nsf-1e{power}", (10**power, 10)) for power in (6, 5, 4, 3, 2))
-# Launch-bound: one picture's third level, and the small batch of simulation-based inference.
-TINY = {"planar": Place("one", (1, 96, 20, 20)), "rows": Place("64x8", (64, 8))}
+# Neural spline flows in ten dimensions.
+TABLES = tuple(Workload(f"nsf-1e{power}", (10**power, 10)) for power in (6, 5, 4, 3, 2))
+# Small shapes, for which launching takes most of the time: the third level of one picture, and a
+# small batch of simulation-based inference.
+TINY = {"planar": Workload("one", (1, 96, 20, 20)), "rows": Workload("64x8", (64, 8))}
 
 _BF16, _F16 = torch.bfloat16, torch.float16
 _CALLS = ("forward", "inverse", "forward+backward")
@@ -35,11 +36,7 @@ _MOST = (*_MAIN, families.RQ8_PACKED_PLANAR, families.CUBIC_BSPLINE)
 
 @dataclass(frozen=True)
 class Task:
-    """Measure a case with every backend, or (``against``) one contestant on it.
-
-    ``seconds``: what it may take on a card like an H100, compiling included: it is not started
-    with less left.
-    """
+    """Measure a case with every backend; or, with ``against``, one competitor on it."""
 
     case: Case
     against: str = ""
@@ -54,17 +51,19 @@ class Task:
 
     @property
     def seconds(self) -> float:
+        """Seconds that it may take on a GPU like an H100, with compilation."""
         if self.compiles:
             return 40.0 if self.case.trains else 25.0
         return 6.0
 
 
 def plan(scale: str, text: str = "", against: Sequence[str] = AGAINST) -> list[Task]:
-    """Every task whose case's name contains ``text``, the most important first.
+    """The tasks, the most important first.
 
     Args:
         scale: ``full``, ``quick`` or ``rehearsal``: the size of the tensors.
-        against: the contestants to compare with.
+        text: only cases whose name contains it.
+        against: the competitors to compare with.
     """
     tasks = []
     for task in _tasks():
@@ -77,19 +76,19 @@ def plan(scale: str, text: str = "", against: Sequence[str] = AGAINST) -> list[T
 
 
 def _tasks() -> Iterable[Task]:
-    # What the targets are about.
+    # The cases of the targets.
     yield from _measure(_MOST, _PLAIN)
     yield from _measure(_MOST, _PLAIN, _BF16, _BF16)
     yield from _compare((REFERENCE, EAGER), _MAIN, _CALLS)
     yield from _compare((COMPILED,), _MAIN, _CALLS)
-    # Small batches, then shapes of practice: with the large ones they say which backend is faster.
+    # Small batches, then the shapes of applications; together they show which backend is faster.
     small = [(family, TINY[family.layout]) for family in _MAIN]
-    small += [(families.RQ8_PACKED_ROWS, place) for place in TABLES if place.is_small]
-    large = [(family, place) for family in _MAIN[::2] for place in PICTURES]
-    large += [(families.RQ8_PACKED_ROWS, place) for place in TABLES if not place.is_small]
-    for family, place in (*small, *large):
+    small += [(families.RQ8_PACKED_ROWS, workload) for workload in TABLES if workload.is_small]
+    large = [(family, workload) for family in _MAIN[::2] for workload in PICTURES]
+    large += [(families.RQ8_PACKED_ROWS, workload) for workload in TABLES if not workload.is_small]
+    for family, workload in (*small, *large):
         for direction in _CALLS:
-            yield Task(Case(place, family, direction))
+            yield Task(Case(workload, family, direction))
     # The peers.
     yield from _compare(MASKED, (families.RQ8_PACKED_ROWS,), _CALLS)
     for direction in _CALLS:
@@ -106,13 +105,13 @@ def _tasks() -> Iterable[Task]:
     yield from _measure(_MOST, _REST, torch.float32, _BF16)
     others = (families.RQ8_PACKED_PLANAR, families.CUBIC_BSPLINE)
     yield from _compare((REFERENCE, EAGER, COMPILED), others, _CALLS)
-    for family, place in (*small, *large):
+    for family, workload in (*small, *large):
         for direction in _CALLS:
-            yield Task(Case(place, family, direction), REFERENCE)
+            yield Task(Case(workload, family, direction), REFERENCE)
     yield from _compare((REFERENCE, COMPILED), _MAIN, _CALLS, _BF16)
-    for family, place in (*small, *large):
+    for family, workload in (*small, *large):
         for direction in _CALLS:
-            yield Task(Case(place, family, direction), COMPILED)
+            yield Task(Case(workload, family, direction), COMPILED)
 
 
 def _measure(
@@ -125,13 +124,13 @@ def _measure(
 
 
 def _compare(
-    contestants: Iterable[str],
+    competitors: Iterable[str],
     families: Iterable[Family],
     directions: Iterable[str],
     dtype: torch.dtype = torch.float32,
 ) -> Iterable[Task]:
     cases = _large_cases(families, directions, dtype, dtype)
-    return (Task(case, contestant) for contestant in contestants for case in cases)
+    return (Task(case, competitor) for competitor in competitors for case in cases)
 
 
 def _large_cases(

@@ -1,4 +1,4 @@
-"""The tables: every row, then, last and short, the targets."""
+"""The tables that the suite prints: copies, rows, remarks, and the targets."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from robustflow.benchmarks.verdicts import verdict_table
 
 
 def headline(description: dict[str, Any], state: dict[str, str]) -> str:
+    """The GPU, versions, and its clocks, power and temperature."""
     card = description["card"]
     versions = ", ".join(
         f"{name} {card.get(name) or 'none'}" for name in ("driver", "cuda", "triton")
@@ -24,6 +25,7 @@ def headline(description: dict[str, Any], state: dict[str, str]) -> str:
 
 
 def copies(speeds: Sequence[dict[str, float]]) -> str:
+    """A table of the device's copies."""
     lines = [
         [
             f"{speed['bytes'] / 2**20:.0f} MiB",
@@ -37,8 +39,11 @@ def copies(speeds: Sequence[dict[str, float]]) -> str:
 
 
 def measured(rows: Sequence[GpuRow]) -> str:
-    """Every row. A small case's latency has no share of the copy's speed. ``faster``: the backend
-    that was faster on this case, by more than the spread."""
+    """A table of every row.
+
+    ``of copy`` is empty for small cases, which measure latency. ``faster`` is the backend that was
+    faster on a case by more than the spread.
+    """
     case: Columns = {"case": lambda row: row.name, "backend": lambda row: row.backend}
     on_gpu: Columns = {
         "of copy": lambda row: "-" if row.timing == "latency" else MEASURED["of copy"](row),
@@ -49,7 +54,7 @@ def measured(rows: Sequence[GpuRow]) -> str:
 
 
 def notes(results: Results) -> str:
-    """What there is no row or ratio of, and why."""
+    """A line for everything that has no row or no ratio, with the reason."""
     titles = {
         "Wrong, so no speed is reported": results.wrong,
         "Failed": results.failed,
@@ -64,6 +69,7 @@ def notes(results: Results) -> str:
 
 
 def targets(judgements: Sequence[Judgement]) -> str:
+    """A table of the targets, with the measured numbers and verdicts."""
     if not judgements:
         return "No target is about these cases."
     return verdict_table([judgement.verdict for judgement in judgements])

@@ -1,4 +1,4 @@
-"""What is measured of a case: a row of the JSON."""
+"""The result of a case with one backend: a row of the JSON file."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from robustflow.benchmarks.rows import Row
 
 @dataclass(frozen=True)
 class GpuRow(Row):
-    """A case by one backend: the keys of :class:`robustflow.benchmarks.rows.Row`, and these.
+    """A case with one backend: a :class:`robustflow.benchmarks.rows.Row` with more fields.
 
-    ``dtype`` is that of x alone, ``allocator`` is torch's own on a GPU, ``floor_fraction`` is
-    relative to the card's best copy, and ``ratio`` may be of a smaller shape: see
-    ``ratio_elements``.
+    Here ``dtype`` is that of x, ``allocator`` is ``caching`` on a GPU, and ``floor_fraction`` is
+    relative to the GPU's fastest copy.
 
     Attributes:
-        device: the card's name, or that this was a rehearsal on a CPU.
+        device: the GPU's name, or a remark that this was a rehearsal on a CPU.
         backend: of robustflow.
         layout: ``planar`` or ``rows``.
         parameter_dtype: of the parameters.
         scale: ``full``, or why the shape is smaller.
-        timing: ``cold`` (device time of one call, its inputs not in the cache) or ``latency`` (of
-            calls in a row, with the work of launching them).
-        graph_s: seconds a call inside a CUDA graph, of small cases; None where it was not taken.
-        ratio_elements: contestant to the elements of the shape at which it was timed with ours.
+        timing: ``cold`` (device time of one call, with nothing of its inputs in the cache) or
+            ``latency`` (of consecutive calls, with the time to launch them).
+        graph_s: seconds for a call inside a CUDA graph, for small cases; None if not measured.
+        ratio_elements: by competitor, the number of elements at which its ratio was measured. A
+            competitor that needs too much memory is compared on a smaller shape than the row's.
     """
 
     device: str = ""
@@ -39,14 +39,14 @@ class GpuRow(Row):
 
 
 def fastest(rows: Sequence[GpuRow], name: str) -> GpuRow | None:
-    """The faster backend's row of a case: what "auto" can have."""
+    """The row of the faster backend on a case; None without a row."""
     return min(
         (row for row in rows if row.name == name), key=lambda row: row.median_s, default=None
     )
 
 
 def clearly_faster(rows: Sequence[GpuRow], name: str) -> str | None:
-    """The backend that was faster on a case by more than the spread; None where neither was."""
+    """The backend that was faster on a case by more than the spread; None if none was."""
     of_case = sorted((row for row in rows if row.name == name), key=lambda row: row.median_s)
     if len(of_case) < 2:
         return None

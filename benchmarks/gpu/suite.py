@@ -16,14 +16,14 @@ from benchmarks.gpu.row import GpuRow
 from robustflow.benchmarks import peers, timing
 from robustflow.benchmarks.cases import Case, dtype_name
 
-# A contestant that does not fit the memory is tried on half the elements, down to this many.
-_FEWEST_ELEMENTS = 1 << 20
+# A competitor that does not fit in memory is tried with half the elements, down to this number.
+_MIN_ELEMENTS = 1 << 20
 _THEIRS = "theirs"
 
 
 @dataclass
 class Budget:
-    """Seconds to spend, from now on."""
+    """A number of seconds to spend, counted from the object's creation."""
 
     seconds: float
     clock: Callable[[], float] = time.monotonic
@@ -42,13 +42,14 @@ class Budget:
 
 @dataclass
 class Results:
-    """Rows, and by name what there is no row or ratio of, with the reason.
+    """The rows; and what has no row or no ratio, by name, with the reason.
 
     Attributes:
-        wrong: results of robustflow that the float64 reference refutes; their speed is not taken.
-        failed: calls of robustflow that raised.
-        left_out: contestants and graphs that cannot be had here.
-        not_measured: what the budget or the memory had no room for.
+        rows: one for each case and backend.
+        wrong: robustflow's result differs from the float64 reference; it is not timed.
+        failed: a call of robustflow raised an error.
+        left_out: competitors and graphs that are not available here.
+        not_measured: there was not enough time or memory.
     """
 
     rows: list[GpuRow] = field(default_factory=list)
@@ -60,14 +61,16 @@ class Results:
 
 @dataclass
 class Suite:
-    """The measuring of cases on one device.
+    """Measures cases on one device.
 
     Attributes:
         device_name: for the rows.
-        backends: of robustflow, in alternation.
-        copy_bytes_per_s: what fractions of the floor are of.
-        seconds: of timing, a case.
+        backends: of robustflow, timed in alternation.
+        meter: times the calls.
+        copy_bytes_per_s: the speed of a copy, which gives the floor.
+        seconds: of timing for each case.
         seed: of the inputs.
+        results: what has been measured so far.
     """
 
     device_name: str
@@ -79,7 +82,7 @@ class Suite:
     results: Results = field(default_factory=Results)
 
     def run(self, tasks: Sequence[Task], budget: Budget, done: Callable[[Task], None]) -> None:
-        """Do the tasks for which there is time; ``done`` is called after each."""
+        """Measure the tasks for which there is time; ``done`` is called after each."""
         for i, task in enumerate(tasks):
             if budget.left < task.seconds:
                 self.results.not_measured[task.name] = (
@@ -102,15 +105,15 @@ class Suite:
             done(task)
 
     def _clear(self, task: Task) -> None:
-        """Forget a task: the next one finds the memory free."""
+        """Free the memory of a task for the next one."""
         gc.collect()
         if task.compiles:
-            # Else Dynamo gives up on code that it has compiled eight times, for eight cases.
+            # Dynamo stops compiling a function after eight different input shapes.
             torch.compiler.reset()
         self.meter.release()
 
     def _measure(self, case: Case) -> None:
-        """Rows of a case, one a backend."""
+        """Add the rows of a case, one for each backend."""
         try:
             tensors = make_tensors(case, self.meter.device, self.seed)
             calls = {}
@@ -134,7 +137,7 @@ class Suite:
             self.results.failed[case.name] = _sentence(error)
 
     def _rows(self, case: Case, calls: dict[str, Call]) -> list[GpuRow]:
-        small = case.place.is_small
+        small = case.workload.is_small
         times = self._alternate(case, calls)
         graphs = self._graph_times(case, calls) if small else {}
         rows = []
@@ -166,7 +169,7 @@ class Suite:
         return rows
 
     def _graph_times(self, case: Case, calls: dict[str, Call]) -> dict[str, float]:
-        """Seconds a call inside a graph, by backend."""
+        """Seconds for a call inside a graph, by backend."""
         replays = {}
         for backend, call in calls.items():
             try:
@@ -179,33 +182,33 @@ class Suite:
         return {backend: times[backend].median / GRAPH_CALLS for backend in replays}
 
     def _compare(self, task: Task) -> None:
-        """Ratios of one contestant, in the rows of a case."""
+        """Add the ratios of one competitor to the rows of a case."""
         if not any(row.name == task.case.name for row in self.results.rows):
             self.results.left_out[task.name] = "There is no row of ours to compare with."
             return
         case = task.case
         while not self._fits(case, task):
-            # Only now is the exception, and with it what the contestant allocated, gone.
+            # The exception kept the competitor's tensors alive; now they can be freed.
             gc.collect()
             self.meter.release()
             case = task.case.shrunk(case.elements // 2, "memory")
-            if case.elements < _FEWEST_ELEMENTS:
+            if case.elements < _MIN_ELEMENTS:
                 self.results.left_out[task.name] = "It does not fit the device's memory."
                 return
 
     def _fits(self, case: Case, task: Task) -> bool:
-        """Compare on one shape; False where the memory does not suffice."""
+        """Compare on the shape of ``case``; returns False if there is not enough memory."""
         who = task.against
         try:
             tensors = make_tensors(case, self.meter.device, self.seed)
             theirs = make_call(who, tensors)
             check(task.name, tensors, theirs)
-            mine = {
+            ours = {
                 row.backend: make_call(row.backend, tensors)
                 for row in self.results.rows
                 if row.name == task.case.name
             }
-            times = self._alternate(case, {_THEIRS: theirs, **mine})
+            times = self._alternate(case, {_THEIRS: theirs, **ours})
         except torch.OutOfMemoryError:
             return False
         except (AssertionError, peers.PeerMissing) as error:
@@ -224,7 +227,7 @@ class Suite:
         return True
 
     def _alternate(self, case: Case, calls: dict[str, Call]) -> dict[str, timing.Timing]:
-        small = case.place.is_small
+        small = case.workload.is_small
         return timing.alternate(
             calls,
             seconds=self.seconds,
@@ -235,6 +238,6 @@ class Suite:
 
 
 def _sentence(error: Exception) -> str:
-    """An exception in one line."""
+    """The type and the first line of an exception."""
     first = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first}"

@@ -1,6 +1,7 @@
-"""What was asked of the kernels before any was measured, and verdicts on the rows.
+"""Targets of the kernels, and verdicts on the measured rows.
 
-Stated for float32 and bf16 at 64 M elements on an H100 or H200. A verdict is on the faster backend.
+The targets are for float32 and bfloat16 with 64 M elements on an H100 or H200. They were chosen
+before anything was measured. A verdict is about the faster backend.
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ from robustflow.benchmarks.bars import COPY, Bar
 from robustflow.benchmarks.cases import DIRECTIONS
 from robustflow.benchmarks.verdicts import Verdict
 
-# A bf16 kernel may fall this far short of float32's bar: it does the same arithmetic for half the
+# The target of a bfloat16 kernel is lower by this much: it does the same arithmetic on half the
 # bytes.
 _BF16_ALLOWANCE = 0.10
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A target with what was measured of it.
+    """A target with the measured number.
 
     Attributes:
-        value: None where nothing was measured, or what was is no GPU's.
-        backend: whose row it is: the faster one's.
-        met: None where nothing was measured that the target is about.
-        why: that is so.
+        target: the target.
+        value: the number; None if it was not measured on a GPU.
+        backend: the faster backend, whose number it is.
+        met: None if there is no number, or only one of a smaller shape.
+        why: the reason if ``met`` is None.
     """
 
     target: Bar
@@ -82,16 +84,16 @@ TARGETS = (
         for (family, direction), fraction in _FRACTIONS.items()
     ),
     *(
-        Bar(f"large.{family}.{verb}", contestant, ratio)
-        for contestant, ratio in _RATIOS.items()
+        Bar(f"large.{family}.{direction}", competitor, ratio)
+        for competitor, ratio in _RATIOS.items()
         for family in ("modified_rq", "affine", "rq8_rows")
-        for verb in DIRECTIONS
+        for direction in DIRECTIONS
     ),
 )
 
 
 def judge(rows: Sequence[GpuRow], on_gpu: bool, text: str = "") -> list[Judgement]:
-    """Every target whose case's name contains ``text``, with what was measured beside it."""
+    """A judgement for every target whose case's name contains ``text``."""
     return [_judge(target, rows, on_gpu) for target in TARGETS if text in target.case]
 
 

@@ -1,10 +1,11 @@
 """Run a benchmark in a process of its own, under a chosen allocator.
 
-glibc hands a large tensor back to the kernel when it is freed and maps the next one afresh, and
-touching fresh pages can cost more than the operation that fills them. So each case is measured
-twice: with the ``default`` allocator, which is what users get, and with one that is ``keeping``
-its memory (glibc told so through its environment variables), which judges the kernels. Peak
-memory is measured under one that is ``returning`` every large block at once.
+glibc returns the memory of a large tensor to the system when it is freed, and maps new pages for
+the next one. Touching new pages can cost more than the operation that fills them. So each case is
+measured twice: under the ``default`` policy, which is what users have, and under ``keeping``, where
+glibc keeps its memory, which shows the time of the kernels alone. Peak memory is measured under
+``returning``, where every large block is returned at once. Environment variables of glibc set the
+last two.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _HUGE = str(1 << 40)
 
 POLICIES: dict[str, dict[str, str]] = {
     "default": {},
-    # MMAP_MAX_ and MMAP_THRESHOLD_ say the same; glibc before 2.35 caps the threshold at 32 MB.
+    # Either of the first two would do, but glibc before 2.35 limits the threshold to 32 MB.
     "keeping": {
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_MMAP_THRESHOLD_": _HUGE,
@@ -37,10 +38,10 @@ POLICIES: dict[str, dict[str, str]] = {
 
 
 def environment(policy: str) -> dict[str, str]:
-    """The environment of a process under ``policy``.
+    """The environment variables of a process under ``policy``.
 
     Raises:
-        ValueError: an unknown policy, or one that needs glibc elsewhere.
+        ValueError: an unknown policy, or one that needs glibc where there is none.
 
     Example:
         >>> "MALLOC_TRIM_THRESHOLD_" in environment("default")
@@ -60,9 +61,9 @@ def environment(policy: str) -> dict[str, str]:
 
 
 def run(policy: str, module: str, arguments: Sequence[str]) -> Any:
-    """Run ``python -m module *arguments FILE`` under ``policy``; return the JSON it leaves in FILE.
+    """Run ``python -m module *arguments FILE`` under ``policy``; return the JSON that it writes.
 
-    The process imports what this one would.
+    The process has the import path of this one.
 
     Raises:
         RuntimeError: the process failed; the message ends with what it wrote to stderr.
@@ -73,7 +74,7 @@ def run(policy: str, module: str, arguments: Sequence[str]) -> Any:
         process = subprocess.run(
             [sys.executable, "-m", module, *arguments, str(result)],
             env={**environment(policy), "PYTHONPATH": imported_from},
-            cwd=folder,  # Python looks there first
+            cwd=folder,  # an empty one, because Python imports from there first
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -88,10 +89,10 @@ def run(policy: str, module: str, arguments: Sequence[str]) -> Any:
 
 
 def prime(num_bytes: int) -> None:
-    """Grow and touch the heap once, so that a keeping allocator serves warm memory from then on.
+    """Touch ``num_bytes`` of heap, so that the policy ``keeping`` has no new pages from then on.
 
-    glibc's aligned allocation often cannot reuse the block just freed and takes from the top of
-    the heap instead, so without this the first dozens of large tensors still meet fresh pages.
+    glibc's aligned allocation often cannot reuse the block that was just freed and extends the heap
+    instead, so without this the first dozens of large tensors would have new pages.
     """
     torch.empty(max(1, num_bytes), dtype=torch.uint8).fill_(0)
 
@@ -100,7 +101,7 @@ def faults_of_a_fill(num_bytes: int = 1 << 26, repeats: int = 16) -> float:
     """Page faults, as a fraction of the pages, when a new tensor of ``num_bytes`` is filled.
 
     About 1 under an allocator that returns its memory (less with large pages), about 0 under one
-    that keeps it: the check that a policy does what it says.
+    that keeps it. This shows whether a policy has its effect.
     """
     prime(8 * num_bytes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

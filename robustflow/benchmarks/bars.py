@@ -1,9 +1,9 @@
 """Bars: what a measured number must reach, stated for each case and competitor.
 
-``QUICK_BARS`` are what ``robustflow bench --quick --bars`` holds continuous integration to. They
-are about half of what two AVX2 cores measured (the affine's training step apart, which is bound by
-memory), so that a miss is a regression and not a weaker machine; and a miss counts only where it
-exceeds the measured spread of the ratio.
+Continuous integration runs ``robustflow bench --quick --bars``, which compares with ``QUICK_BARS``.
+These are about half of what two AVX2 cores measured, so that a miss means a regression and not a
+weaker machine. (The affine's training step is bound by memory; its bar is closer.) A row misses
+only if it falls short by more than the measured spread of the ratio.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ from robustflow.benchmarks.rows import Row
 from robustflow.benchmarks.verdicts import Verdict
 
 ALLOCATORS = ("keeping", "default")
-COPY, MEMORY = "copy", "memory"  # measures of a bar, beside competitors
+COPY, MEMORY = "copy", "memory"  # what a bar can measure, besides ratios to competitors
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar for one number of one case's row.
+    """The value that one number of a case's row must reach.
 
-    ``measure`` is a competitor (the ratio must be at least ``bar``), ``copy`` (the fraction of the
-    speed of copying the same bytes, at least) or ``memory`` (all bytes alive at the peak of a
-    training step over those of inputs, outputs and gradients, at most).
+    Attributes:
+        case: its name.
+        measure: a competitor: the ratio must be at least ``bar``. ``copy``: the speed, as a
+            fraction of that of copying as many bytes, must be at least ``bar``. ``memory``: the
+            memory at the peak of a training step, over that of inputs, outputs and gradients, must
+            be at most ``bar``.
+        bar: the value.
     """
 
     case: str
@@ -52,8 +56,7 @@ class Bar:
     def met(self, row: Row, within_spread: bool = False) -> bool | None:
         """Whether the row reaches the bar; None where the number is missing.
 
-        ``within_spread``: a ratio counts as reaching it unless it falls under the bar by more than
-        its measured spread.
+        ``within_spread``: a ratio may be below the bar by its measured spread.
         """
         value = self.value(row)
         if value is None:
@@ -68,8 +71,8 @@ class Bar:
 def memory_ratio(row: Row) -> float:
     """Bytes alive at the peak of a training step over its inputs, outputs and gradients.
 
-    Gradients are those of the inputs. The cotangents that the step starts from are alive too and
-    are counted above the line but not below it, which is the strict reading.
+    The gradients are those of the inputs. The incoming gradients of the outputs count as part of
+    the peak but not of the denominator, which makes the ratio larger.
     """
     if row.peak_bytes is None:
         raise ValueError(f"Row {row.name} has no peak_bytes.")
@@ -84,10 +87,10 @@ def judge(
     judged: Sequence[str] = ALLOCATORS,
     within_spread: bool = False,
 ) -> list[dict[str, Any]]:
-    """Every bar of the measured cases, with the number beside it under each allocator: for JSON.
+    """A JSON record for each bar of a measured case, with the number under each allocator.
 
-    ``met`` follows the rows of the ``judged`` allocators: False where one of them misses, None
-    where the number is missing in one that was to be judged.
+    ``met`` is about the ``judged`` allocators: False if the bar is missed under one of them, else
+    None if the number is missing under one of them, else True.
     """
     by_case = {(row.name, row.allocator): row for row in rows}
     measured = {row.name for row in rows}
@@ -113,7 +116,7 @@ def judge(
 
 
 def verdicts(records: Sequence[dict[str, Any]]) -> list[Verdict]:
-    """What :func:`judge` gave, for the table."""
+    """The records of :func:`judge` as verdicts, for a table."""
     return [
         Verdict(
             f"{record['workload']}: {record['target']}",

@@ -1,4 +1,4 @@
-"""The tensors of a case, what is called on them, and whether the results are the same."""
+"""The tensors of a case, the functions to time on them, and the comparison of their results."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Transform = Callable[..., tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Calls:
-    """What is timed of a case, on tensors that all of it shares.
+    """The functions of a case that are timed. All of them use the same tensors.
 
     Attributes:
-        ours: one call of robustflow. It returns ``(y, logabsdet)``, followed by the gradients of
-            x and of each parameter tensor where the direction has a backward pass.
-        competitors: the same of each competitor.
-        left_out: competitors that cannot run here, and why.
+        ours: one call of robustflow. It returns ``(y, logabsdet)``; with a backward pass, also the
+            gradients with respect to x and each parameter tensor.
+        competitors: the same for each competitor.
+        left_out: competitors that cannot run here, with the reason.
     """
 
     case: Case
@@ -35,7 +35,7 @@ class Calls:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Tensors of a case: x and its parameters; cotangents where it has a backward pass."""
+    """Tensors of a case: x and its parameters, and cotangents if it has a backward pass."""
 
     leaves: tuple[Tensor, ...]
     cotangents: tuple[Tensor, ...] = ()
@@ -47,7 +47,10 @@ def prepare(case: Case, seed: int = 0) -> Calls:
 
 
 def make_inputs(case: Case, seed: int = 0, device: torch.device | str = "cpu") -> Inputs:
-    """Standard normal inputs: never zeros, which flatter a memory, and hide what is not written."""
+    """Standard normal inputs.
+
+    Zeros would be faster on some memory, and would hide results that were never written.
+    """
     generator = torch.Generator(device).manual_seed(seed)
 
     def normal(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -63,7 +66,7 @@ def make_inputs(case: Case, seed: int = 0, device: torch.device | str = "cpu") -
 
 
 def bind(case: Case, inputs: Inputs) -> Calls:
-    """The calls of a case on given tensors, which it shares and does not change."""
+    """The calls of a case on these tensors, which are not copied and not changed."""
     leaves = [leaf.detach().requires_grad_(case.trains) for leaf in inputs.leaves]
 
     def call(transform: Transform) -> Function:
@@ -88,11 +91,11 @@ def bind(case: Case, inputs: Inputs) -> Calls:
 
 
 def check_agreement(calls: Calls, rounding: float = 0.0) -> None:
-    """Compare each competitor's results with ours, so that nothing wrong is ever timed.
+    """Compare each competitor's results with ours, so that no wrong result is timed.
 
-    In float32 the textbook formula loses digits in steep bins, and the gradient of logabsdet
-    jumps at a knot: hence a strict bound for nearly all elements, not a loose one for each.
-    ``rounding`` is :func:`check_close`'s.
+    In float32 the textbook formula loses digits in steep bins, and the gradient of logabsdet is not
+    continuous at a knot. So the comparison has a tight bound for nearly all elements instead of a
+    loose one for all. ``rounding``: see :func:`check_close`.
 
     Raises:
         AssertionError: a result differs; the message names it.
@@ -108,14 +111,14 @@ def check_agreement(calls: Calls, rounding: float = 0.0) -> None:
 
 
 def check_close(what: str, mine: Tensor, other: Tensor, rounding: float = 0.0) -> None:
-    """Raise AssertionError, which starts with ``what``, unless two results are the same function's.
+    """Raise an AssertionError, starting with ``what``, if two results differ too much.
 
-    Differences are relative to the value, or to 1 where it is smaller. ``rounding`` is added to
-    what is allowed: a few units in the last place of a half type, say.
+    Differences are relative to the larger of 1 and the value. 99 % of them must be within 1e-4 and
+    99.99 % within 1e-2; ``rounding`` is added to both bounds, for example for a half type.
     """
     if mine.shape != other.shape:
         raise AssertionError(f"{what}: shapes {tuple(mine.shape)} and {tuple(other.shape)}.")
-    # Where a half type overflows in both, their difference is NaN.
+    # If both overflow a half type, they are equal, but their difference is NaN.
     error = torch.where(mine == other, 0.0, (mine - other).abs_() / other.abs().clamp_(min=1.0))
     for bound, share in ((1e-2 + rounding, 0.9999), (1e-4 + rounding, 0.99)):
         within = (error <= bound).double().mean().item() if error.numel() else 1.0

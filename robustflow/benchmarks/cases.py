@@ -1,8 +1,9 @@
-"""What is measured, on a CPU and on a GPU alike: cases, and the list of those of a CPU.
+"""Benchmark cases, for CPUs and GPUs, and the lists of those measured on a CPU.
 
-A case is a transform on tensors of one shape in one direction. Its name is PLACE.TRANSFORM.VERB. A
-place is where the shape comes from; shapes are those of x, samples first. ``SUITE`` is what
-``robustflow bench`` measures, ``QUICK`` the part of it that ``--quick`` keeps, ``FOUNDATION`` what
+A case is a transform on tensors of one shape in one direction. Its name is
+WORKLOAD.TRANSFORM.DIRECTION, such as ``sr1.affine.train``. A workload is a shape of x, samples
+first, with the name of the application that it comes from. ``SUITE`` is what ``robustflow bench``
+measures, ``QUICK`` the part of it that ``--quick`` measures, ``FOUNDATION`` what
 ``benchmarks.foundation`` has targets for.
 """
 
@@ -26,7 +27,7 @@ from robustflow.benchmarks.families import (
     RQ10,
     SR,
     Family,
-    Place,
+    Workload,
 )
 from robustflow.benchmarks.traffic import Traffic
 
@@ -34,27 +35,28 @@ from robustflow.benchmarks.traffic import Traffic
 # ``compiled`` the same under torch.compile; zuko runs under torch.compile too.
 COMPETITORS = ("eager", "compiled", "nflows", "zuko", "normflows")
 
-# Directions by the verbs of names. Every other direction is its own verb.
+# Directions as they are in a case's name, and what they stand for. A name has any other direction
+# unchanged.
 DIRECTIONS = {"forward": "forward", "inverse": "inverse", "train": "forward+backward"}
-_VERBS = {direction: verb for verb, direction in DIRECTIONS.items()}
+_IN_NAMES = {direction: in_name for in_name, direction in DIRECTIONS.items()}
 
 
 # Neural spline flows of simulation-based inference: training batches, then samples of a posterior.
 NSF = (
-    Place("nsf-1e2", (100, 2)),
-    Place("nsf-1e3", (1000, 5)),
-    Place("nsf-1e4", (10_000, 20)),
-    Place("nsf-1e5", (100_000, 10), (20_000, 10)),
+    Workload("nsf-1e2", (100, 2)),
+    Workload("nsf-1e3", (1000, 5)),
+    Workload("nsf-1e4", (10_000, 20)),
+    Workload("nsf-1e5", (100_000, 10), (20_000, 10)),
 )
 # Calorimeter simulation: the energies of layers, then the voxels of a shower.
-CALORIMETER = (Place("calo-30", (1024, 30)), Place("calo-368", (1024, 368), (128, 368)))
+CALORIMETER = (Workload("calo-30", (1024, 30)), Workload("calo-368", (1024, 368), (128, 368)))
 # A field of angles on 16 x 16 sites.
-LATTICE = Place("lattice", (1024, 256), (256, 256))
-TINY = Place("tiny", (64, 8))
-# Well beyond any cache: 10 million elements of planes, a million rows.
-LARGE = Place("large", (16, 96, 80, 80), (2, 96, 80, 80))
-LARGE_AFFINE = Place("large", (16, 100, 80, 80), (2, 100, 80, 80))
-LARGE_ROWS = Place("large", (1 << 20,), (1 << 17,))
+LATTICE = Workload("lattice", (1024, 256), (256, 256))
+TINY = Workload("tiny", (64, 8))
+# Far larger than any cache: 10 million elements with planar parameters, a million with rows.
+LARGE = Workload("large", (16, 96, 80, 80), (2, 96, 80, 80))
+LARGE_AFFINE = Workload("large", (16, 100, 80, 80), (2, 100, 80, 80))
+LARGE_ROWS = Workload("large", (1 << 20,), (1 << 17,))
 
 
 @dataclass(frozen=True)
@@ -62,20 +64,21 @@ class Case:
     """A transform on tensors of one shape in one direction.
 
     Attributes:
-        place: the shape of x.
+        workload: the shape of x.
         family: the transform, and the layout of its parameters.
-        direction: ``forward`` or ``inverse``, without gradients; the same followed by
-            ``+backward``, with them, or by ``-backward``, the backward pass alone. ``backward`` is
-            that of the forward transform alone.
-        competitors: of :data:`COMPETITORS`; and ``forward``, robustflow's own, for an inverse. A
-            GPU's suite plans its comparisons apart.
+        direction: ``forward`` or ``inverse`` (without gradients), ``forward+backward`` or
+            ``inverse+backward`` (with gradients), or the backward pass alone: ``backward`` or
+            ``inverse-backward``.
+        competitors: from :data:`COMPETITORS`. An inverse can also have ``forward``, robustflow's
+            own forward transform. Not used on a GPU: benchmarks/gpu/plan.py chooses the
+            comparisons.
         dtype: of x, y and the cotangent of y.
         parameter_dtype: of the parameters.
         scale: ``full``, or why the shape is smaller: ``quick``, ``rehearsal``, ``memory``.
-        smaller_shape: of x, in place of the place's.
+        smaller_shape: a shape of x to use instead of the workload's.
     """
 
-    place: Place
+    workload: Workload
     family: Family
     direction: str
     competitors: tuple[str, ...] = ()
@@ -86,9 +89,9 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What ``--filter`` looks in: PLACE.TRANSFORM.VERB, and the dtypes if not float32."""
-        verb = _VERBS.get(self.direction, self.direction)
-        name = f"{self.place.name}.{self.family.name}.{verb}"
+        """The name that ``--filter`` searches. It ends with the dtypes unless all are float32."""
+        direction = _IN_NAMES.get(self.direction, self.direction)
+        name = f"{self.workload.name}.{self.family.name}.{direction}"
         return name if self.dtypes == "float32" else f"{name}.{self.dtypes}"
 
     @property
@@ -98,12 +101,12 @@ class Case:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of x."""
-        return self.smaller_shape or self.place.shape
+        """The shape of x."""
+        return self.smaller_shape or self.workload.shape
 
     @property
     def parameter_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of each parameter tensor: one a group for ``rq_spline``, else one for all."""
+        """The shape of each parameter tensor: ``rq_spline`` has several, other operations one."""
         if self.family.operation == "rq_spline":
             return tuple((*self.shape, size) for size in self.family.groups)
         if len(self.shape) == 1:
@@ -113,7 +116,7 @@ class Case:
 
     @property
     def logabsdet_shape(self) -> tuple[int, ...]:
-        """One log-determinant an element for ``rq_spline``, else one a sample."""
+        """One log-determinant for each element with ``rq_spline``, for each sample otherwise."""
         return self.shape if self.family.operation == "rq_spline" else self.shape[:1]
 
     @property
@@ -149,17 +152,17 @@ class Case:
         return self.traffic.of(self.direction)
 
     def quick(self) -> Case:
-        """The same case on the place's shape for a quick look."""
-        if self.place.quick_shape is None:
+        """The same case on the workload's smaller shape, if it has one."""
+        if self.workload.quick_shape is None:
             return self
-        return replace(self, smaller_shape=self.place.quick_shape, scale="quick")
+        return replace(self, smaller_shape=self.workload.quick_shape, scale="quick")
 
     def tiny(self) -> Case:
-        """The same case on a handful of elements: loads libraries, starts threads."""
+        """The same case on few elements, to load libraries and start threads."""
         return replace(self, smaller_shape=tuple(min(size, 4) for size in self.shape), scale="tiny")
 
     def shrunk(self, max_elements: int, scale: str) -> Case:
-        """The same case on at most so many elements: its longest side halved again and again."""
+        """The same case on at most ``max_elements``: halves the longest dimension repeatedly."""
         shape = list(self.shape)
         while prod(shape) > max_elements:
             longest = shape.index(max(shape))
@@ -169,7 +172,7 @@ class Case:
         return replace(self, smaller_shape=tuple(shape), scale=scale)
 
     def against(self, competitors: Sequence[str]) -> Case:
-        """The same case with those of its competitors that are among ``competitors``."""
+        """The same case with only those of its competitors that are in ``competitors``."""
         kept = tuple(name for name in self.competitors if name in competitors)
         return replace(self, competitors=kept)
 
@@ -178,24 +181,28 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _case(place: Place, family: Family, verb: str, *more_competitors: str) -> Case:
+def _case(workload: Workload, family: Family, direction: str, *more_competitors: str) -> Case:
     competitors = (*family.competitors, *more_competitors)
-    return Case(place, family, DIRECTIONS[verb], competitors)
+    return Case(workload, family, DIRECTIONS[direction], competitors)
 
 
-def _all_verbs(place: Place, *families: Family) -> list[Case]:
-    return [_case(place, family, verb) for family in families for verb in DIRECTIONS]
+def _all_directions(workload: Workload, *families: Family) -> list[Case]:
+    return [_case(workload, family, name) for family in families for name in DIRECTIONS]
 
 
 SUITE = (
-    *(case for place in (*SR, LOW_LIGHT) for case in _all_verbs(place, MODIFIED_RQ, AFFINE)),
-    *(case for place in NSF[:2] for case in _all_verbs(place, RQ10)),
-    *_all_verbs(NSF[2], RQ10, RQ8_ZUKO, AFFINE, AFFINE_ZUKO),
-    *_all_verbs(NSF[3], RQ8),
-    *(case for place in CALORIMETER for case in _all_verbs(place, RQ8)),
-    *_all_verbs(LATTICE, RQ8_CIRCULAR),
-    *_all_verbs(TINY, RQ8, MODIFIED_RQ, AFFINE),
-    *_all_verbs(SR[2], CUBIC_BSPLINE),
+    *(
+        case
+        for workload in (*SR, LOW_LIGHT)
+        for case in _all_directions(workload, MODIFIED_RQ, AFFINE)
+    ),
+    *(case for workload in NSF[:2] for case in _all_directions(workload, RQ10)),
+    *_all_directions(NSF[2], RQ10, RQ8_ZUKO, AFFINE, AFFINE_ZUKO),
+    *_all_directions(NSF[3], RQ8),
+    *(case for workload in CALORIMETER for case in _all_directions(workload, RQ8)),
+    *_all_directions(LATTICE, RQ8_CIRCULAR),
+    *_all_directions(TINY, RQ8, MODIFIED_RQ, AFFINE),
+    *_all_directions(SR[2], CUBIC_BSPLINE),
 )
 
 FOUNDATION = (
@@ -215,7 +222,7 @@ ALL = (*SUITE, *(case for case in FOUNDATION if case not in SUITE))
 
 
 def find(name: str) -> Case:
-    """The case of a name.
+    """The case with this name.
 
     Raises:
         ValueError: there is none.
@@ -227,14 +234,16 @@ def find(name: str) -> Case:
 
 
 def select(text: str, quick: bool = False) -> Sequence[Case]:
-    """The suite's cases whose name contains ``text``, of full shape; without a text, a quick run
-    has only :data:`QUICK`."""
+    """The suite's cases, in full shape, whose name contains ``text``.
+
+    For a quick run without a text: :data:`QUICK`.
+    """
     if quick and not text:
         return QUICK
     return [case for case in SUITE if text in case.name]
 
 
-# One case of every kind of kernel; bars are stated for each (robustflow.benchmarks.bars).
+# One case for each kind of kernel; robustflow/benchmarks/bars.py has bars for each.
 QUICK = tuple(
     find(name)
     for name in (

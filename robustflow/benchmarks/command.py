@@ -1,4 +1,4 @@
-"""What ``robustflow bench`` does: measure, show progress, print, keep the JSON, judge, compare."""
+"""The command ``robustflow bench``: measure and print, write JSON, check bars, compare two runs."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from robustflow.benchmarks.verdicts import verdict_table
 
 
 class BadRequest(ValueError):
-    """The command line asks for what there is not; the message says what there is."""
+    """The command line asks for something that does not exist; the message says what does."""
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what the command line asks for.
+    """Run the command.
 
     Args:
         options: ``quick``, ``filter``, ``against``, ``json``, ``threads``, ``bars``, ``compare``.
 
     Returns:
-        0; 1 where a case failed, a bar was missed, something got slower or the file could not be
-        written; 2 for a bad request.
+        The exit status: 0; 1 if a case failed, a bar was missed, something got slower or the file
+        could not be written; 2 for a bad request.
     """
     try:
         if options.compare:
@@ -106,7 +106,7 @@ def _measure(options: argparse.Namespace) -> int:
 
 
 def _competitors(text: str | None) -> tuple[str, ...]:
-    """The competitors of ``--against``, installed; all of them, installed or not, without it."""
+    """The competitors of ``--against``, which must be installed; all of them without it."""
     if text is None:
         return COMPETITORS
     names = tuple(name for name in text.split(",") if name)
@@ -137,11 +137,11 @@ def _bars(
 
 
 def _no_such_name(text: str, providers: Sequence[RowProvider]) -> str:
-    places = dict.fromkeys(case.name.split(".")[0] for case in cases.SUITE)
+    workloads = dict.fromkeys(case.name.split(".")[0] for case in cases.SUITE)
     families = dict.fromkeys(case.name.split(".")[1] for case in cases.SUITE)
     sentence = (
-        f"no case's name contains {text!r}; names are PLACE.TRANSFORM.DIRECTION, with places "
-        f"{', '.join(places)}; transforms {', '.join(families)}; directions "
+        f"no case's name contains {text!r}; names are WORKLOAD.TRANSFORM.DIRECTION, with workloads "
+        f"{', '.join(workloads)}; transforms {', '.join(families)}; directions "
         f"{', '.join(cases.DIRECTIONS)}"
     )
     others = [name for provider in providers for name in provider.names(False)]
@@ -150,7 +150,7 @@ def _no_such_name(text: str, providers: Sequence[RowProvider]) -> str:
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """Processes started inside compute with so many threads."""
+    """Makes processes that are started inside use ``count`` threads."""
     if count is None:
         yield
         return
@@ -167,7 +167,7 @@ def _threads(count: int | None) -> Iterator[None]:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Say]:
-    """A progress bar on stderr; gives the function that is told what begins."""
+    """A progress bar on stderr. Yields the function to call with the name of what begins."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -177,13 +177,13 @@ def _progress(total: int) -> Iterator[Say]:
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
     )
-    begun = 0
+    started = 0
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=total)
 
         def say(name: str) -> None:
-            nonlocal begun
-            progress.update(task, description=name, completed=begun)
-            begun += 1
+            nonlocal started
+            progress.update(task, description=name, completed=started)
+            started += 1
 
         yield say

@@ -1,10 +1,10 @@
-"""Two runs, row by row: what got slower by more than the noise.
+"""Compare two runs, row by row: what got slower by more than the noise.
 
-On one machine times are compared. Its clock and its neighbours change from run to run, and with
-them every time: by how much, the competitors' times tell, which were taken in alternation with ours
-in either run, and a difference counts only beyond theirs. On two machines times say nothing: the
-ratios to each competitor are compared instead. The noise of a difference is the spread of both runs
-together, and at least ``MINIMUM_NOISE``.
+Two runs on one machine are compared by time. But the machine itself can be slower in the second
+run, through its clock or other load. In that case the competitors, which ran in alternation with
+us, were slower too. So only a slowdown beyond theirs counts. Two runs on different machines are
+compared by the ratios to each competitor instead. The noise of a difference is the sum of both
+runs' spreads, and at least ``MINIMUM_NOISE``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from robustflow.benchmarks.rows import Row, duration, read_json, table
 
-# Where the same machine, an hour later, is allowed to be without anyone having changed anything.
+# By how much times on the same machine differ an hour later, with nothing changed.
 MINIMUM_NOISE = 0.05
 
 _MACHINE = ("cpu", "cores", "threads", "platform", "libc", "preloaded")
@@ -27,7 +27,7 @@ SLOWER, FASTER, SAME = "SLOWER", "faster", "same"
 
 @dataclass(frozen=True)
 class Run:
-    """A file of rows: each by its case, and what made them."""
+    """A file of rows: the machine, and each row by its case."""
 
     machine: dict[str, Any]
     rows: dict[str, Row]
@@ -38,12 +38,12 @@ class Change:
     """One number of one case in both runs.
 
     Attributes:
-        case: the row's name, and what else tells it from others.
+        case: the row's name with what else distinguishes it, such as its allocator and shape.
         measure: ``time`` in seconds, or the competitor whose ratio it is.
         before, after: the number.
-        slowdown: how many times slower the second run is by it; under 1 it is faster.
-        noise: what ``slowdown`` has to exceed, as a fraction.
-        drift: how many times slower the competitors were in the second run: the machine's share.
+        slowdown: how many times slower the second run is; below 1, it is faster.
+        noise: the fraction by which ``slowdown`` must exceed ``drift``, or 1.
+        drift: how many times slower the competitors were in the second run, because of the machine.
     """
 
     case: str
@@ -63,12 +63,12 @@ class Change:
 
 @dataclass
 class Comparison:
-    """What comparing two runs gave.
+    """The result of comparing two runs.
 
     Attributes:
-        changes: of every case that both runs have.
-        differs: what the machines differ in; empty where times were compared.
-        unmatched: cases that could not be compared, and why.
+        changes: for every case that both runs have.
+        differs: the differences between the machines; empty if times were compared.
+        unmatched: cases that could not be compared, with the reason.
     """
 
     changes: list[Change] = field(default_factory=list)
@@ -84,7 +84,7 @@ def read(path: Path) -> Run:
     """A run from its JSON file.
 
     Raises:
-        ValueError: it is no benchmark's file, or holds two rows of one case.
+        ValueError: the file is not from a benchmark, or has two rows of one case.
     """
     record = read_json(path)
     cases = [(_case(row), Row.from_json(row)) for row in record["rows"]]
@@ -123,7 +123,7 @@ def compare(before: Run, after: Run) -> Comparison:
 
 
 def report(result: Comparison) -> str:
-    """The comparison as text: what is slower first."""
+    """The comparison as text, with the largest slowdown first."""
     parts = []
     if result.differs:
         parts.append(
@@ -164,7 +164,7 @@ def _changes_table(changes: list[Change]) -> str:
 
 
 def _case(record: dict[str, Any]) -> str:
-    """What tells a row from others, the keys of other suites included where they are there."""
+    """The text that identifies a row, with the keys of other suites if the row has them."""
     shape = "x".join(str(size) for size in record.get("shape", ()))
     keys = ("name", "direction", "dtype", "allocator", "backend", "parameter_dtype", "threads")
     parts = [str(record[key]) for key in keys if record.get(key) not in (None, "")]
@@ -182,7 +182,7 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]
 
 
 def _drift(old: Row, new: Row) -> float:
-    """How many times slower the competitors of a case were in the second run, in the median."""
+    """How many times slower a case's competitors were in the second run: the median over them."""
     slowdowns = [
         new.ratio[name] * new.median_s / (old.ratio[name] * old.median_s)
         for name in old.ratio

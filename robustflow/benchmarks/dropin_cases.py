@@ -1,8 +1,8 @@
-"""Stock neural spline flows of three libraries, and the ways to run one: off, on, free.
+"""Neural spline flows of three libraries, and three modes to run them in: off, on, free.
 
-``free`` is the bound of what a patch can gain: at the level where a layer has its parameters in one
-tensor, the transform is the identity and costs nothing, but is connected to the gradient, so that
-the conditioner's backward pass runs as it must.
+``off`` and ``on`` are without and with ``robustflow.compat.patch``. ``free`` bounds what a patch
+can gain: the transform is the identity and costs nothing, but autograd still connects its
+parameters with the result, so that the conditioner's backward pass runs as usual.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Size:
     """A flow and its batch.
 
     Attributes:
-        name: what ``--filter`` looks in, after the library's.
-        batch: of the training step, and the number of samples.
+        name: ``--filter`` searches the library's name followed by this one.
+        batch: the batch of a training step, and the number of samples drawn.
         features: D. Coupling layers transform half of them.
         bins: K.
         layers: transforms in the flow.
         hidden: units of each of two hidden blocks or layers.
-        context: features of the condition of each sample; 0 for a flow without one.
+        context: features of each sample's context; 0 for a flow without one.
     """
 
     name: str
@@ -68,9 +68,9 @@ def find_size(name: str) -> Size:
 
 
 def make_flow(library: str, size: Size) -> Any:
-    """A flow with ``log_prob(x)`` and ``sample()``, the same at every call.
+    """A flow with ``log_prob(x)`` and ``sample()``, with the same weights at every call.
 
-    Its condition, where it has one, is its own: one for each sample of the batch.
+    A flow with a context holds one context for each sample of the batch.
 
     Raises:
         PeerMissing: the library is not installed.
@@ -78,7 +78,7 @@ def make_flow(library: str, size: Size) -> Any:
     peers.check(library)
     torch.manual_seed(0)
     flow = {"nflows": _nflows, "normflows": _normflows, "zuko": _zuko}[library](size)
-    # Off the identity that some begin with, as after some training.
+    # Some flows start as the identity: move them away from it, as training would.
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -129,7 +129,7 @@ def _normflows(size: Size) -> Any:
 
 
 class _Conditioned(torch.nn.Module):
-    """A flow and the condition of each sample of a batch, where it has one."""
+    """A flow, with a context for each sample of a batch if it takes one."""
 
     context: Tensor | None
 
@@ -141,15 +141,15 @@ class _Conditioned(torch.nn.Module):
         self.register_buffer("context", context)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        given = () if self.context is None else (self.context,)
-        result: Tensor = self.flow.log_prob(x, *given)
+        contexts = () if self.context is None else (self.context,)
+        result: Tensor = self.flow.log_prob(x, *contexts)
         return result
 
     def sample(self) -> Any:
-        """As many as the batch has; normflows returns their log_prob, too."""
+        """As many samples as the batch has. normflows also returns their log_prob."""
         if self.context is None:
             return self.flow.sample(self.count)
-        if hasattr(self.flow, "transform_to_noise"):  # nflows counts samples for each condition
+        if hasattr(self.flow, "transform_to_noise"):  # nflows: the number of samples per context
             return self.flow.sample(1, self.context)
         return self.flow.sample(self.count, self.context)
 
@@ -181,7 +181,7 @@ def _zuko(size: Size) -> Any:
 
 
 class _Free(torch.autograd.Function):
-    """x and the log-determinant 0, as if they depended on the parameters."""
+    """Returns x and a log-determinant of 0; for autograd they depend on the parameters."""
 
     zeros: ClassVar[dict[tuple[Any, ...], Tensor]] = {}
 
@@ -193,7 +193,7 @@ class _Free(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, ...]:
         for shape, dtype, device in ctx.likes:
-            if (shape, dtype, device) not in _Free.zeros:  # a gradient that is there already
+            if (shape, dtype, device) not in _Free.zeros:  # so that a gradient costs nothing
                 _Free.zeros[shape, dtype, device] = torch.zeros(shape, dtype=dtype, device=device)
         return gradients[0], *(_Free.zeros[like] for like in ctx.likes)
 
@@ -262,7 +262,7 @@ def _free(library: str) -> Iterator[None]:
 
 
 def mode_of(library: str, mode: str) -> Any:
-    """The context in which a flow of the library runs as ``mode`` says."""
+    """The context manager inside which a flow of the library runs in this mode."""
     if mode == "off":
         return nullcontext()
     return compat.patch(library) if mode == "on" else _free(library)
@@ -282,15 +282,15 @@ class Run:
 
 
 def sample_seconds(run: Run, calls: int) -> float:
-    """Seconds a call; the mode is entered before the clock starts.
+    """Seconds for a call. The mode is entered before the clock starts.
 
-    Garbage is collected meanwhile, as in a user's program: zuko leaves its parameters in reference
-    cycles, and without collection every call would work in memory that was never touched.
+    Garbage collection is on, as in a user's program. zuko leaves its parameters in reference
+    cycles, so without collection every call would use new memory.
     """
     with mode_of(run.library, run.mode):
         collects = gc.isenabled()
         gc.collect()
-        gc.freeze()  # what was there before is not looked through
+        gc.freeze()  # objects from before this call are not searched
         gc.enable()
         try:
             begin = time.perf_counter()
@@ -322,7 +322,7 @@ def make_run(library: str, size: Size, what: str, mode: str, flow: Any = None) -
 
 
 def results(library: str, size: Size, mode: str) -> dict[str, Tensor]:
-    """log_prob, samples of one seed, and the gradient by all parameters, in one vector."""
+    """log_prob, samples with a fixed seed, and the gradient of all parameters as one vector."""
     flow = make_flow(library, size)
     x = torch.randn(size.batch, size.features, generator=torch.Generator().manual_seed(1))
     with mode_of(library, mode):
@@ -341,11 +341,15 @@ def results(library: str, size: Size, mode: str) -> dict[str, Tensor]:
 
 
 def differences(library: str, size: Size) -> dict[str, float]:
-    """On against off; raises AssertionError where they are not the same function's results."""
+    """The largest difference between on and off in each result.
+
+    Raises:
+        AssertionError: they differ by more than rounding.
+    """
     off, on = (results(library, size, mode) for mode in ("off", "on"))
-    found = {}
+    largest = {}
     for name, expected in off.items():
         scale = float(expected.abs().max()) if name == "gradients" else 1.0
         calls.check_close(f"{library}: {name}", on[name] / scale, expected / scale)
-        found[name] = float((on[name] - expected).abs().max()) / scale
-    return found
+        largest[name] = float((on[name] - expected).abs().max()) / scale
+    return largest

@@ -1,12 +1,12 @@
-"""The yardstick: the textbook formulas in plain PyTorch, as a good user would write them.
+"""The textbook formulas in plain PyTorch, as a good user would write them.
 
-Frozen. Speed and accuracy are stated relative to these functions, so they change only where they
-are wrong. They use no masks and no gathers where a ``where`` will do, and they are the formulas
-of the papers (Durkan et al. 2019, arXiv:1906.04032; Hong, Park, Chun 2023, arXiv:2212.04319; Hong,
-Chun 2023, arXiv:2304.04555), not the forms that ``robustflow.reference`` and the kernels use.
-Logits are not saturated.
+Benchmarks state speed and accuracy relative to these functions, so do not change them unless they
+are wrong. They are the formulas of the papers (Durkan et al. 2019, arXiv:1906.04032; Hong, Park,
+Chun 2023, arXiv:2212.04319; Hong, Chun 2023, arXiv:2304.04555), and not the forms that
+``robustflow.reference`` and the kernels use. They use ``torch.where`` instead of masks and gathers
+where they can. Logits do not saturate.
 
-Each takes and returns what its namesake in ``robustflow.functional`` does.
+Each function takes and returns what its namesake in ``robustflow.functional`` does.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""Whole flows: training and sampling beside the same flow without the kernels.
+"""Train and sample whole flows, with the kernels and without them.
 
     python -m benchmarks.end_to_end [--quick] [--filter TEXT] [--json FILE]
 
-- ``nsf``: a stock neural spline flow of nflows (``dropin_cases``) with the patch on, against
-  the same flow ``unpatched``: at sbi's sizes, in large batches, and one sample alone.
-- ``sr``: the demonstration's super-resolution flow, against the same flow under
+- ``nsf``: a neural spline flow of nflows (``dropin_cases``) with the patch on, compared with the
+  same flow ``unpatched``: with sbi's sizes, with large batches, and with a single sample.
+- ``sr``: the demonstration's super-resolution flow, compared with the same flow under
   ``use_backend("reference")`` and with the transforms of ``robustflow.benchmarks.eager``.
 - ``sr.ten-samples``: ten samples of one picture as :meth:`robustflow.nn.ConditionalFlow.sample`
-  takes them (encoded and projected once, one batch), against ``one-by-one`` (projected once, ten
-  calls), ``encoded-each-time`` (ten calls with the picture) and ``ten-contexts`` (one call with the
-  picture ten times), all with the same kernels.
+  draws them (the picture is encoded and projected once, the samples are one batch). Compared with
+  ``one-by-one`` (projected once, ten calls), ``encoded-each-time`` (ten calls with the picture) and
+  ``ten-contexts`` (one call with a batch of ten copies of the picture), all with the same kernels.
 
-A training step is the loss, its gradients and Adam's update. Latents are drawn beforehand. The
-bytes of a row, and so its floor, are those of its transforms, whose operators are watched during a
-call: the rest of the time is conditioners, not transforms.
+A training step consists of the loss, its gradients and Adam's update. Latents are drawn before the
+clock starts. The bytes of a row, and so its floor, are those that robustflow's operators read and
+write during a call. The rest of the time is spent in conditioners.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ Check = Callable[[], None]
 
 @dataclass(frozen=True)
 class Within:
-    """A function, and what is entered around its calls before the clock starts."""
+    """A function, and a context manager that is entered before the clock starts."""
 
     function: timing.Function
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -74,20 +74,20 @@ class Within:
 
 
 def sample_seconds(within: Within, calls: int) -> float:
-    """Seconds a call."""
+    """Seconds for a call, without the time to enter the context manager."""
     with within.context():
         return timing.sample_by(time.perf_counter, within.function, calls)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row's work.
+    """What is timed for one row.
 
     Attributes:
         shape: of x, or of the samples.
         ours: a call with the kernels.
-        competitors: the same without them, or in another way.
-        check: raises AssertionError where their results are not the same function's.
+        competitors: the same computation without the kernels, or in another way.
+        check: raises AssertionError if results differ by more than rounding.
     """
 
     shape: tuple[int, ...]
@@ -98,13 +98,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Job:
-    """A row to be: how its case is made, for a full run and for a quick one.
+    """A row that can be measured.
 
     Attributes:
-        name: of the row, without the prefix.
-        operation, direction: of the row.
-        make: ``make(quick)`` gives the case.
-        in_quick: whether a quick run without a filter has it.
+        name: the row's name without the prefix.
+        operation, direction: these fields of the row.
+        make: ``make(quick)`` returns the case, for a full run or for a quick one.
+        in_quick: whether a quick run without a filter measures it.
     """
 
     name: str
@@ -134,7 +134,7 @@ def _neural_spline_flow(size_name: str, what: str, quick: bool, batch: int | Non
 
 @dataclass(frozen=True)
 class EagerModifiedRQ(rnn.ModifiedRQSpline):
-    """The spline in plain PyTorch: the textbook formula, not the reference's."""
+    """The spline by the textbook formula in plain PyTorch."""
 
     def __call__(
         self, x: Tensor, params: Tensor, *, inverse: bool = False, reduce: eager.Reduce = "sum"
@@ -144,9 +144,10 @@ class EagerModifiedRQ(rnn.ModifiedRQSpline):
 
 
 def super_resolution_flows(settings: sr.Settings) -> dict[str, rnn.ConditionalFlow]:
-    """The demonstration's flow, off the identity, by who computes its transforms.
+    """Copies of the demonstration's flow, by what computes their transforms.
 
-    The weights are the same; ``reference`` is to be called under that backend.
+    All have the same weights, with which a flow is not the identity. Call ``reference`` under
+    ``use_backend("reference")``.
     """
     torch.manual_seed(0)
     flow = sr.build_flow(rnn.ModifiedRQSpline(), settings)
@@ -165,7 +166,7 @@ def super_resolution_flows(settings: sr.Settings) -> dict[str, rnn.ConditionalFl
 
 
 def _pictures(settings: sr.Settings) -> tuple[Tensor, Tensor]:
-    """A training batch: residuals of an ordinary size, and low-resolution pictures."""
+    """A training batch: residuals of a usual magnitude, and low-resolution pictures."""
     generator = torch.Generator().manual_seed(1)
     size, side = settings.batch_size, settings.crop
     x = 0.1 * torch.randn(size, 3, side, side, generator=generator)
@@ -192,7 +193,7 @@ def _sr_train(quick: bool) -> Case:
     flows = super_resolution_flows(settings)
 
     def step(flow: rnn.ConditionalFlow) -> timing.Function:
-        # So slow that the weights stay where they were checked.
+        # The rate is so small that the weights remain those that were checked.
         optimizer = torch.optim.Adam(flow.parameters(), lr=1e-8, fused=True)
 
         def train() -> None:
@@ -205,7 +206,7 @@ def _sr_train(quick: bool) -> Case:
     def gradients(flow: rnn.ConditionalFlow) -> tuple[Tensor, ...]:
         log_prob = flow.log_prob(x, low)
         grads = torch.autograd.grad(log_prob.mean(), list(flow.parameters()))
-        return log_prob, torch.cat([each.flatten() for each in grads])
+        return log_prob, torch.cat([grad.flatten() for grad in grads])
 
     steps = {who: Within(step(flow), contexts[who]) for who, flow in flows.items()}
     results = {
@@ -236,7 +237,7 @@ def _sr_sample(quick: bool, side: int | None = None) -> Case:
 
 
 def _one_picture(side: int, samples: int) -> tuple[Tensor, Tensor]:
-    """A low-resolution picture, and latents of samples of it, cool enough to be plausible."""
+    """A low-resolution picture, and latents for samples of it at temperature 0.8."""
     generator = torch.Generator().manual_seed(2)
     low_side = side // sr.SCALE
     low = torch.rand(1, 3, low_side, low_side, generator=generator)
@@ -278,7 +279,7 @@ def _ten_samples(quick: bool) -> Case:
 
 
 def _compare(calls: Mapping[str, Within], settings: sr.Settings) -> None:
-    """Results of one size: each value's difference is judged on the scale of its tensor."""
+    """Compare the results, with differences relative to the largest value of each tensor."""
 
     def results(within: Within) -> tuple[Tensor, ...]:
         result: Any = within()
@@ -288,23 +289,23 @@ def _compare(calls: Mapping[str, Within], settings: sr.Settings) -> None:
     for who, within in calls.items():
         for mine, theirs in zip(expected, results(within), strict=True):
             scale = theirs.abs().max()
-            # Layer after layer, roundings add up.
+            # Rounding errors add up from layer to layer.
             rounding = 1e-4 * settings.steps
             check_close(f"{who} of the flow", mine / scale, theirs / scale, rounding)
 
 
 def _nsf(name: str, size: str, **options: Any) -> list[Job]:
-    """Training and sampling of nflows' flow; or sampling alone, where a batch is given."""
-    verbs = {"sample": "sampling"} if options else {"train": "training step", "sample": "sampling"}
+    """Training and sampling of nflows' flow; with ``batch=``, sampling alone."""
+    whats = {"sample": "sampling"} if options else {"train": "training step", "sample": "sampling"}
     return [
         Job(
-            f"{name}.{verb}",
+            f"{name}.{short}",
             "neural_spline_flow",
             what if not options else "latency",
             functools.partial(_call_nsf, size, what, options.get("batch")),
             in_quick=name == "nsf",
         )
-        for verb, what in verbs.items()
+        for short, what in whats.items()
     ]
 
 
@@ -325,9 +326,9 @@ JOBS = (
 
 
 class TransformBytes(TorchDispatchMode):
-    """Counts, while entered, the bytes that robustflow's operators are handed and hand back.
+    """Inside this context manager, counts the bytes of the operators' inputs and outputs.
 
-    A tensor that is expanded counts once: what is read of it is in memory once.
+    An expanded tensor counts only what it has in memory.
     """
 
     def __init__(self) -> None:
@@ -339,13 +340,9 @@ class TransformBytes(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func.namespace == "robustflow":
-            tensors = [each for each in tree_leaves((args, kwargs, result)) if _is_tensor(each)]
-            self.total += sum(_bytes_of(tensor) for tensor in tensors)
+            leaves = tree_leaves((args, kwargs, result))
+            self.total += sum(_bytes_of(leaf) for leaf in leaves if isinstance(leaf, Tensor))
         return result
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, Tensor)
 
 
 def _bytes_of(tensor: Tensor) -> int:
@@ -356,17 +353,17 @@ def _bytes_of(tensor: Tensor) -> int:
 
 
 def transform_bytes(within: Within) -> int:
-    """Of one call."""
+    """The bytes that robustflow's operators read and write during one call."""
     with TransformBytes() as counter:
         within()
     return counter.total
 
 
 def time_job(job: Job, quick: bool, policy: str, seconds: float) -> Row:
-    """The row of a job in this process, without peak memory.
+    """Measure a job in this process: its row, without peak memory.
 
     Raises:
-        AssertionError: the results differ; nothing is timed then.
+        AssertionError: the results differ, before anything is timed.
     """
     case = job.make(quick)
     case.check()
@@ -394,19 +391,19 @@ def time_job(job: Job, quick: bool, policy: str, seconds: float) -> Row:
 
 
 def peak_of(job: Job, quick: bool) -> int:
-    """Peak bytes of one call of ours in this process, beyond the flow and its inputs."""
+    """Peak bytes of one call with the kernels in this process, without the flow and its inputs."""
     job.make(True).ours()
     case = job.make(quick)
     return memory.peak_bytes(case.ours)
 
 
 def chosen(text: str, quick: bool) -> list[Job]:
-    """The jobs whose name contains ``text``; a quick run without a text has only some."""
+    """The jobs whose name contains ``text``; for a quick run without a text, only its jobs."""
     return [job for job in JOBS if text in job.full_name and (text or job.in_quick or not quick)]
 
 
 def names(quick: bool) -> Sequence[str]:
-    """The names of the rows that a run has (:class:`robustflow.benchmarks.rows.RowProvider`)."""
+    """The names of the rows (see :class:`robustflow.benchmarks.rows.RowProvider`)."""
     return [job.full_name for job in chosen("", quick)]
 
 
@@ -449,7 +446,7 @@ def _peak(job: Job, shape: str, measured: Measured) -> int | None:
 
 
 def worker(task: str, name: str, shape: str, *rest: str) -> None:
-    """What :func:`allocator.run` starts: leaves the result in the last argument's file."""
+    """The process that :func:`allocator.run` starts: writes JSON to the file, the last argument."""
     *options, file = rest
     job = next(job for job in JOBS if job.full_name == name)
     quick = shape == "quick"

@@ -1,4 +1,4 @@
-"""What is measured, on a CPU and on a GPU alike: transforms, and shapes with a name."""
+"""The transforms and the named shapes that benchmark cases combine, for CPUs and GPUs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from robustflow import _transforms
 from robustflow._spec import Spec
 
 TAIL_BOUND = 3.0
-# Below so many elements a case measures what a call costs, not the kernel.
+# With fewer elements than this, a case measures the overhead of a call, not the kernel.
 SMALL = 1 << 16
 
-# What a function of robustflow.functional computes.
+# The transform that a function of robustflow.functional computes.
 SPECS = {
     "modified_rq_spline": _transforms.MODIFIED_RQ,
     "rq_spline": _transforms.RQ,
@@ -29,14 +29,14 @@ class Family:
     """A transform with its settings.
 
     Attributes:
-        name: what cases are named after.
+        name: its part of a case's name.
         operation: a function of ``robustflow.functional``.
-        competitors: of :data:`robustflow.benchmarks.cases.COMPETITORS`, those that compute the
-            same function on a CPU.
+        competitors: those of :data:`robustflow.benchmarks.cases.COMPETITORS` that compute the same
+            function on a CPU.
         num_bins: K of the K-bin spline, else 0.
         options: further arguments of the operation.
-        layout: of its parameters. ``planar``: (N, C*P, *S) for x (N, C, *S); ``rows``: the
-            parameters of an element are adjacent.
+        layout: the layout of the parameters. ``planar``: (N, C*P, *S) for x (N, C, *S); ``rows``:
+            the parameters of an element are adjacent.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Family:
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """Parameters of an element, group by group."""
+        """The number of parameters of an element in each group (widths, heights, ...)."""
         return self.spec.counts({**self.spec.defaults, **self.options, "num_bins": self.num_bins})
 
     @property
     def parameters(self) -> int:
-        """Parameters of an element."""
+        """The number of parameters of an element."""
         return sum(self.groups)
 
 
@@ -79,12 +79,12 @@ def _rq(
 MODIFIED_RQ = Family("modified_rq", "modified_rq_spline", _PLAIN)
 AFFINE = Family("affine", "conditional_affine", _PLAIN)
 CUBIC_BSPLINE = Family("cubic_bspline", "cubic_bspline", _PLAIN)
-# The parametrisation of nflows and normflows, at the default K of nflows' users and of sbi.
+# The parametrisation of nflows and normflows, with K = 8, and with sbi's default, K = 10.
 RQ8 = _rq("rq8", 8, "nflows", "normflows")
 RQ10 = _rq("rq10", 10, "nflows", "normflows")
 # normflows alone has circular tails; angles lie in (-pi, pi).
 RQ8_CIRCULAR = _rq("rq8-circular", 8, "normflows", tails="circular", tail_bound=pi)
-# zuko's transforms are other functions: soft-clipped logits, which ours take too.
+# zuko's parametrisations: soft-clipped logits.
 RQ8_ZUKO = _rq("rq8-softclip", 8, "zuko", parametrization="softclip")
 AFFINE_ZUKO = Family(
     "affine-softclip",
@@ -106,8 +106,14 @@ RQ8_PACKED_SOFTCLIP = _rq_packed("rq8_softclip_rows", "rows", parametrization="s
 
 
 @dataclass(frozen=True)
-class Place:
-    """A shape of x, by the name of where it comes from; ``quick_shape`` for a quick look."""
+class Workload:
+    """A shape of x with a name.
+
+    Attributes:
+        name: the application that the shape comes from; the first part of a case's name.
+        shape: samples first.
+        quick_shape: a smaller one for quick runs; None: the same.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -115,15 +121,15 @@ class Place:
 
     @property
     def is_small(self) -> bool:
-        """Whether what a call costs, not the kernel, is what is measured."""
+        """Whether a case of this shape measures the overhead of a call, not the kernel."""
         return prod(self.shape) < SMALL
 
 
 # The levels of the published 4x super-resolution network, and low-light enhancement's 192 channels
 # at an eighth of 400 x 600, in batches of 16.
 SR = (
-    Place("sr1", (16, 12, 80, 80), (2, 12, 80, 80)),
-    Place("sr2", (16, 24, 40, 40), (4, 24, 40, 40)),
-    Place("sr3", (16, 96, 20, 20), (4, 96, 20, 20)),
+    Workload("sr1", (16, 12, 80, 80), (2, 12, 80, 80)),
+    Workload("sr2", (16, 24, 40, 40), (4, 24, 40, 40)),
+    Workload("sr3", (16, 96, 20, 20), (4, 96, 20, 20)),
 )
-LOW_LIGHT = Place("low-light", (16, 192, 50, 75), (1, 192, 50, 75))
+LOW_LIGHT = Workload("low-light", (16, 192, 50, 75), (1, 192, 50, 75))

@@ -1,4 +1,4 @@
-"""What a measurement was made on."""
+"""Describe the machine of a measurement."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from robustflow.benchmarks import peers
 
 
 def describe() -> dict[str, Any]:
-    """Processor, instruction sets, libraries and threads; nothing that names the machine or user.
+    """Processor, instruction sets, libraries and threads, but no name of the machine or the user.
 
-    ``robustflow`` holds :func:`robustflow.build_info` (the instruction set in use among it) and
-    ``backends`` what can serve a call, or why not.
+    ``robustflow`` is :func:`robustflow.build_info`, with the instruction set in use. ``backends``
+    is :func:`robustflow.backends`.
     """
     return {
         "cpu": _cpu_model(),
@@ -37,7 +37,7 @@ def describe() -> dict[str, Any]:
 
 
 def headline(description: dict[str, Any]) -> str:
-    """The machine in a line; a second says where the fused kernels are not in use, and why."""
+    """The machine in one line. A second line says why the fused kernels are not in use, if so."""
     build = description["robustflow"]
     lines = [
         f"{description['cpu']}, {description['cores']} cores, {description['threads']} threads, "

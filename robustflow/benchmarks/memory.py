@@ -1,10 +1,10 @@
-"""Peak memory of a call, from the kernel's own count of resident pages.
+"""Peak memory of a call, from Linux's count of resident pages.
 
-A profiler sees only what goes through torch's allocator; the high-water mark of the resident set
-(VmHWM) sees every page that was touched, a kernel's own work space included. For it to be exact
-the process must hand memory back as soon as it is freed (the ``returning`` policy of
-``allocator``) and must have loaded its libraries and started its threads: run a tiny
-case first. What remains uncertain is about a megabyte, so measure tensors of tens of megabytes.
+A profiler counts only what torch's allocator provides. The peak of the resident set (VmHWM) counts
+every page that was touched, also those of a kernel's workspace. For it to be exact, the process
+must return memory as soon as it is freed (the ``returning`` policy of ``allocator``), and must
+already have loaded its libraries and started its threads: run a tiny case first. The remaining
+error is about a megabyte, so measure tensors of tens of megabytes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from robustflow import _resident
 
 
 def peak_bytes(function: Callable[[], object]) -> int:
-    """The most bytes that one call of ``function`` adds to what the process holds already.
+    """The most bytes that one call of ``function`` adds to the memory of this process.
 
-    What the call returns is alive at its end and is counted.
+    The call's result is counted.
 
     Raises:
         RuntimeError: not on Linux, or the high-water mark cannot be reset here.

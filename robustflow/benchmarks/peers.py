@@ -1,7 +1,7 @@
-"""The installed peers, called as their users call them.
+"""The transforms of other flow libraries (peers), called as their users call them.
 
-All are optional: ``pip install nflows==0.14 normflows==1.7.3 zuko==1.6.0``. A benchmark that wants
-one that is missing leaves it out and says so.
+All are optional: ``pip install nflows==0.14 normflows==1.7.3 zuko==1.6.0``. A benchmark leaves out
+a peer that is not installed, and says so.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 VERSIONS = {"nflows": "0.14", "normflows": "1.7.3", "zuko": "1.6.0"}
-# nflows' spline, and the one that normflows made of it: one signature.
+# Modules of nflows' spline and of normflows' copy of it, which have the same signature.
 MASKED = {"nflows": "nflows.transforms.splines", "normflows": "normflows.utils.splines"}
 
 Transform = Callable[..., Any]
@@ -49,11 +49,18 @@ def masked_rq_spline(
     tail_bound: float,
     tails: str = "linear",
 ) -> tuple[Tensor, Tensor]:
-    """The spline of nflows or normflows: inputs (*,), widths and heights (*, K), derivatives
-    (*, K-1), or (*, K) for circular tails, which normflows alone has; returns ``(y, logabsdet)``
-    per element.
+    """The spline of nflows or normflows.
 
     It is not compiled: its boolean masks give shapes that depend on the data.
+
+    Args:
+        peer: ``nflows`` or ``normflows``.
+        inputs: (*,).
+        widths, heights: (*, K).
+        derivatives: (*, K-1); (*, K) for circular tails, which only normflows has.
+
+    Returns:
+        ``(y, logabsdet)``, both for each element.
     """
     splines = _load(peer, MASKED[peer])
     result: tuple[Tensor, Tensor] = splines.unconstrained_rational_quadratic_spline(
@@ -69,8 +76,10 @@ def masked_rq_spline(
 
 
 def zuko_rq_spline(*, inverse: bool, tail_bound: float, trains: bool) -> Transform:
-    """zuko's MonotonicRQSTransform as a function of (inputs, widths, heights, derivatives), under
-    ``torch.compile`` in one graph of fixed shapes; it returns ``(y, logabsdet)`` per element."""
+    """zuko's MonotonicRQSTransform, compiled, as a function of inputs and three parameter tensors.
+
+    It returns ``(y, logabsdet)``, both for each element.
+    """
     transforms = _load("zuko", "zuko.transforms")
 
     def call(
@@ -86,9 +95,11 @@ def zuko_rq_spline(*, inverse: bool, tail_bound: float, trains: bool) -> Transfo
 
 
 def zuko_affine(*, inverse: bool) -> Transform:
-    """zuko's MonotonicAffineTransform as a function of inputs (N, D) and packed parameters
-    (N, D*2), index d*2+p, p = shift, scale logit; under ``torch.compile`` like the spline. It
-    returns ``(y, logabsdet)``, summed over D."""
+    """zuko's MonotonicAffineTransform, compiled, as a function of inputs (N, D) and parameters.
+
+    The parameters are packed, (N, D*2) with index d*2+p, p = shift, scale logit. It returns
+    ``(y, logabsdet)``, the latter summed over D.
+    """
     transforms = _load("zuko", "zuko.transforms")
 
     def call(inputs: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,12 +113,12 @@ def zuko_affine(*, inverse: bool) -> Transform:
 
 
 def compiled(function: Transform, *, accumulates: bool = False) -> Transform:
-    """``torch.compile`` at its best for one shape: a single graph, nothing dynamic.
+    """The function under ``torch.compile``, as one graph with fixed shapes, which is fastest.
 
-    ``accumulates``: the function is differentiated through a softmax and a cumulative sum. The C++
-    that Inductor of torch 2.13 makes of that backward pass gives wrong gradients by the bin sizes
-    (three quarters of them). With every intermediate stored they are right, at 9 % more time in
-    the one comparison made; without, what is timed would be fast and wrong.
+    ``accumulates``: the function has a softmax and a cumulative sum, and is differentiated. For
+    that backward pass, Inductor of torch 2.13 generates C++ that computes three quarters of the
+    gradients with respect to bin sizes wrongly. With every intermediate stored they are right, and
+    the call took 9 % longer in the one comparison made.
     """
     options: dict[str, str | int | bool | Callable[..., Any]] | None = None
     if accumulates:
@@ -116,8 +127,10 @@ def compiled(function: Transform, *, accumulates: bool = False) -> Transform:
 
 
 def forget_compiled() -> None:
-    """Drop what ``torch.compile`` compiled in this process: past a number of shapes of one function
-    it compiles no more."""
+    """Drop what ``torch.compile`` compiled in this process.
+
+    It stops compiling a function after a number of different shapes.
+    """
     torch.compiler.reset()
 
 

@@ -1,4 +1,4 @@
-"""What a run says on a terminal: its rows, and what it left out."""
+"""What a run prints: its rows, and what it left out."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 from robustflow.benchmarks.rows import Measured, Row, duration, table
 
-Columns = Mapping[str, Callable[[Any], str]]  # of a row, by their titles
+# From the title of a column to a function that gives a row's text in it.
+Columns = Mapping[str, Callable[[Any], str]]
 
-# Of every suite's rows, on a CPU and on a GPU.
+# Columns of every table of rows, on a CPU and on a GPU.
 MEASURED: Columns = {
     "median": lambda row: duration(row.median_s),
     "spread": lambda row: f"{row.spread:.1%}",
@@ -29,13 +30,13 @@ def row_table(rows: Sequence[Row], columns: Columns) -> str:
 
 
 def measured_rows(rows: Sequence[Row]) -> str:
-    """The rows of a CPU's suite as a table."""
+    """The rows of a suite on a CPU as a table."""
     case: Columns = {"case": lambda row: row.name, "allocator": lambda row: row.allocator}
     return row_table(rows, {**case, **MEASURED, **RATIOS})
 
 
 def slower_than_competitors(rows: Sequence[Row]) -> list[str]:
-    """A sentence for each competitor that is faster than a row."""
+    """A sentence for each row and competitor that is faster than robustflow."""
     return [
         f"Slower: {row.name} ({row.allocator}) takes {1 / ratio:.2f} times as long as {name}."
         for row in rows
@@ -45,7 +46,7 @@ def slower_than_competitors(rows: Sequence[Row]) -> list[str]:
 
 
 def remarks(measured: Measured) -> list[str]:
-    """Sentences: eager peaks, what was left out, what failed."""
+    """Sentences about eager PyTorch's peak memory, what was left out, and what failed."""
     return [
         *(
             f"Eager PyTorch's {name} holds {peak / 2**20:.0f} MiB beyond its inputs at its peak."

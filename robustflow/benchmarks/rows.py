@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: rows with stable keys, a JSON file, a table."""
+"""The results of a benchmark: rows with stable keys, a JSON file, a table."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Row:
         dtype: of x and the parameters.
         allocator: ``default`` or ``keeping`` (see :mod:`robustflow.benchmarks.allocator`).
         median_s: robustflow's median seconds a call.
-        spread: its interquartile range over its median.
+        spread: the interquartile range of the seconds over their median.
         elements_per_s: elements of x over ``median_s``.
-        bytes: what the contract makes the operation read and write, each tensor once.
+        bytes: what the operation has to read and write, each tensor once.
         floor_fraction: the time of a copy that moves as many bytes, over ``median_s``.
-        peak_bytes: the most memory one call holds beyond its inputs, outputs included; None where
-            it is too small to be seen.
-        ratio: competitor to its time over ours.
-        ratio_spread: competitor to the spread of that ratio over the rounds of the run; what a
-            difference between two runs has to exceed.
+        peak_bytes: the most memory that one call holds, outputs included and inputs not; None where
+            it was not measured.
+        ratio: by competitor, its time over ours.
+        ratio_spread: by competitor, the spread of that ratio over the rounds of the run. A
+            difference between two runs that is smaller may be noise.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Row:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Row:
-        """The row of a record; keys that only its suite knows are dropped.
+        """The row of a JSON record. Keys that are not in ``KEYS`` are dropped.
 
         Raises:
             ValueError: a key is missing.
@@ -72,14 +72,14 @@ KEYS = tuple(item.name for item in fields(Row))
 
 @dataclass
 class Measured:
-    """What a runner hands back.
+    """What a benchmark measured.
 
     Attributes:
         rows: each case under each allocator.
-        left_out: what was not measured, and the sentence that says why.
-        failed: cases whose results were wrong or which did not run, and the error: these make the
-            command fail, and have no row.
-        eager_peaks: case to the peak bytes of eager PyTorch's training step beyond its inputs.
+        left_out: from the name of what was not measured to a sentence that says why.
+        failed: from the name of a case to its error. Its results were wrong or it did not run; it
+            has no row, and the command fails.
+        eager_peaks: by case, the peak bytes of eager PyTorch's training step, without its inputs.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -98,22 +98,22 @@ class Measured:
 class RowProvider(Protocol):
     """A module whose rows ``robustflow bench`` includes; ``suite.PROVIDERS`` lists it.
 
-    Its rows are named as the cases are, in parts joined by dots, and none twice.
+    Names of rows are unique and, like those of cases, consist of parts joined by dots.
     """
 
     def names(self, quick: bool) -> Sequence[str]:
-        """The names of the rows that a run has, in order; a quick run may have fewer."""
+        """The names of the rows, in order; a quick run may have fewer."""
 
     def measure(self, filter: str, quick: bool, say: Callable[[str], None]) -> Measured:
         """Measure every row whose name contains ``filter``, calling ``say(name)`` before each.
 
-        Work is done in processes that ``allocator.run`` starts, which inherit the number of
+        Measurements run in processes that ``allocator.run`` starts, which inherit the number of
         threads.
         """
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """A Python process's command line as one would type it, without where its JSON goes.
+    """A Python process's command line as a user would type it, without ``--json``.
 
     Example:
         >>> command_line(["/bin/python3", "-m", "benchmarks.scaling", "--json", "x", "--quick"])
@@ -123,22 +123,24 @@ def command_line(arguments: Sequence[str]) -> str:
     """
     words = list(arguments[1:])
     if "--json" in words:
-        place = words.index("--json")
-        del words[place : place + 2]
-    words = [each for each in words if not each.startswith("--json=")]
+        index = words.index("--json")
+        del words[index : index + 2]
+    words = [word for word in words if not word.startswith("--json=")]
     if words[:1] == ["-m"]:
         return shlex.join(["python", *words])
-    return shlex.join([Path(each).name if index == 0 else each for index, each in enumerate(words)])
+    words[:1] = [Path(word).name for word in words[:1]]
+    return shlex.join(words)
 
 
 def write_json(path: Path, machine: dict[str, Any], rows: Sequence[Row], **more: Any) -> bool:
-    """Write ``{"machine": …, "command": …, "rows": […], **more}``; the file is never there in part.
+    """Write ``{"machine": …, "command": …, "rows": […], **more}`` to a file, atomically.
 
     Returns:
-        Whether it is there. Where it could not be written, standard error says so and where the
-        record is instead; one that says ``complete=False`` is followed by another, and not kept.
+        Whether the file was written. If not, standard error says why. The record is then saved
+        elsewhere and standard error says where, unless ``more`` has ``complete=False``: a later
+        call will write it again.
     """
-    from robustflow._files import save, write_atomically  # with torch, which reading rows spares
+    from robustflow._files import save, write_atomically  # imports torch, which readers do not need
 
     record = {
         "machine": machine,
@@ -158,7 +160,7 @@ def write_json(path: Path, machine: dict[str, Any], rows: Sequence[Row], **more:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What :func:`write_json` wrote, as it is.
+    """The content of a file that :func:`write_json` wrote.
 
     Raises:
         ValueError: there is no such file, or it is no benchmark's.

@@ -1,7 +1,7 @@
-"""The one runner: each case in processes of its own, under each allocator, checked first.
+"""Run benchmark cases, each in processes of its own, under each allocator, after a check.
 
-:func:`measure` runs cases; :func:`measure_all` adds the rows that other modules give, those
-that ``PROVIDERS`` names (:class:`.RowProvider` is what they have to have).
+:func:`measure` runs cases. :func:`measure_all` also measures the rows of the modules in
+``PROVIDERS``, which have the functions of a :class:`.RowProvider`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Settings:
     """How to measure.
 
     Attributes:
-        seconds: of timing, for each allocator policy; the policies are measured in this order.
-        quick: take each case's smaller shape.
+        seconds: of timing for each allocator policy; the policies are measured in this order.
+        quick: use each case's smaller shape.
         peaks: measure peak memory too, in further processes.
     """
 
@@ -51,13 +51,13 @@ def measure(
 
     Args:
         chosen: cases of full shape.
-        settings: how.
-        say: told each case's name before it begins.
-        done: given everything measured so far after each case, to keep it.
+        settings: how to measure.
+        say: called with each case's name before it begins.
+        done: called after each case with everything measured so far.
 
     Returns:
-        The rows. A case whose results differ from a competitor's, or that fails, has none: it
-        stands in ``failed``.
+        The rows. A case has none if its results differ from a competitor's or if it fails; it is
+        then in ``failed``.
     """
     measured = Measured()
     policies = [policy for policy in settings.seconds if works(policy, measured)]
@@ -81,7 +81,7 @@ def measure_all(
     say: Say,
     done: Callable[[Measured], object],
 ) -> Measured:
-    """The chosen cases' rows, then those of each provider whose names contain ``text``."""
+    """The rows of the chosen cases, then the rows of providers whose name contains ``text``."""
     measured = measure(chosen, settings, say, done) if chosen else Measured()
     for provider in providers:
         if provided(provider, text, settings.quick):
@@ -91,7 +91,10 @@ def measure_all(
 
 
 def provided(provider: RowProvider, text: str, quick: bool) -> list[str]:
-    """The names of the rows that a provider measures; a quick run has all that a text names."""
+    """The names of the rows that a provider measures.
+
+    A quick run without a text has only the provider's quick rows.
+    """
     return [name for name in provider.names(quick and not text) if text in name]
 
 
@@ -101,7 +104,7 @@ def providers() -> list[RowProvider]:
 
 
 def thread_count() -> int:
-    """The threads that the measuring processes compute with."""
+    """The number of threads that PyTorch uses in the measuring processes."""
     count: int = allocator.run("default", WORKER, ["threads"])
     return count
 
@@ -111,7 +114,7 @@ def _measure_one(
 ) -> None:
     shape = "quick" if settings.quick else "full"
     peak = None
-    if settings.peaks and not case.place.is_small:
+    if settings.peaks and not case.workload.is_small:
         peak = _peak(case, "robustflow", shape, measured)
         if case.trains and "eager" in case.competitors:
             eager_peak = _peak(case, "eager", shape, measured)
@@ -127,7 +130,7 @@ def _measure_one(
 
 
 def works(policy: str, measured: Measured) -> bool:
-    """Whether ``policy`` can be set here and does what it says."""
+    """Whether ``policy`` can be set and has its effect; if not, ``left_out`` gets the reason."""
     if policy == "default":
         return True
     try:

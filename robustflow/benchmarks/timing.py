@@ -1,8 +1,8 @@
-"""Timing by alternation: A B A B …, medians, and the spread beside them.
+"""Time functions in alternation (A B A B …); report medians and their spread.
 
-Ratios from two separate runs compare two states of the machine. Here every round calls each
-function once (a fast one several times), so that drift, other load and clock changes meet them
-all alike; the median over the rounds is reported with its interquartile range.
+Times from two separate runs also compare two states of the machine. Here every round calls each
+function once (a fast one several times), so other load and changes of the clock affect all of them
+alike. The result is the median over the rounds, with its interquartile range.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Timed = TypeVar("Timed", bound=Function)
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call of one function, one sample a round."""
+    """Seconds for a call of one function: one sample for each round."""
 
     samples: tuple[float, ...]
     calls_per_sample: int = 1
@@ -53,8 +53,9 @@ def spread(samples: Sequence[float]) -> float:
 
 
 def ratio_spread(first: Timing, second: Timing) -> float:
-    """The spread of the ratio of two timings of one run, round by round: drift that both met
-    cancels.
+    """The spread of the ratio of two timings of one run, computed round by round.
+
+    Changes of the machine that affected both cancel.
 
     Example:
         >>> ratio_spread(Timing((2.0, 4.0, 6.0)), Timing((1.0, 2.0, 3.0)))
@@ -66,7 +67,7 @@ def ratio_spread(first: Timing, second: Timing) -> float:
 def row_figures(
     ours: Timing, copy: Timing, competitors: Mapping[str, Timing], elements: int
 ) -> dict[str, Any]:
-    """What times, and those of a copy of as many bytes, say in a ``rows.Row``.
+    """The fields of a ``rows.Row`` that follow from times, also those of a copy of as many bytes.
 
     Example:
         >>> figures = row_figures(Timing((2.0,)), Timing((1.0,)), {"eager": Timing((8.0,))}, 100)
@@ -98,15 +99,14 @@ def alternate(
 
     Args:
         functions: name to function; the order is the order within a round.
-        seconds: how long to go on, warm-up apart.
-        min_rounds, max_rounds: bounds on the number of rounds, whatever ``seconds`` says.
-        warmup: rounds before the clock starts. The first call of a function, which may compile,
-            lies in them.
+        seconds: how long to go on, without the warm-up.
+        min_rounds, max_rounds: bounds on the number of rounds, whatever ``seconds`` is.
+        warmup: rounds before the clock starts, in which functions may compile.
         min_sample: a function faster than this many seconds is called in a loop, and a sample is
             the loop's time over its length.
         clock: the clock, in seconds.
-        sampler: takes a sample of a function and a number of calls of it, in seconds a call,
-            where ``clock`` cannot: work on a GPU goes on after the call.
+        sampler: a function that times a number of calls of a function and returns seconds for each
+            call, in place of ``clock``. A GPU needs one: its work continues after the call returns.
 
     Returns:
         A :class:`Timing` for each function.
@@ -155,8 +155,8 @@ def alternate(
 def copy_of(num_bytes: int) -> Function:
     """A copy that moves ``num_bytes``: half of them read, half of them written.
 
-    Both tensors are written first, so that every page is there before the clock starts. This is
-    the floor of an operation that reads and writes ``num_bytes`` in all.
+    It is the floor of an operation that reads and writes ``num_bytes`` in all. Both tensors are
+    written here, so that all their pages exist before the clock starts.
     """
     source = torch.ones(max(1, num_bytes // 8), dtype=torch.float32)
     target = torch.zeros_like(source)
@@ -164,7 +164,7 @@ def copy_of(num_bytes: int) -> Function:
 
 
 def sample_by(clock: Callable[[], float], function: Function, calls: int) -> float:
-    """Seconds a call of a loop of calls."""
+    """Seconds for a call, timed in a loop of ``calls`` calls."""
     begin = clock()
     for _ in range(calls):
         function()

@@ -1,8 +1,9 @@
-"""The bytes that the contract makes an operation move: the one place where they are counted.
+"""How many bytes an operation has to read and write.
 
-Every tensor is read or written once. Backward saves nothing but its inputs, so it reads them again,
-reads cotangents of the size of the outputs, and writes gradients of the size of the inputs. The
-time of these bytes at the speed of a copy is the floor of an operation.
+The forward pass reads its inputs and writes its outputs, once. The backward pass reads the inputs
+again, because nothing else is saved, and the cotangents, which have the size of the outputs; it
+writes gradients, which have the size of the inputs. Copying as many bytes takes the least time that
+the operation could take: its floor.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ class Traffic:
     """Sizes of one call.
 
     Attributes:
-        elements: of x.
-        parameters: an element, all parameter tensors together.
-        logabsdets: log-determinants returned: one a sample, or one an element.
-        x_size, parameter_size, logabsdet_size: bytes of a number of each; y is like x.
+        elements: the number of elements of x.
+        parameters: the number of parameters of an element.
+        logabsdets: the number of log-determinants returned, one for each sample or each element.
+        x_size, parameter_size, logabsdet_size: bytes of one number; y has the dtype of x.
 
     Example:
         >>> modified_rq = Traffic(elements=1000, parameters=4, logabsdets=1)

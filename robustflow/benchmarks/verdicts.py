@@ -16,10 +16,10 @@ class Verdict:
     """Whether a target was met, with the numbers that decide it.
 
     Attributes:
-        target: what has to be, and of what.
-        measured: the numbers as text, each under the title of its column.
-        met: None where nothing was measured that decides it.
-        reason: why that is so.
+        target: the case and the number to reach.
+        measured: the measured numbers as text, by the titles of their columns.
+        met: None where the number was not measured.
+        reason: why it was not measured.
     """
 
     target: str
@@ -33,7 +33,7 @@ class Verdict:
 
 
 def verdict_table(verdicts: Sequence[Verdict], title: str = "target") -> str:
-    """The verdicts as a table; the measured numbers have the same columns in all of them.
+    """The verdicts as a table. All of them have the same columns.
 
     Example:
         >>> fast = Verdict("a: >= 2x eager", {"measured": "3.1x"}, True)

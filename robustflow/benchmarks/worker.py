@@ -1,4 +1,4 @@
-"""Measure one case in this process; :mod:`robustflow.benchmarks.allocator` starts it.
+"""Measure one case in this process, which :mod:`robustflow.benchmarks.allocator` starts.
 
     python -m robustflow.benchmarks.worker time NAME COMPETITORS ALLOCATOR SECONDS SHAPE FILE
     python -m robustflow.benchmarks.worker memory NAME WHO SHAPE FILE
@@ -22,12 +22,13 @@ from robustflow.benchmarks import allocator, calls, cases, memory, timing
 from robustflow.benchmarks.cases import Case
 from robustflow.benchmarks.rows import Row
 
-# Heap to touch beforehand, in units of a case's inputs: eager training holds about as many.
+# Heap to touch before the clock starts, as a multiple of a case's inputs: eager PyTorch's training
+# step takes about that much.
 PRIMED_INPUTS = 12
 
 
 def time_case(case: Case, policy: str, seconds: float) -> dict[str, Any]:
-    """A row (without peak memory) and the competitors that were left out, with the reason."""
+    """A JSON record of the row, without peak memory, and of the competitors that were left out."""
     if policy == "keeping":
         allocator.prime(PRIMED_INPUTS * case.traffic.inputs)
     prepared = calls.prepare(case)
@@ -58,12 +59,12 @@ def time_case(case: Case, policy: str, seconds: float) -> dict[str, Any]:
 
 
 def peak_of(case: Case, who: str) -> int:
-    """Peak bytes of one call of ``who`` (``robustflow`` or a competitor) beyond its inputs."""
+    """Peak bytes of one call of ``who`` (``robustflow`` or a competitor), without its inputs."""
     only = case.against([who])
 
-    def function(of: Case) -> timing.Function:
-        prepared = calls.prepare(of)
-        return prepared.competitors[who] if of.competitors else prepared.ours
+    def function(case: Case) -> timing.Function:
+        prepared = calls.prepare(case)
+        return prepared.competitors[who] if case.competitors else prepared.ours
 
     function(only.tiny())()
     return memory.peak_bytes(function(only))

@@ -49,8 +49,8 @@ def _tiny(
 
 def _large(family: families.Family, direction: str = "forward", dtypes: Dtypes = F32) -> Case:
     x, parameters = dtypes
-    place = LARGE[family.layout]
-    return Case(place, family, direction, dtype=x, parameter_dtype=parameters)
+    workload = LARGE[family.layout]
+    return Case(workload, family, direction, dtype=x, parameter_dtype=parameters)
 
 
 def _suite(device: meter.Meter | None = None, backends: list[str] = BACKENDS) -> suite.Suite:
@@ -239,7 +239,7 @@ def test_a_case_shrinks_by_halves() -> None:
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 @pytest.mark.parametrize("who", [*BACKENDS, "eager", "nflows", "normflows"])
-def test_contestants_pass_the_check(
+def test_competitors_pass_the_check(
     who: str, family: families.Family, direction: str, dtypes: Dtypes
 ) -> None:
     case = _tiny(family, direction, dtypes)
@@ -303,9 +303,9 @@ def test_a_single_number_that_is_not_written_is_found() -> None:
 def test_large_cases_are_checked_at_both_ends_and_in_the_middle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(calls, "_STRETCH", 100)
+    monkeypatch.setattr(calls, "_CHECKED_AT_ONCE", 100)
     case = _tiny(families.RQ8_PACKED_ROWS, elements=1024)
-    assert calls._stretches(case) == [(0, 100), (462, 562), (924, 1024)]
+    assert calls._checked_ranges(case) == [(0, 100), (462, 562), (924, 1024)]
     for place in (5, 500, 1023):
 
         def spoil(result: torch.Tensor, place: int = place) -> None:
@@ -338,7 +338,7 @@ def test_no_speed_is_reported_of_a_wrong_result(monkeypatch: pytest.MonkeyPatch)
     assert set(measured.results.wrong) == {f"{name} by {backend}" for backend in BACKENDS}
 
 
-def test_a_wrong_contestant_gets_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_competitor_gets_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     case = _tiny(families.AFFINE)
     measured = _suite()
     measured.run([Task(case)], suite.Budget(100.0), lambda task: None)
@@ -397,7 +397,7 @@ def test_the_budget_is_kept_and_cheap_tasks_still_fit() -> None:
     assert "7 were left" in measured.results.not_measured[dear.name]
 
 
-def test_a_contestant_too_large_for_the_memory_is_compared_on_less(
+def test_a_competitor_too_large_for_the_memory_is_compared_on_less(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     make_call = calls.make_call
@@ -408,7 +408,7 @@ def test_a_contestant_too_large_for_the_memory_is_compared_on_less(
         return make_call(who, tensors)
 
     monkeypatch.setattr(suite, "make_call", hungry)
-    monkeypatch.setattr(suite, "_FEWEST_ELEMENTS", 1)
+    monkeypatch.setattr(suite, "_MIN_ELEMENTS", 1)
     case = _tiny(families.MODIFIED_RQ, elements=1024)
     measured = _suite(backends=["reference"])
     measured.run([Task(case), Task(case, "eager")], suite.Budget(100.0), lambda task: None)
@@ -416,7 +416,7 @@ def test_a_contestant_too_large_for_the_memory_is_compared_on_less(
     assert row.shape == case.shape
     assert row.ratio["eager"] > 0 and row.ratio_elements == {"eager": 256}
 
-    monkeypatch.setattr(suite, "_FEWEST_ELEMENTS", 1000)
+    monkeypatch.setattr(suite, "_MIN_ELEMENTS", 1000)
     measured.run([Task(case, "eager")], suite.Budget(100.0), lambda task: None)
     assert "does not fit" in measured.results.left_out[f"{case.name} against eager"]
 
@@ -453,9 +453,9 @@ def test_a_small_case_has_its_time_in_a_graph() -> None:
 
             return calls.Call(replay)
 
-    place = TINY["rows"]
+    workload = TINY["rows"]
     measured = _suite(WithGraphs(), ["reference"])
-    case = Case(place, families.RQ8_PACKED_ROWS, "forward")
+    case = Case(workload, families.RQ8_PACKED_ROWS, "forward")
     measured.run([Task(case)], suite.Budget(100.0), lambda task: None)
     (row,) = measured.results.rows
     assert row.timing == "latency" and row.peak_bytes is None and row.graph_s is not None

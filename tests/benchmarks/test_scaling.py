@@ -56,11 +56,11 @@ def test_the_memory_of_a_point_is_counted() -> None:
     # Modified RQ: 5 inputs and their gradients, y and its cotangent, 4 bytes each; 1000 samples'
     # log-determinants and cotangents; and the copy.
     point = Point("n", MODIFIED_RQ, 10**8)
-    assert point.bytes_needed == 48 * 10**8 + 8 * 1000 + scaling_points.COPY_AT_ONCE
-    assert scaling.reason_against(point, "default", 10**12) is None
-    assert "free" in (scaling.reason_against(point, "default", 10**9) or "")
+    assert point.bytes_needed == 48 * 10**8 + 8 * 1000 + scaling_points.MAX_COPY_BYTES
+    assert scaling.why_left_out(point, "default", 10**12) is None
+    assert "free" in (scaling.why_left_out(point, "default", 10**9) or "")
     # K = 8: 24 inputs an element are 9.6 GB alone.
-    too_large = scaling.reason_against(Point("n", RQ8, 10**8), "default", 10**12)
+    too_large = scaling.why_left_out(Point("n", RQ8, 10**8), "default", 10**12)
     assert too_large is not None and "8 GB is the limit" in too_large
 
 
@@ -79,7 +79,7 @@ def test_copies_move_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
         return own(self, other)
 
     monkeypatch.setattr(torch.Tensor, "copy_", copy)
-    monkeypatch.setattr(scaling_points, "COPY_AT_ONCE", 1600)
+    monkeypatch.setattr(scaling_points, "MAX_COPY_BYTES", 1600)
     made = scaling_points.copies([800, 4800])
     made[800]()
     assert copied == [800]
@@ -88,10 +88,10 @@ def test_copies_move_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("family", [AFFINE, MODIFIED_RQ, with_bins(4)], ids=lambda f: f.name)
-def test_inputs_repeat_and_every_stretch_is_checked(
+def test_inputs_repeat_and_every_period_is_checked(
     family: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scaling_points, "STRETCH", 50)
+    monkeypatch.setattr(scaling_points, "PERIOD", 50)
     monkeypatch.setattr(scaling_points, "SIDE", 5)
     point = Point("n", family, 200)
     inputs, repeats = scaling_points.inputs_of(point)
@@ -106,7 +106,7 @@ def test_inputs_repeat_and_every_stretch_is_checked(
     own = calls.bind
 
     def wrong(of: Case, inputs: calls.Inputs) -> calls.Calls:
-        """As it is for the first stretch, another result in the last element of all four."""
+        """Right for the first period alone; for all four, the last element is wrong."""
         right = own(of, inputs)
         if of.shape != point.shape:
             return right

@@ -418,7 +418,7 @@ def test_bench_judges_bars(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--filter", "nothing"], "places sr1, sr2, sr3, low-light"),
+        (["--filter", "nothing"], "workloads sr1, sr2, sr3, low-light"),
         (["--against", "eager,pyro"], "knows eager, compiled, nflows, zuko, normflows, got pyro"),
         (["--bars"], "add --quick"),
         (["--quick", "--bars", "--filter", "sr1"], "no bar is stated"),
