@@ -137,8 +137,8 @@ def groups(every: Sequence[Point], text: str) -> list[list[Point]]:
     by_process: dict[tuple[str, ...], list[Point]] = {}
     for point in every:
         named = (
-            row_name(point.case(verb), threads)
-            for verb in DIRECTIONS
+            row_name(point.case(direction), threads)
+            for direction in DIRECTIONS
             for threads in usable_threads()
         )
         if any(text in name for name in named):

@@ -85,11 +85,11 @@ class Point:
         channels = min(self.count, PERIOD) // space
         return (self.count // (space * channels), channels, space)
 
-    def case(self, verb: str) -> Case:
-        """``verb`` is one of :data:`robustflow.benchmarks.cases.DIRECTIONS`."""
+    def case(self, direction: str) -> Case:
+        """The case in one of :data:`robustflow.benchmarks.cases.DIRECTIONS`."""
         workload = Workload(f"scaling-{self.sweep}", self.shape)
         competitor = "nflows" if "nflows" in self.family.competitors else "eager"
-        return Case(workload, self.family, DIRECTIONS[verb], (competitor,))
+        return Case(workload, self.family, DIRECTIONS[direction], (competitor,))
 
     @property
     def bytes_needed(self) -> int:
@@ -246,10 +246,10 @@ def measure_point(
         The rows; and what was left out, with the reason.
     """
     selected = [
-        (point.case(verb), threads)
-        for verb in DIRECTIONS
+        (point.case(direction), threads)
+        for direction in DIRECTIONS
         for threads in usable_threads()
-        if text in row_name(point.case(verb), threads)
+        if text in row_name(point.case(direction), threads)
     ]
     inputs, repeats = inputs_of(point)
     left_out: dict[str, str] = {}

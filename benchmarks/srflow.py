@@ -4,12 +4,12 @@
                                 [--json FILE] [--quick]
 
 The network has the published 4x shape: 160 x 160 pixels, three levels of 16 steps (12 channels at
-80 x 80, 24 at 40 x 40, 96 at 20 x 20) and 320 conditioning channels; the encoder is left out, and
-so is the learned scale of the latents that leave after the first level. Three designs of one
-network are timed, with the same weights:
+80 x 80, 24 at 40 x 40, 96 at 20 x 20) and 320 conditioning channels. It has no encoder, and no
+learned scale of the latents that are split off after the first level. Three designs of the network
+are timed, with the same weights:
 
 - ``robustflow``: the couplings of :mod:`robustflow.compat.srflow`;
-- ``free``: the same, with a transform that does nothing but keep the parameters' gradient alive;
+- ``free``: the same with the identity as the transform, but with gradients of its parameters;
 - ``published``: one convolution of the concatenation, unfolded actnorms, the transform in plain
   PyTorch (`robustflow.benchmarks.eager`, without the published masks, which would be slower).
 
@@ -47,7 +47,8 @@ KINDS: dict[str, Any] = {
     "affine": srflow.CondAffineSeparatedAndCond,
     "reparam": srflow.CondAffineReparamSeparatedAndCond,
 }
-# What undoes an injector's and half a coupling's scale of sigmoid(2), or 96 of them explode.
+# These compensate the initial scale sigmoid(2) of injectors and couplings: without them, values
+# explode over 48 steps.
 ACTNORM_LOG_SCALES = {"modified_rq": 0.0, "affine": 0.19, "reparam": -0.19}
 DESIGNS = ("robustflow", "free", "published")
 SAMPLES = 10
@@ -57,7 +58,7 @@ TARGET_ONCE = 5.0  # ten samples, one by one, at least this much faster than the
 
 @dataclass(frozen=True)
 class Shape:
-    """Of the network and its picture."""
+    """The size of the network and of its picture, and seconds of timing for a group of cases."""
 
     pixels: int = 160
     steps: int = 16
@@ -70,7 +71,7 @@ QUICK = Shape(pixels=16, steps=2, features=16, seconds=0.3)
 
 @dataclass(frozen=True)
 class Free:
-    """A transform that costs nothing: z as it is; the parameters stay in the graph."""
+    """The identity, which costs nothing; its parameters still get gradients."""
 
     num_params: int
 
@@ -120,8 +121,8 @@ class Published(nn.Module):
     """One of our couplings in the published design.
 
     Args:
-        coupling: whose weights are used.
-        transform: in place of the same one in plain PyTorch, without masks.
+        coupling: the coupling, whose weights are used.
+        transform: its transform; by default the coupling's own in plain PyTorch, without masks.
     """
 
     def __init__(self, coupling: Any, transform: Any = None) -> None:
@@ -187,7 +188,7 @@ class Level(nn.Module):
 
 
 class Network(nn.Module):
-    """Three levels; six of the first one's twelve channels leave after it."""
+    """Three levels. After the first one, six of its twelve channels are split off as latents."""
 
     channels = (12, 24, 96)
 
@@ -225,7 +226,7 @@ class Network(nn.Module):
 
 
 def networks(shape: Shape, kind: str) -> dict[str, Network]:
-    """The three designs, with the same weights: of a network after training, in size."""
+    """The three designs with the same weights, which have the magnitude of trained weights."""
     made = {design: Network(shape, kind, design).eval() for design in DESIGNS}
     ours = made["robustflow"]
     with torch.no_grad():
@@ -245,7 +246,7 @@ def networks(shape: Shape, kind: str) -> dict[str, Network]:
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed: one network's work on one picture, or ten samples of it."""
+    """The functions to time: a training step of a network, one sample, or ten samples."""
 
     network: Network
     x: Tensor
@@ -296,14 +297,15 @@ def cases(shape: Shape, kind: str) -> dict[str, Case]:
 
 
 def check_agreement(made: Mapping[str, Case]) -> None:
-    """Hold ours to the published design in double precision, gradients included.
+    """Compare our results and gradients with those of the published design in double precision.
 
-    The derivative of a spline's log-determinant jumps at knots. In a hundred layers some element is
-    within a rounding of one, and a layer's gradients then differ: by 4e-3 in ours where that was
-    looked at, by 1e-2 in the published design's own single precision.
+    The derivative of a spline's log-determinant is not continuous at knots. In a hundred layers
+    some element is so close to a knot that rounding decides on which side it is, and gradients of
+    that layer then differ. In one case they differed by 4e-3 in our design, and by 1e-2 in the
+    published design in single precision.
 
     Raises:
-        RuntimeError: something is further off, or not finite; the message says what.
+        RuntimeError: something differs by more, or is not finite; the message says what.
     """
     ours, published = made["robustflow"], made["published"]
     exact = published.double()
@@ -322,7 +324,7 @@ def check_agreement(made: Mapping[str, Case]) -> None:
 
 
 def measure(shape: Shape, kind: str) -> dict[str, Any]:
-    """Median seconds and spread of every case, and the shares of where ours takes its time."""
+    """Median seconds and spread of every case, and in which operators our design takes its time."""
     torch.manual_seed(0)
     made = cases(shape, kind)
     check_agreement(made)
@@ -348,7 +350,7 @@ def measure(shape: Shape, kind: str) -> dict[str, Any]:
     return {"kind": kind, "shape": asdict(shape), "seconds": seconds, "shares": shares}
 
 
-_PARTS = {  # an operator's name, or the beginning of it, to the part of the work it belongs to
+_PARTS = {  # from the beginning of an operator's name to the part of the work that it belongs to
     "robustflow::": "transforms",
     "aten::bmm": "other matrix products",
     "aten::mm": "other matrix products",
@@ -360,11 +362,12 @@ _PARTS = {  # an operator's name, or the beginning of it, to the part of the wor
 
 
 def breakdown(function: Callable[[], object], features: Collection[int]) -> dict[str, float]:
-    """Part of the work to its share of the time of all operators, by their own time.
+    """The share of each part of the work in the time of all operators.
 
-    Convolutions, and matrix products in their place, are told apart by whether they read the
-    features: one of the numbers of channels given. "elementwise and other" holds sums of gradients,
-    actnorms and ReLUs. Python between the operators is not in it.
+    An operator's time is without that of the operators it calls. Time in Python between operators
+    does not count. A convolution, or a matrix product that replaces one, is "of features" if its
+    input has one of the numbers of channels in ``features``. "elementwise and other" has sums of
+    gradients, actnorms and ReLUs.
     """
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         function()
@@ -438,9 +441,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--allocator", nargs="+", choices=("default", "keeping"), default=["default"]
     )
-    parser.add_argument("--seconds", type=float, help="a group of cases, beyond warm-up")
-    parser.add_argument("--json", type=output_file, help="write the results there")
-    parser.add_argument("--quick", action="store_true", help="a tiny network: a rehearsal")
+    parser.add_argument("--seconds", type=float, help="timing of each group, without the warm-up")
+    parser.add_argument("--json", type=output_file, help="write the results to this file")
+    parser.add_argument("--quick", action="store_true", help="a tiny network, to see that it runs")
     given = parser.parse_args(arguments)
     shape = QUICK if given.quick else Shape()
     if given.seconds is not None:
@@ -459,7 +462,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def worker(work: str, file: str) -> None:
-    """One kind in this process, under the allocator that it was started with."""
+    """Measure one kind in this process, under the allocator that it was started with."""
     given = json.loads(work)
     result = measure(Shape(**given["shape"]), given["kind"])
     Path(file).write_text(json.dumps(result))

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.aot``: compile every GPU kernel and print what it takes; needs no GPU."""
+"""``python -m benchmarks.aot``: compile every GPU kernel and print its resources, without a GPU."""
 
 from __future__ import annotations
 

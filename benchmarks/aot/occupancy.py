@@ -1,8 +1,8 @@
-"""How many threads a multiprocessor holds: the hardware's rules of allocation.
+"""How many blocks and warps of a kernel fit on a multiprocessor.
 
-Figures: the table of technical specifications by compute capability in NVIDIA's CUDA programming
-guide. Registers are given to warps in units of 256 from the quarter of the file that belongs to
-one scheduler; shared memory to blocks in units of 128 bytes, with 1 KiB of the system's own.
+The limits are from the table of technical specifications by compute capability in NVIDIA's CUDA
+programming guide. Each of the four schedulers has a quarter of the registers; a warp gets registers
+in units of 256. A block gets shared memory in units of 128 bytes, and the system takes 1 KiB more.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MULTIPROCESSORS = {
 
 @dataclass(frozen=True)
 class Occupancy:
-    """Blocks and warps that a multiprocessor holds at once, and what keeps it from holding more."""
+    """The blocks and warps that a multiprocessor holds at once, and what limits them."""
 
     blocks: int
     warps: int
@@ -47,11 +47,13 @@ class Occupancy:
 
 
 def occupancy(arch: int, threads: int, registers: int, shared_bytes: int = 0) -> Occupancy:
-    """Of a kernel of ``threads`` threads a block, on sm_``arch``.
+    """The occupancy of a kernel.
 
     Args:
-        registers: of a thread.
-        shared_bytes: of a block, static and dynamic.
+        arch: the architecture, 90 for sm_90.
+        threads: threads of a block.
+        registers: registers of a thread.
+        shared_bytes: shared memory of a block, static and dynamic.
 
     Raises:
         ValueError: an architecture without figures, or a block that cannot run at all.
@@ -65,13 +67,13 @@ def occupancy(arch: int, threads: int, registers: int, shared_bytes: int = 0) ->
         raise ValueError(f"No figures for sm_{arch}: known are {known}.")
     limits = MULTIPROCESSORS[arch]
     warps = -(-threads // _WARP)
-    of_warp = _round_up(registers * _WARP, _REGISTER_UNIT)
-    of_block = _round_up(shared_bytes + _SHARED_SYSTEM, _SHARED_UNIT)
+    warp_registers = _round_up(registers * _WARP, _REGISTER_UNIT)
+    block_shared_bytes = _round_up(shared_bytes + _SHARED_SYSTEM, _SHARED_UNIT)
     blocks = {
         "warps": limits.warps // warps,
         "blocks": limits.blocks,
-        "registers": _REGISTERS // _SCHEDULERS // of_warp * _SCHEDULERS // warps,
-        "shared memory": limits.shared_bytes // of_block,
+        "registers": _REGISTERS // _SCHEDULERS // warp_registers * _SCHEDULERS // warps,
+        "shared memory": limits.shared_bytes // block_shared_bytes,
     }
     limit = min(blocks, key=lambda name: blocks[name])
     if blocks[limit] < 1 or shared_bytes > limits.block_shared_bytes:

@@ -1,4 +1,4 @@
-"""The benchmark of the published network: what it compares is the same, and it says all it must."""
+"""benchmarks.srflow: the designs that it compares agree, and its results are complete."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TINY = srflow.Shape(pixels=8, steps=1, features=3, seconds=0.0)
 
 @pytest.mark.parametrize("kind", list(srflow.KINDS))
 def test_designs_agree(kind: str) -> None:
-    """To the benchmark's own tolerance; in the published shape, here in miniature."""
+    """Within the benchmark's tolerance, on a tiny network."""
     made = srflow.cases(TINY, kind)
     srflow.check_agreement(made)
     assert made["robustflow"].batch().shape == (10, 3, 8, 8)

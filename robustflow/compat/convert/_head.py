@@ -47,7 +47,7 @@ class Head:
         return None
 
     def remake(self) -> None:
-        """Give it ``channels * wanted`` outputs, all zero, the parameters of a channel together."""
+        """Give it ``channels * num_params`` outputs, all zero, those of a channel side by side."""
         rows = self._num_rows()
         module, outputs = self.module, self.channels * self.num_params
         for name, parameter in module._parameters.items():
@@ -66,7 +66,7 @@ class Head:
         return int(self.module.get_parameter("weight").shape[0])
 
     def _rows(self) -> Iterable[Tensor]:
-        """Buffers with a row an output: an autoregressive mask, and the like."""
+        """Buffers with one row for each output, such as an autoregressive mask."""
         rows = self._num_rows()
         return [
             buffer
@@ -76,10 +76,10 @@ class Head:
 
 
 class HeadWatch:
-    """Within it, records which layer computed which tensor.
+    """Until :meth:`close`, records which layer computed which tensor.
 
     Args:
-        modules: in which to look.
+        modules: whose layers are watched.
         kinds: types of layers that can be replaced.
     """
 
@@ -100,7 +100,7 @@ class HeadWatch:
             self._outputs[layer] = Unchanged(output)
 
     def maker(self, tensor: Tensor) -> nn.Module | None:
-        """The layer whose output this tensor object is, unless written to since; or None."""
+        """The layer whose output this is; None if there is none or it was modified in place."""
         for layer, output in self._outputs.items():
             if output.holds(tensor):
                 return layer

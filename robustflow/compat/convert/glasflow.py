@@ -1,4 +1,4 @@
-"""glasflow: the affine layers of its copy of nflows, and of its own that derive from them."""
+"""glasflow: the affine layers of its copy of nflows, and its own subclasses of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The distance of features to the k-th nearest of a choice of training features."""
+"""The distance of features to their k-th nearest neighbour in a subset of the training features."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from robustflow.diagnostics.scores.features import (
 )
 from robustflow.diagnostics.scores.score import FeatureScore, Pooling, check_same_levels
 
-_CANDIDATES = 10  # rows that k-center chooses from, for each row to choose
-_DISTANCES = 2**21  # distances in memory at a time
+_CANDIDATES = 10  # random pixels for each one that k-center selects from them
+_DISTANCES = 2**21  # how many distances are in memory at once
 
 DEFAULT_K = 5
 
@@ -82,14 +82,14 @@ class KNNScore(FeatureScore):
 
     It assumes nothing about their distribution, where
     :class:`~robustflow.diagnostics.MahalanobisScore` assumes a Gaussian. It keeps a *coreset* of
-    all pixels: those that cover a uniform random choice of ten times ``coreset_size`` pixels best
-    (greedy k-center), or a random choice alone. Scores of levels are summed, or apart.
+    the training pixels: a uniform random subset, or the pixels that best cover a ten times larger
+    random subset (greedy k-center). Scores of levels are summed, unless ``apart=True``.
 
     Args:
         k: the neighbour whose distance counts, at least 1. More is smoother.
-        coreset_size: pixels kept a level.
-        coreset: "k-center" covers rare features too; "reservoir" is a plain random choice, so
-            that distances are small where training features are dense.
+        coreset_size: the number of pixels kept for each level.
+        coreset: "k-center" also covers rare features; "reservoir" is a random subset, so that
+            distances are small where training features are dense.
         standardize: divide every channel by its standard deviation over the random choice; a
             constant channel by the mean of the others' deviations.
         seed: of the random choice. The same seed, pictures and order give the same score.
@@ -143,7 +143,7 @@ class KNNScore(FeatureScore):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Features] | Features) -> KNNScore:
-        """Choose from training pictures; forgets what was fitted and calibrated before.
+        """Select the coreset from training pictures. An earlier fit and calibration are dropped.
 
         Args:
             batches: as :meth:`MahalanobisScore.fit` takes them.

@@ -155,7 +155,7 @@ class MahalanobisScore(FeatureScore):
 
     so that a pixel like the training's scores p, the number of channels, on average. Pictures are
     read one batch at a time, in float64 (on the CPU where the device has none), in memory that
-    does not grow with their number. Scores of levels are summed, or apart.
+    does not grow with their number. Scores of levels are summed, unless ``apart=True``.
 
     rho depends on n, the number of independent samples. Pixels of one picture are not independent:
     with n = all pixels the covariance is hardly shrunk, however few the pictures. By default n is
