@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "layers/layer.h"
+#include "layers/lu.h"
 #include "network/kernels.h"
 #include "operator.h"
 
@@ -128,5 +129,6 @@ PYBIND11_MODULE(_autograd, m) {
            py::arg("num_gradients"), py::arg("reference_gradients"), py::arg("python_function"))
       .def("__call__", &Operator::call_from_python);
   robustflow::define_layer(m);
+  robustflow::define_lu(m);
   m.def("set_isa", &robustflow::network::set_isa, py::arg("name"));
 }

@@ -152,8 +152,9 @@ def fused_layers() -> dict[str, dict[str, int]]:
 
     A coupling layer of nflows, normflows or glasflow with a small residual network, and zuko's
     coupling and autoregressive layers, are one call on the CPU: gather, network, spline, scatter
-    and log-determinant, with a backward pass. Others run the library's method, whose spline the
-    kernels serve; the logger ``robustflow.compat`` says why at debug level, once for each reason.
+    and log-determinant, with a backward pass. So are autoregressive and LU linear layers of the
+    first three. Others run the library's method, whose spline the kernels serve; the logger
+    ``robustflow.compat`` says why at debug level, once for each reason.
 
     Returns:
         For each library ``{"fused": m, "unfused": n}``, numbers of calls. The splines of both are

@@ -1,4 +1,4 @@
-"""nflows 0.14 and its main branch: the spline functions and the three layers that use them."""
+"""nflows 0.14 and its main branch: the spline functions, three layers, and LULinear."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from robustflow.compat._patch.code import Change
 from robustflow.compat._patch.nflows_like.functions import changes_of_module
 from robustflow.compat._patch.nflows_like.fused_layers import fused_changes
 from robustflow.compat._patch.nflows_like.layers import layer_changes
+from robustflow.compat._patch.nflows_like.lu import lu_changes
 from robustflow.compat._patch.recognise import import_library
 
 _NAMES = (
@@ -16,6 +17,7 @@ _NAMES = (
     "transforms.autoregressive",
     "transforms.nonlinearities",
     "transforms.made",
+    "transforms.lu",
     "nn.nets",
 )
 
@@ -27,7 +29,9 @@ def modules(library: str = "nflows", package: str = "nflows") -> list[ModuleType
 
 def changes(library: str = "nflows", package: str = "nflows") -> list[Change]:
     """What to change in nflows, or in the copy of it that ``library`` carries as ``package``."""
-    splines, coupling, autoregressive, nonlinearities, made, networks = modules(library, package)
+    splines, coupling, autoregressive, nonlinearities, made, lu, networks = modules(
+        library, package
+    )
     return [
         *changes_of_module(splines, library),
         *layer_changes(
@@ -43,4 +47,5 @@ def changes(library: str = "nflows", package: str = "nflows") -> list[Change]:
             nonlinearities.PiecewiseRationalQuadraticCDF,
             networks,
         ),
+        *lu_changes(library, lu),
     ]

@@ -1,4 +1,4 @@
-"""normflows: the spline functions, with circular tails and lists of tails, and its three layers."""
+"""normflows: the spline functions, with lists of tails too, three layers, and LULinearPermute."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from robustflow.compat._patch.code import Change
 from robustflow.compat._patch.nflows_like.functions import changes_of_module
 from robustflow.compat._patch.nflows_like.fused_layers import fused_changes
 from robustflow.compat._patch.nflows_like.layers import layer_changes
+from robustflow.compat._patch.nflows_like.permuted_lu import permuted_lu_changes
 from robustflow.compat._patch.recognise import import_library
 
 
@@ -19,13 +20,14 @@ def modules() -> list[ModuleType]:
         "normflows.flows.neural_spline.coupling",
         "normflows.flows.neural_spline.autoregressive",
         "normflows.nets.made",
+        "normflows.flows.mixing",
         "normflows.nets",
     )
 
 
 def changes() -> list[Change]:
     """What to change in normflows."""
-    splines, coupling, autoregressive, made, networks = modules()
+    splines, coupling, autoregressive, made, mixing, networks = modules()
     return [
         *changes_of_module(splines, "normflows"),
         *layer_changes(
@@ -41,4 +43,5 @@ def changes() -> list[Change]:
             coupling.PiecewiseRationalQuadraticCDF,
             networks,
         ),
+        *permuted_lu_changes("normflows", mixing),
     ]
