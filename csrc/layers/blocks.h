@@ -1,7 +1,6 @@
 // Tensors of a layer over blocks of samples, and what its two passes share.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/mul.h>
@@ -12,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "../parallel.h"
 #include "columns.h"
 #include "layer.h"
 
@@ -59,7 +59,7 @@ inline at::Tensor with_adjacent_samples(const at::Tensor& t) {
 template <class F>
 void for_blocks(int64_t count, const F& f) {
   if (count == 1) return f(0);
-  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) f(i);
   });
 }

@@ -134,6 +134,21 @@ def test_the_inverse_of_an_autoregressive_layer(
     assert_same(list(found), [each.detach() for each in with_gradients], 1e-9)
 
 
+@pytest.mark.parametrize("kind", ["coupling", "autoregressive"])
+def test_the_same_bits_on_any_number_of_threads(kind: str, reasons: list[str]) -> None:
+    layer = make_layer(kind, CONTEXT)
+    z, context = torch.randn(3000, FEATURES), torch.randn(3000, CONTEXT)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results = run(layer, z, context)
+        with torch.no_grad():
+            found.append([*results, *layer(z, context, inverse=True)])
+    assert not reasons
+    for other in found[1:]:
+        assert_same(other, found[0], 0.0)
+
+
 def test_one_context_for_all(reasons: list[str]) -> None:
     layer = make_layer("coupling", CONTEXT)
     z, context = torch.randn(20, FEATURES), torch.randn(1, CONTEXT)
