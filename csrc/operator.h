@@ -33,6 +33,12 @@ inline at::Tensor to_tensor(py::handle value) {
   return THPVariable_Unpack(value.ptr());
 }
 
+inline variable_list to_tensors(const py::object& values) {
+  variable_list tensors;
+  for (const py::handle value : values) tensors.push_back(to_tensor(value));
+  return tensors;
+}
+
 inline py::object to_python(const at::Tensor& t) {
   return py::reinterpret_steal<py::object>(THPVariable_Wrap(t));  // None where undefined
 }
@@ -133,11 +139,8 @@ class Operator {
     for (size_t i = 0; i < config.size(); ++i) numbers[i] = number_to_python(config[i]);
     py::list wanted;
     for (size_t i = 0; i < num_gradients_; ++i) wanted.append(py::bool_(needed >> i & 1));
-    const py::object made =
-        reference_gradients_(to_python(tensors), numbers, wanted, to_python(cotangents));
-    variable_list found;
-    for (py::handle gradient : made) found.push_back(to_tensor(gradient));
-    return found;
+    return to_tensors(
+        reference_gradients_(to_python(tensors), numbers, wanted, to_python(cotangents)));
   }
 
   static py::object number_to_python(const IValue& number) {

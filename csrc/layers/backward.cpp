@@ -1,14 +1,12 @@
 // A layer's gradients.
 #include "blocks.h"
+#include "gradients.h"
 
 namespace robustflow {
 
 using network::Places;
 
 namespace {
-
-// How many blocks' sums of gradients are formed side by side: the same on any number of threads.
-constexpr int64_t kMaxSlabs = 8;
 
 // The gradients of a network's parameters. Blocks are divided into slabs, each with sums of its own,
 // which are then added in order.
@@ -20,7 +18,7 @@ class ParameterSums {
   // Of the parameters that `needed` asks for, from its entry `first` on.
   ParameterSums(const variable_list& parameters, const std::vector<bool>& needed, size_t first,
                 int64_t blocks)
-      : slabs(std::min(blocks, kMaxSlabs)), totals_(parameters.size()) {
+      : slabs(std::min(blocks, kMaxGradientParts)), totals_(parameters.size()) {
     for (size_t i = 0; i < parameters.size(); ++i) {
       offsets_.push_back(size_);
       if (!needed[first + i]) continue;
@@ -195,7 +193,7 @@ variable_list Layer::backward_typed(bool inverse, const LayerTensors& given,
   }
   if (wants_context) {
     found[1] = at::empty({samples, context_features_}, options);
-    const std::vector<int64_t> columns = range(context_features_);
+    const std::vector<int64_t> columns = all_columns(context_features_);
     for (int64_t block = 0; block < count; ++block)
       scatter(input_gradients.const_data_ptr<T>() + (block * inputs + read_.size()) * stride,
               stride, columns, Samples(block, stride, samples), false, Rows<T>(found[1]));

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -94,13 +93,6 @@ void add_up(const at::Tensor& logs, const at::Tensor& others, const at::Tensor& 
         for (int64_t i = 0; i < count; ++i) to[i] += from[i];
     }
   }
-}
-
-// All columns, in order.
-inline std::vector<int64_t> range(int64_t count) {
-  std::vector<int64_t> columns(count);
-  std::iota(columns.begin(), columns.end(), 0);
-  return columns;
 }
 
 template <class T>

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 namespace robustflow {
@@ -21,6 +22,13 @@ struct Rows {
 
   T* column(int64_t index) const { return data + index * column_stride; }
 };
+
+// All columns of a matrix, in order.
+inline std::vector<int64_t> all_columns(int64_t count) {
+  std::vector<int64_t> columns(count);
+  std::iota(columns.begin(), columns.end(), 0);
+  return columns;
+}
 
 // Samples [first, first + count) of a block whose columns are `stride` apart.
 struct Samples {

@@ -60,7 +60,7 @@ variable_list Layer::forward_typed(bool inverse, const LayerTensors& given,
     }
     if (context_features_ > 0) {
       const Rows<const T> context(given.context);
-      gather(context, range(context_features_), which, memory + read_.size() * stride);
+      gather(context, all_columns(context_features_), which, memory + read_.size() * stride);
     }
     gather(rows, changed_, which, before.data_ptr<T>() + block * changed_.size() * stride);
     network::run_forward<T>(network_, parameters.data, stride, places);

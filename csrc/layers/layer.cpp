@@ -128,13 +128,8 @@ variable_list Layer::differentiable_gradients(bool inverse, const LayerTensors& 
                                               const std::vector<bool>& needed,
                                               const variable_list& cotangents) const {
   const py::gil_scoped_acquire gil;
-  py::list wanted;
-  for (const bool need : needed) wanted.append(py::bool_(need));
-  const py::object made =
-      differentiable_(inverse, to_python(join(given)), wanted, to_python(cotangents));
-  variable_list found;
-  for (const py::handle gradient : made) found.push_back(to_tensor(gradient));
-  return found;
+  return to_tensors(
+      differentiable_(inverse, to_python(join(given)), needed, to_python(cotangents)));
 }
 
 }  // namespace robustflow

@@ -1,5 +1,5 @@
-// A fused coupling or autoregressive layer: the features that its network reads, the
-// network, the K-bin spline of the others, and the log-determinant; with a backward pass of its own.
+// A fused coupling or autoregressive layer: the features that its network reads, the network, the
+// K-bin spline of the others, and the log-determinant; with a backward pass of its own.
 //
 // robustflow/fused says which layers it serves and describes them.
 #pragma once

@@ -9,13 +9,12 @@
 
 #include "../parallel.h"
 #include "columns.h"
+#include "gradients.h"
 #include "triangle.h"
 
 namespace robustflow::lu {
 namespace {
 
-// How many parts' sums of gradients are formed side by side: the same on any number of threads.
-constexpr int64_t kMaxSlabs = 8;
 // Multiplications that are worth a thread.
 constexpr int64_t kWork = 1 << 18;
 
@@ -83,17 +82,11 @@ class Factors {
   std::vector<T> matrix_, bias_;
 };
 
-std::vector<int64_t> in_order(int64_t size) {
-  std::vector<int64_t> columns(size);
-  for (int64_t i = 0; i < size; ++i) columns[i] = i;
-  return columns;
-}
-
 // The columns of x, and of y.
 struct Columns {
   std::vector<int64_t> x, y;
 
-  Columns(int64_t size, const LUSettings& settings) : x(in_order(size)), y(x) {
+  Columns(int64_t size, const LUSettings& settings) : x(all_columns(size)), y(x) {
     if (!settings.permutation.empty()) (settings.inverse ? y : x) = settings.permutation;
   }
 };
@@ -227,7 +220,7 @@ variable_list backward_typed(const LUTensors& given, const LUSettings& settings,
     if (wants_x) found[0] = at::empty({samples, size}, given.x.options());
     const int64_t blocks = (samples + kBlockSamples - 1) / kBlockSamples;
     const int64_t work = blocks * size * size * kBlockSamples;
-    const int64_t slabs = std::min({work / kWork + 1, kMaxSlabs, blocks});
+    const int64_t slabs = std::min({work / kWork + 1, kMaxGradientParts, blocks});
     std::vector<Sums> others(slabs - 1, Sums(size));
     const Rows<const T> x(given.x), grad_y(gy);
     parallel_for(0, slabs, 1, [&](int64_t begin, int64_t end) {

@@ -5,6 +5,7 @@
 
 #include <utility>
 
+#include "gradients.h"
 #include "lu.h"
 
 namespace robustflow {
@@ -37,17 +38,10 @@ struct LUNode : torch::autograd::Function<LUNode> {
     std::vector<bool> needed(LUTensors::kCount);
     for (size_t i = 0; i < needed.size(); ++i) needed[i] = ctx->needs_input_grad(i);
 
-    bool plain = !at::GradMode::is_enabled();  // else the gradients are differentiated again
-    bool any = false;
-    for (const at::Tensor& t : cotangents) {
-      if (!t.defined()) continue;
-      any = true;
-      plain = plain && !at::isTensorSubclassLike(t);
-    }
-    variable_list found(needed.size());
-    if (any)
-      found = plain ? lu::backward(given, settings, needed, cotangents)
-                    : layer->differentiable_gradients(given, settings, needed, cotangents);
+    const variable_list found = gradients_of(
+        needed.size(), cotangents,
+        [&] { return lu::backward(given, settings, needed, cotangents); },
+        [&] { return layer->differentiable_gradients(given, settings, needed, cotangents); });
     variable_list returned(2);  // layer, settings
     returned.insert(returned.end(), found.begin(), found.end());
     return returned;
@@ -130,13 +124,8 @@ variable_list LULinear::differentiable_gradients(const LUTensors& given, const L
                                                  const std::vector<bool>& needed,
                                                  const variable_list& cotangents) const {
   const py::gil_scoped_acquire gil;
-  py::list wanted;
-  for (const bool need : needed) wanted.append(py::bool_(need));
-  const py::object made = differentiable_(to_python(given.all()), settings.inverse, settings.eps,
-                                          settings.permutation, wanted, to_python(cotangents));
-  variable_list found;
-  for (py::handle gradient : made) found.push_back(to_tensor(gradient));
-  return found;
+  return to_tensors(differentiable_(to_python(given.all()), settings.inverse, settings.eps,
+                                    settings.permutation, needed, to_python(cotangents)));
 }
 
 void define_lu(py::module_& m) {

@@ -1,7 +1,7 @@
 // The autograd node of a fused layer, and the layer as Python sees it.
-#include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "gradients.h"
 #include "layer.h"
 
 namespace robustflow {
@@ -50,19 +50,11 @@ struct LayerNode : torch::autograd::Function<LayerNode> {
       if (places[i] < static_cast<int64_t>(needed.size()))
         needed[places[i]] = ctx->needs_input_grad(i);
 
-    bool plain = !at::GradMode::is_enabled();  // else the gradients are differentiated again
-    bool any = false;
-    for (const at::Tensor& t : cotangents) {
-      if (!t.defined()) continue;
-      any = true;
-      plain = plain && !at::isTensorSubclassLike(t);
-    }
-    variable_list found(needed.size());
-    if (any) {
-      const LayerTensors given = layer.split(every);
-      found = plain ? layer.backward(inverse, given, saved, needed, cotangents)
-                    : layer.differentiable_gradients(inverse, given, needed, cotangents);
-    }
+    const LayerTensors given = layer.split(every);
+    variable_list found = gradients_of(
+        needed.size(), cotangents,
+        [&] { return layer.backward(inverse, given, saved, needed, cotangents); },
+        [&] { return layer.differentiable_gradients(inverse, given, needed, cotangents); });
     variable_list returned(4);  // layer, inverse, count, places
     found.resize(layer.num_tensors());
     for (const int64_t place : places) returned.push_back(found[place]);

@@ -13,7 +13,7 @@ of triangular factors. What describes the modules of a library is above this pac
 from robustflow.fused.call import FusedCall
 from robustflow.fused.layer import FusedLayer, fused_layer, is_available
 from robustflow.fused.lu import has_lu_linear, lu_linear, run_lu_linear
-from robustflow.fused.order import Order, find_order
+from robustflow.fused.order import find_order
 from robustflow.fused.program import ACTIVATIONS, Builder, Program, run_program
 from robustflow.fused.watch import Parameters, Watch, call_obstacle
 
@@ -22,7 +22,6 @@ __all__ = [
     "Builder",
     "FusedCall",
     "FusedLayer",
-    "Order",
     "Parameters",
     "Program",
     "Watch",

@@ -1,4 +1,4 @@
-"""What the tests of fused layers share: results and gradients, and their comparison."""
+"""What the tests of fused layers share: results, gradients, their comparison, and counts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from robustflow import compat
+
 Results = list[Tensor | None]
+
+
+def counts(library: str = "nflows") -> tuple[int, int]:
+    """How many calls of a patched library's layers were fused, and were not."""
+    counted = compat.fused_layers()[library]
+    return counted["fused"], counted["unfused"]
 
 
 def results_and_gradients(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustflow import compat
 from robustflow.fused import is_available
-from tests.support.fused_layers import Results, assert_same, results_and_gradients
+from tests.support.fused_layers import Results, assert_same, counts, results_and_gradients
 
 zuko = pytest.importorskip("zuko")
 pytestmark = [
@@ -52,9 +52,7 @@ def run(layer: Any, x: Tensor, context: Tensor | None, inverse: bool = False) ->
     return results_and_gradients(layer, outputs, [x, context])
 
 
-def counts() -> tuple[int, int]:
-    counted = compat.fused_layers()["zuko"]
-    return counted["fused"], counted["unfused"]
+zuko_counts = partial(counts, "zuko")
 
 
 EITHER: list[dict[str, Any]] = [
@@ -85,7 +83,7 @@ def test_results_and_gradients_are_zukos(
     expected = run(layer, x, given)
     with compat.patch("zuko"):
         found = run(layer, x, given)
-        assert counts() == (2, 0)  # call_and_ladj, and the call
+        assert zuko_counts() == (2, 0)  # call_and_ladj, and the call
         assert compat.patched()["zuko"] == {"kernel": 2, "reference": 0, "fallback": 0}
     assert_same(found, expected)
 
@@ -103,7 +101,7 @@ def test_the_inverse_of_an_autoregressive_layer(
         expected = layer(given).inv(y)
         with compat.patch("zuko"):
             found = layer(given).inv(y)
-            assert counts() == (1, 0)
+            assert zuko_counts() == (1, 0)
             assert compat.patched()["zuko"] == {"kernel": 1, "reference": 0, "fallback": 0}
     assert_same([found], [expected], 1e-9)
 
@@ -119,11 +117,11 @@ def test_an_autoregressive_inverse_that_takes_zukos_passes() -> None:
         assert_same(run(layer, y, None, inverse=True), with_gradients, 1e-9)
         with torch.no_grad():
             assert_same([fewer.inv(y)], [expected], 1e-9)
-        assert counts()[0] == 0
+        assert zuko_counts()[0] == 0
         layer.passes = 3
         with torch.no_grad():
             found = layer().inv(y)
-        assert counts()[0] == 0
+        assert zuko_counts()[0] == 0
     with torch.no_grad():
         assert_same([found], [layer().inv(y)], 1e-9)
 
@@ -138,7 +136,7 @@ def test_a_graph_of_dependencies() -> None:
         expected = layer().inv(y)
         with compat.patch("zuko"):
             assert_same([layer().inv(y)], [expected], 1e-9)
-            assert counts() == (1, 0)
+            assert zuko_counts() == (1, 0)
 
 
 @pytest.mark.parametrize("context", [0, CONTEXT])
@@ -149,7 +147,7 @@ def test_the_inverse_of_a_coupling(context: int) -> None:
     expected = run(layer, y, given, inverse=True)
     with compat.patch("zuko"):
         found = run(layer, y, given, inverse=True)
-        assert counts() == (1, 0)
+        assert zuko_counts() == (1, 0)
     assert_same(found, expected)
 
 
@@ -159,13 +157,13 @@ def test_one_context_for_many_samples() -> None:
     expected = run(layer, x, context)
     with compat.patch("zuko"):
         found = run(layer, x, context)
-        assert counts() == (2, 0)
+        assert zuko_counts() == (2, 0)
     assert_same(found, expected)
     more = torch.randn(7, 1, 1, CONTEXT)  # more than x has: zuko's way
     expected = run(layer, x, more)
     with compat.patch("zuko"):
         found = run(layer, x, more)
-        assert counts() == (0, 2)
+        assert zuko_counts() == (0, 2)
     assert_same(found, expected)
 
 
@@ -175,7 +173,7 @@ def test_a_whole_flow_in_float32() -> None:
     expected = flow(context).log_prob(x)
     with compat.patch("zuko"):
         found = flow(context).log_prob(x)
-        assert counts() == (3, 0)
+        assert zuko_counts() == (3, 0)
     assert float((found - expected).abs().max()) < 1e-3
 
 
@@ -199,10 +197,10 @@ def test_what_is_not_served_takes_zukos_way(kind: str, change: Callable[[Any], N
     x = torch.randn(20, FEATURES)
     with compat.patch("zuko"):
         run(layer, x, None)
-        assert counts() == (2, 0)
+        assert zuko_counts() == (2, 0)
         change(layer)
         found = run(layer, x, None)
-        assert counts() == (2, 2)
+        assert zuko_counts() == (2, 2)
     assert_same(found, run(layer, x, None))
 
 
@@ -229,7 +227,7 @@ def test_other_networks_and_splines_take_zukos_way() -> None:
         expected = run(layer, x, None)
         with compat.patch("zuko"):
             found = run(layer, x, None)
-            assert counts()[0] == 0
+            assert zuko_counts()[0] == 0
         assert_same(found, expected)
 
 
@@ -240,7 +238,7 @@ def test_masks_are_read_at_every_call() -> None:
         run(layer, x, None)
         layer.hyper[0].mask.zero_()
         found = run(layer, x, None)
-        assert counts() == (4, 0)
+        assert zuko_counts() == (4, 0)
     assert_same(found, run(layer, x, None))
 
 
@@ -252,4 +250,4 @@ def test_gradients_of_gradients() -> None:
         assert torch.autograd.gradgradcheck(
             lambda x, *_: layer().call_and_ladj(x), (x, *parameters[-2:])
         )
-        assert counts()[1] == 0
+        assert zuko_counts()[1] == 0

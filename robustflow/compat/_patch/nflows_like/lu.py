@@ -141,9 +141,9 @@ class LULayers:
             x = normal(5, 4, seed=100)
             lower, upper, diagonal, bias = [getattr(layer, name) for name in PARAMETERS]
             for inverse, method in enumerate(methods):
-                wanted = method(layer, x)
+                expected = method(layer, x)
                 found = run_lu_linear(x, lower, upper, diagonal, bias, bool(inverse), layer.eps)
-                for ours, theirs in zip(found, wanted, strict=True):
+                for ours, theirs in zip(found, expected, strict=True):
                     if ours.shape != theirs.shape or not torch.allclose(ours, theirs):
                         return "robustflow does not know how the library computes it"
         except refusals(self.kind.__init__) as error:

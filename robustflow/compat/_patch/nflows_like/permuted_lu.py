@@ -117,9 +117,9 @@ class _PermutedLULayers:
             order = permutation._permutation.tolist()
             for method, inverse in (("forward", True), ("inverse", False)):
                 original = original_of(require_function(self._library, self._kind, method))
-                wanted = run_own_code(original, layer, x, None)
+                expected = run_own_code(original, layer, x, None)
                 found = run_lu_linear(x, lower, upper, diagonal, bias, inverse, linear.eps, order)
-                if not all(map(torch.allclose, found, wanted)):
+                if not all(map(torch.allclose, found, expected)):
                     return False
         except refusals(self._kind.__init__):
             return False

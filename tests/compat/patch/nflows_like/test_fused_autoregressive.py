@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from robustflow import compat
 from robustflow.fused import is_available
-from tests.support.fused_layers import Results, assert_same, results_and_gradients
+from tests.support.fused_layers import Results, assert_same, counts, results_and_gradients
 
 pytestmark = [
     pytest.mark.skipif(not is_available(), reason="robustflow._autograd is not built"),
@@ -58,11 +58,6 @@ def run(layer: Any, x: Tensor, context: Tensor | None) -> Results:
 def invert(layer: Any, y: Tensor, context: Tensor | None = None) -> list[Tensor | None]:
     with torch.no_grad():
         return list(layer.inverse(y, context))
-
-
-def counts(library: str = "nflows") -> tuple[int, int]:
-    counted = compat.fused_layers()[library]
-    return counted["fused"], counted["unfused"]
 
 
 @each_library

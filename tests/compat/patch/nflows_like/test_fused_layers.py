@@ -15,7 +15,7 @@ from torch.nn import functional
 from robustflow import _native, compat
 from robustflow.diagnostics import InverseMonitor
 from robustflow.fused import is_available
-from tests.support.fused_layers import Results, assert_same, results_and_gradients
+from tests.support.fused_layers import Results, assert_same, counts, results_and_gradients
 
 pytestmark = [
     pytest.mark.skipif(not is_available(), reason="robustflow._autograd is not built"),
@@ -75,11 +75,6 @@ def run(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> Results
     weights = torch.randn(y.shape, generator=generator, dtype=y.dtype)
     (y * weights).sum().add(logabsdet.sin().sum()).backward()
     return results_and_gradients(layer, [y, logabsdet], [x, context])
-
-
-def counts(library: str = "nflows") -> tuple[int, int]:
-    counted = compat.fused_layers()[library]
-    return counted["fused"], counted["unfused"]
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robustflow import compat, use_backend
 from robustflow.diagnostics import InverseMonitor
 from robustflow.fused import has_lu_linear, lu_linear, run_lu_linear
-from tests.support.fused_layers import Results, assert_same, results_and_gradients
+from tests.support.fused_layers import Results, assert_same, counts, results_and_gradients
 
 pytestmark = [
     pytest.mark.skipif(not has_lu_linear(), reason="robustflow._autograd is not built"),
@@ -54,11 +54,6 @@ def run(layer: Any, x: Tensor, inverse: bool = False) -> Results:
     weights = torch.randn(y.shape, generator=generator, dtype=y.dtype)
     (y * weights).sum().add(logabsdet.sin().sum()).backward()
     return results_and_gradients(layer, [y, logabsdet], [x])
-
-
-def counts(library: str = "nflows") -> tuple[int, int]:
-    counted = compat.fused_layers()[library]
-    return counted["fused"], counted["unfused"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
