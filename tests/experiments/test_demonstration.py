@@ -178,7 +178,9 @@ def run(args):
     run_in_processes(job, {name: (sys.argv[1],) for name in "a"}, print)
 
 if __name__ == "__main__":
-    import types
+    import signal, types
+    # A shell starts what it runs in the background with interrupts ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     command = types.ModuleType("robustflow.cli.paint")
     command.add_parser = lambda subparsers: subparsers.add_parser("paint")
     command.run = run
