@@ -11,16 +11,16 @@ import copy
 import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from robustflow import compat
 from robustflow.benchmarks import calls, peers
-from robustflow.compat._patch.code import CodeChange
 
 LIBRARIES = ("nflows", "normflows", "zuko")
 MODES = ("off", "on", "free")
@@ -208,22 +208,19 @@ def _free_elementwise(self: Any, inputs: Tensor, inverse: bool) -> Any:
     return y, logabsdet.sum(1)
 
 
-def _free_changes(library: str) -> list[CodeChange]:
+def _free_methods(library: str) -> list[tuple[type, str, Callable[..., Any]]]:
+    """The library's methods that apply a transform: a class, a name, and what runs instead."""
     if library == "nflows":
         from nflows.transforms import coupling
 
         layer = coupling.PiecewiseRationalQuadraticCouplingTransform
-        return [CodeChange(vars(layer)["_piecewise_cdf"], _free_layer)]
+        return [(layer, "_piecewise_cdf", _free_layer)]
     if library == "normflows":
         from normflows.flows.neural_spline import coupling as couplings
 
-        layer, elementwise = (
-            couplings.PiecewiseRationalQuadraticCoupling,
-            couplings.PiecewiseRationalQuadraticCDF,
-        )
         return [
-            CodeChange(vars(layer)["_piecewise_cdf"], _free_layer),
-            CodeChange(vars(elementwise)["_spline"], _free_elementwise),
+            (couplings.PiecewiseRationalQuadraticCoupling, "_piecewise_cdf", _free_layer),
+            (couplings.PiecewiseRationalQuadraticCDF, "_spline", _free_elementwise),
         ]
     from zuko.flows.autoregressive import MaskedAutoregressiveTransform
     from zuko.transforms import DependentTransform, IdentityTransform
@@ -246,19 +243,15 @@ def _free_changes(library: str) -> list[CodeChange]:
         phi = self.hyper(x if c is None else torch.cat((x, c), -1)).unflatten(-1, (-1, self.total))
         return DependentTransform(Connected(phi), 1)
 
-    return [CodeChange(vars(MaskedAutoregressiveTransform)["meta"], meta)]
+    return [(MaskedAutoregressiveTransform, "meta", meta)]
 
 
 @contextmanager
 def _free(library: str) -> Iterator[None]:
-    changes = _free_changes(library)
-    for change in changes:
-        change.apply()
-    try:
+    with ExitStack() as stack:
+        for owner, name, replacement in _free_methods(library):
+            stack.enter_context(mock.patch.object(owner, name, replacement))
         yield
-    finally:
-        for change in changes:
-            change.undo()
 
 
 def mode_of(library: str, mode: str) -> Any:
