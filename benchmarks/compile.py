@@ -157,9 +157,7 @@ def measure(
     rows = []
     if name == "nflows":
         runs = {mode: dropin_cases.Run(name, mode, lambda: eager(batch)) for mode in ("off", "on")}
-        times = timing.alternate(
-            runs, seconds=seconds, min_sample=2e-2, sampler=dropin_cases.sample_seconds
-        )
+        times = dropin_cases.time_runs(runs, seconds)
         rows += [
             _row(case, way, times[mode]) for way, mode in (("unpatched", "off"), ("eager", "on"))
         ]

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from robustflow._arguments import output_file
-from robustflow.benchmarks import allocator, dropin_cases, machine, memory, peers, timing
+from robustflow.benchmarks import allocator, dropin_cases, machine, memory, peers
 from robustflow.benchmarks.dropin_cases import LIBRARIES, MODES, SIZES, TINY, WHATS, Size
 from robustflow.benchmarks.rows import duration, table, write_json
 from robustflow.benchmarks.verdicts import Verdict, verdict_table
@@ -96,13 +96,7 @@ def time_flow(library: str, size: Size, policy: str, seconds: float) -> list[Dro
     for what in WHATS:
         flow = dropin_cases.make_flow(library, size)
         runs = {mode: dropin_cases.make_run(library, size, what, mode, flow) for mode in MODES}
-        times = timing.alternate(
-            runs,
-            seconds=seconds,
-            warmup=2,
-            min_sample=2e-2,
-            sampler=dropin_cases.sample_seconds,
-        )
+        times = dropin_cases.time_runs(runs, seconds, warmup=2)
         rows.append(
             DropInRow(
                 library,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from robustflow import compat
-from robustflow.benchmarks import calls, peers
+from robustflow.benchmarks import calls, peers, timing
 
 LIBRARIES = ("nflows", "normflows", "zuko")
 MODES = ("off", "on", "free")
@@ -274,17 +274,31 @@ class Run:
             return self.work()
 
 
-def sample_seconds(run: Run, calls: int) -> float:
-    """Seconds for a call. Before the clock starts the mode is entered, and one call is made: the
-    first after patching describes the layers.
+def time_runs(
+    runs: Mapping[str, Run], seconds: float, *, warmup: int = 3
+) -> dict[str, timing.Timing]:
+    """:func:`timing.alternate` with garbage collection on, as in a user's program.
 
-    Garbage collection is on, as in a user's program. zuko leaves its parameters in reference
-    cycles, so without collection every call would use new memory.
+    zuko leaves its parameters in reference cycles, so without collection every call would use new
+    memory.
     """
+    try:
+        return timing.alternate(
+            runs, seconds=seconds, warmup=warmup, min_sample=2e-2, sampler=_sample_seconds
+        )
+    finally:
+        gc.unfreeze()
+
+
+def _sample_seconds(run: Run, calls: int) -> float:
+    """Seconds for a call. Before the clock starts the mode is entered, and one call is made: the
+    first after patching describes the layers."""
     with mode_of(run.library, run.mode):
         collects = gc.isenabled()
         gc.collect()
-        gc.freeze()  # objects from before this call are not searched
+        # Objects from before this call are not searched. They stay frozen between samples: to
+        # search a large program's once a sample would take longer than to time a small flow.
+        gc.freeze()
         gc.enable()
         try:
             run.work()
@@ -293,7 +307,6 @@ def sample_seconds(run: Run, calls: int) -> float:
                 run.work()
             return (time.perf_counter() - begin) / calls
         finally:
-            gc.unfreeze()
             if not collects:
                 gc.disable()
 
