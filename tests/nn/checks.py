@@ -8,9 +8,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from robustflow.nn import ConditionalFlow
+from robustflow.nn import Affine, ConditionalFlow, ModifiedRQSpline
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+SPLINES = [ModifiedRQSpline(), ModifiedRQSpline.published()]
+TRANSFORMS = [Affine(), Affine(reciprocal=True), *SPLINES]
 
 
 def perturbed(module: ModuleT, size: float = 0.3) -> ModuleT:
@@ -36,6 +39,19 @@ def assert_is_a_flow_layer(layer: nn.Module, z: Tensor, context: Tensor | None) 
     assert_logabsdet(
         lambda one: layer(one, None if context is None else context[:1])[0], z, logabsdet
     )
+
+
+def assert_is_the_identity(layer: nn.Module, z: Tensor, context: Tensor) -> None:
+    y, logabsdet = layer(z, context)
+    torch.testing.assert_close(y, z, atol=1e-6, rtol=0)
+    torch.testing.assert_close(logabsdet, torch.zeros(len(z)), atol=1e-4, rtol=0)
+
+
+def assert_one_context_serves_a_batch(layer: nn.Module, z: Tensor, context: Tensor) -> None:
+    """A context (1, C, *S) gives what as many copies of it as z has rows would."""
+    one = layer(z, context, inverse=True)
+    copies = layer(z, context.expand(len(z), *context.shape[1:]).contiguous(), inverse=True)
+    torch.testing.assert_close(one, copies, atol=1e-12, rtol=1e-12)
 
 
 def assert_is_a_flow(flow: ConditionalFlow, x: Tensor, context: Tensor | None = None) -> None:

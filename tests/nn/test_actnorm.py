@@ -1,8 +1,10 @@
-"""ActNorm's first batch: what it tells sets the layer, what it does not tell leaves it alone."""
+"""ActNorm: its inverse, and its first batch, which sets the layer where it tells enough."""
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor
 from robustflow.compat.srflow import ActNorm as SRFlowActNorm
 from robustflow.compat.srflow import Conditioner as SRFlowConditioner
 from robustflow.nn import ActNorm, ConditionalFlow, RQSplineCoupling
+from tests.nn.checks import assert_is_a_flow_layer, normal, perturbed
 
 CHANNELS = 6
 
@@ -150,3 +153,45 @@ def test_a_flow_after_a_first_batch_of_one_is_a_density_still() -> None:
     flow.log_prob(first)
     expected = torch.distributions.Normal(first, 1.0).log_prob(x).sum(1)
     torch.testing.assert_close(flow.log_prob(x), expected)
+
+
+def test_actnorm_takes_its_state_from_the_first_batch_only() -> None:
+    norm = ActNorm(3)
+    batch = 5 * torch.randn(16, 3, 4, 4) + torch.tensor([-2.0, 0.0, 7.0]).view(1, 3, 1, 1)
+    norm.eval()
+    assert torch.equal(norm(batch)[0], batch)  # evaluation does not set anything
+    norm.train()
+    y, _ = norm(batch)
+    torch.testing.assert_close(y.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(y.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(norm(2 * batch)[0], norm(2 * batch)[0])
+    scale = norm.log_scale.detach().clone()
+    norm(3 * batch)
+    assert torch.equal(norm.log_scale, scale)
+
+
+@pytest.mark.parametrize("copy_of", ["state_dict", "deepcopy", "pickle"])
+def test_a_copied_actnorm_stays_initialised(copy_of: str) -> None:
+    norm = ActNorm(3)
+    norm(5 * torch.randn(16, 3))
+    if copy_of == "state_dict":
+        other = ActNorm(3)
+        other.load_state_dict(norm.state_dict())
+    else:
+        other = copy.deepcopy(norm) if copy_of == "deepcopy" else pickle.loads(pickle.dumps(norm))
+    other(torch.randn(16, 3))
+    assert torch.equal(other.log_scale, norm.log_scale)
+
+
+def test_an_uninitialised_state_initialises_after_loading() -> None:
+    norm, fresh = ActNorm(3), ActNorm(3).state_dict()
+    norm(5 * torch.randn(16, 3))
+    norm.load_state_dict(fresh)
+    y, _ = norm(9 * torch.randn(64, 3))
+    torch.testing.assert_close(y.std(dim=0, correction=0), torch.ones(3), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("spatial", [(), (3,), (4, 2)], ids=str)
+def test_inverts_and_knows_its_log_determinant(spatial: tuple[int, ...]) -> None:
+    layer = perturbed(ActNorm(CHANNELS), 0.1).eval()
+    assert_is_a_flow_layer(layer, normal(2, CHANNELS, *spatial), None)

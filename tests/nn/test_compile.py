@@ -20,7 +20,8 @@ from robustflow.nn import (
     Squeeze,
     flow_step,
 )
-from tests.nn.checks import perturbed
+from tests.nn.checks import normal, perturbed
+from tests.nn.two_level_flow import two_level_flow
 
 
 class TwoSizes(nn.Module):
@@ -112,3 +113,13 @@ def test_the_cpp_wrapper_has_eager_gradients() -> None:
     torch.testing.assert_close(
         gradients(compiled, flow, x), gradients(flow.log_prob, flow, x), rtol=1e-9, atol=1e-9
     )
+
+
+def test_flow_compiles_without_graph_breaks() -> None:
+    flow = two_level_flow(ModifiedRQSpline())
+    x, low = normal(2, 3, 8, 4), normal(2, 3, 4, 2)
+    log_prob = torch.compile(flow.log_prob, fullgraph=True, backend="eager")
+    torch.testing.assert_close(log_prob(x, low), flow.log_prob(x, low))
+    inverse = torch.compile(flow.inverse, fullgraph=True, backend="eager")
+    latents, _ = flow(x, low)
+    torch.testing.assert_close(inverse(latents, low), flow.inverse(latents, low))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -10,9 +12,12 @@ from torch import Tensor, nn
 
 from robustflow.nn import (
     ActNorm,
+    Affine,
     ConditionalFlow,
     ConditionalLayer,
     Conditioner,
+    Coupling,
+    ElementwiseTransform,
     InvertibleConv1x1,
     ModifiedRQSpline,
     RQSpline,
@@ -23,7 +28,8 @@ from robustflow.nn import (
     Squeeze,
     flow_step,
 )
-from tests.nn.checks import assert_logabsdet, normal, perturbed
+from tests.nn.checks import TRANSFORMS, assert_logabsdet, normal, perturbed
+from tests.nn.two_level_flow import two_level_flow
 
 
 def vector_flow(context: int) -> ConditionalFlow:
@@ -273,3 +279,49 @@ def test_conditional_layers_say_whether_they_take_a_context() -> None:
         layers = [layer for layer in flow.modules() if isinstance(layer, ConditionalLayer)]
         assert {layer.context_channels for layer in layers} == {expected}
         assert flow.needs_context == (expected > 0)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=repr)
+def test_flow_inverts_and_its_density_is_the_change_of_variables(
+    transform: ElementwiseTransform,
+) -> None:
+    flow = two_level_flow(transform)
+    x, low = normal(2, 3, 8, 4), normal(2, 3, 4, 2)
+    latents, logabsdet = flow(x, low)
+    assert [latent.shape[1:] for latent in latents] == [(6, 4, 2), (24, 2, 1)]
+    back, minus = flow.inverse(latents, low)
+    torch.testing.assert_close(back, x, atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(minus, -logabsdet, atol=1e-8, rtol=1e-8)
+
+    def flat_latents(one: Tensor) -> Tensor:
+        return torch.cat([latent.flatten() for latent in flow(one, low[:1])[0]])
+
+    assert_logabsdet(flat_latents, x, logabsdet)
+    density = torch.distributions.Normal(0.0, 1.0).log_prob(flat_latents(x[:1])).sum()
+    torch.testing.assert_close(flow.log_prob(x, low)[0], density + logabsdet[0])
+
+
+@pytest.mark.parametrize("copy_of", ["state_dict", "deepcopy", "pickle"])
+def test_a_copied_flow_is_the_same_flow(copy_of: str) -> None:
+    flow = two_level_flow(Affine())
+    if copy_of == "state_dict":
+        other = two_level_flow(Affine())
+        other.load_state_dict(flow.state_dict())
+    else:
+        other = copy.deepcopy(flow) if copy_of == "deepcopy" else pickle.loads(pickle.dumps(flow))
+    x, low = normal(2, 3, 8, 4), normal(2, 3, 4, 2)
+    assert torch.equal(other.log_prob(x, low), flow.log_prob(x, low))
+
+
+def test_wrong_uses_are_told_apart() -> None:
+    flow = two_level_flow(Affine())
+    with pytest.raises(ValueError, match="needs a context"):
+        flow.sample(2)
+    with pytest.raises(ValueError, match="2 level"):
+        ConditionalFlow([[Coupling(4, 4)], [Coupling(4, 4)]]).condition(normal(1, 4, 4, 2))
+    with pytest.raises(ValueError, match="must not end with a Split"):
+        ConditionalFlow([[Split(4, 2)]])
+    with pytest.raises(ValueError, match=r"levels\[0\] must have at least one layer"):
+        ConditionalFlow([[]])
+    with pytest.raises(ValueError, match="levels must have at least one level"):
+        ConditionalFlow([])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
 from robustflow.nn import (
+    Affine,
     ConditionalFlow,
     InvertibleConv1x1,
     RQSpline,
@@ -20,6 +21,7 @@ from robustflow.nn import (
     flow_step,
 )
 from tests.nn.checks import normal, perturbed
+from tests.nn.two_level_flow import two_level_flow
 
 D, CONTEXT, MODELS = 5, 3, 3
 
@@ -114,3 +116,19 @@ def test_a_new_actnorm_says_what_to_do() -> None:
         vmap(one)(x, context)
     flow.log_prob(x, context)
     torch.testing.assert_close(vmap(one)(x, context), flow.log_prob(x, context))
+
+
+def test_torch_func_of_a_flow_compiles_without_graph_breaks() -> None:
+    """A directional derivative and a gradient of the log-density."""
+    flow = two_level_flow(Affine())
+    x, low = normal(2, 3, 8, 4), normal(2, 3, 4, 2)
+
+    def apply(x: Tensor) -> tuple[Tensor, ...]:
+        def log_prob(x: Tensor) -> Tensor:
+            return flow.log_prob(x, low).sum()
+
+        return (*torch.func.jvp(log_prob, (x,), (x.cos(),)), torch.func.grad(log_prob)(x))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(apply, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), apply(x))

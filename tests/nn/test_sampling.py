@@ -24,6 +24,7 @@ from robustflow.nn import (
     sampling,
 )
 from tests.nn.checks import normal, perturbed
+from tests.nn.two_level_flow import two_level_flow
 from tests.support.allocations import peak
 
 D, CONTEXT = 5, 3
@@ -249,3 +250,36 @@ def test_conditions_are_sliced() -> None:
 def test_bits_per_dimension() -> None:
     flow, x = vectors(0), torch.randn(4, D)
     torch.testing.assert_close(flow.bits_per_dim(x), -flow.log_prob(x) / (D * math.log(2)))
+
+
+def test_sampling_from_a_reused_condition() -> None:
+    flow = two_level_flow(ModifiedRQSpline())
+    low = normal(3, 3, 4, 2)
+
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(5)
+
+    samples = flow.sample(4, low, temperature=0.7, generator=generator())
+    assert samples.shape == (3, 4, 3, 8, 4)
+    condition = flow.condition(low)
+    again = flow.sample(4, condition=condition, temperature=0.7, generator=generator())
+    assert torch.equal(samples, again)
+    # Back through the flow, with a copied context: the very latents, at that temperature.
+    latents, _ = flow(samples[1], low[1:2].repeat(4, 1, 1, 1))
+    source = generator()
+    drawn: list[list[Tensor]] = []
+    for _ in range(3):
+        shapes = ((4, 6, 4, 2), (4, 24, 2, 1))
+        drawn.append([torch.randn(s, generator=source, dtype=torch.float64) for s in shapes])
+    expected = [0.7 * latent for latent in drawn[1]]
+    torch.testing.assert_close(list(latents), expected, atol=1e-8, rtol=1e-8)
+
+
+def test_one_sample_of_each_context_is_its_own() -> None:
+    flow = two_level_flow(ModifiedRQSpline())
+    low = normal(3, 3, 4, 2)
+    samples = flow.sample(1, low, temperature=0.0)
+    assert samples.shape == (3, 1, 3, 8, 4)
+    many = flow.sample(2, low, temperature=0.0)
+    torch.testing.assert_close(many, samples.expand(3, 2, 3, 8, 4), atol=1e-9, rtol=1e-9)
+    assert not torch.allclose(samples[0], samples[1])
