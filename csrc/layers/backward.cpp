@@ -47,7 +47,7 @@ class ParameterSums {
         const T* from = other(slab, i);
         for (int64_t j = 0; j < count; ++j) total[j] += from[j];
       }
-      if (masks[i].defined()) totals_[i].mul_(masks[i]);
+      if (masks[i].defined()) apply_mask<T>(totals_[i], masks[i], totals_[i]);
     }
     return totals_;
   }

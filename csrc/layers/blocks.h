@@ -3,7 +3,6 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
-#include <ATen/ops/mul.h>
 
 #include <algorithm>
 #include <cstring>
@@ -63,6 +62,24 @@ void for_blocks(int64_t count, const F& f) {
   });
 }
 
+// out = numbers * mask, for a mask of zeros and ones; `out` may be `numbers`. A mask of booleans is
+// not converted to a tensor of numbers, which would take as long as the layer's smaller products.
+template <class T>
+void apply_mask(const at::Tensor& numbers, const at::Tensor& mask, const at::Tensor& out) {
+  const T* from = numbers.const_data_ptr<T>();
+  T* to = out.data_ptr<T>();
+  const int64_t count = numbers.numel();
+  const auto multiply = [&](const auto* by) {
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i] * static_cast<T>(by[i]);
+  };
+  const at::Tensor contiguous = mask.expand(numbers.sizes()).contiguous();
+  if (mask.scalar_type() == at::kBool) {
+    multiply(static_cast<const uint8_t*>(contiguous.const_data_ptr()));
+  } else {
+    multiply(contiguous.to(out.scalar_type()).const_data_ptr<T>());
+  }
+}
+
 // The weights and biases of a network where its loops read them: contiguous, masks applied.
 template <class T>
 struct ReadyParameters {
@@ -71,8 +88,12 @@ struct ReadyParameters {
 
   ReadyParameters(const variable_list& parameters, const variable_list& masks) {
     for (size_t i = 0; i < parameters.size(); ++i) {
-      const at::Tensor& mask = masks[i];
-      keep.push_back((mask.defined() ? at::mul(parameters[i], mask) : parameters[i]).contiguous());
+      keep.push_back(parameters[i].contiguous());
+      if (masks[i].defined()) {
+        const at::Tensor masked = at::empty(parameters[i].sizes(), parameters[i].options());
+        apply_mask<T>(keep.back(), masks[i], masked);
+        keep.back() = masked;
+      }
       data.push_back(keep.back().const_data_ptr<T>());
     }
   }
