@@ -11,6 +11,7 @@
 
 #include "layers/layer.h"
 #include "layers/lu.h"
+#include "layers/memory_pool.h"
 #include "network/kernels.h"
 #include "operator.h"
 
@@ -130,5 +131,6 @@ PYBIND11_MODULE(_autograd, m) {
       .def("__call__", &Operator::call_from_python);
   robustflow::define_layer(m);
   robustflow::define_lu(m);
+  m.def("empty_pool", &robustflow::empty_pool);
   m.def("set_isa", &robustflow::network::set_isa, py::arg("name"));
 }

@@ -13,7 +13,7 @@ from robustflow import functional, nn, ops, reference
 from robustflow._backend import backends, current_backend, use_backend
 from robustflow._native import build_info
 from robustflow._patch_on_import import read_environment as _read_patches
-from robustflow.memory import retain_memory
+from robustflow.memory import empty_cache, retain_memory
 
 if TYPE_CHECKING:
     from robustflow import compat, distributions
@@ -29,6 +29,7 @@ __all__ = [
     "convert_affine",
     "current_backend",
     "distributions",
+    "empty_cache",
     "functional",
     "nn",
     "ops",

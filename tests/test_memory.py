@@ -1,13 +1,17 @@
-"""`retain_memory`: what it changes is counted in page faults."""
+"""`retain_memory` and `empty_cache`: what they change is counted in page faults."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
 import robustflow
+import robustflow.nn as rnn
+from robustflow.fused import is_available
 from robustflow.memory import allocator
 
 FAULTS = """
@@ -20,6 +24,29 @@ for _ in range(12):  # glibc has a block of the right size and alignment after a
     torch.ones(10_000_000)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 print(faults)
+"""
+
+
+# Prints the pages that the layers keep, and the page faults of a step with and without them.
+STEPS = """
+import resource, torch
+import robustflow
+import robustflow.nn as rnn
+flow = rnn.ConditionalFlow(
+    [[rnn.RQSplineCoupling(6, spatial_dims=0, hidden_channels=64) for _ in range(8)]]
+)
+x = torch.randn(4096, 6)
+
+def faults_of_a_step():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    flow.log_prob(x).mean().backward()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+for _ in range(8):
+    faults_of_a_step()
+warm = min(faults_of_a_step() for _ in range(5))
+kept = robustflow.empty_cache() // resource.getpagesize()
+print(kept, warm, faults_of_a_step())
 """
 
 
@@ -42,3 +69,36 @@ def test_the_result_says_whether_it_applied(monkeypatch: pytest.MonkeyPatch) -> 
     retention = robustflow.retain_memory()
     assert not retention and not retention.applied
     assert "jemalloc" in retention.reason
+
+
+@pytest.mark.skipif(not is_available(), reason="robustflow._autograd is not built")
+@pytest.mark.skipif(allocator() != "glibc", reason="other allocators keep their memory themselves")
+def test_fused_layers_keep_the_memory_of_a_training_step() -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    code = [sys.executable, "-c", STEPS]
+    output = subprocess.run(code, check=True, capture_output=True, text=True, env=environment)
+    kept, warm, emptied = (int(number) for number in output.stdout.split())
+    assert kept > 5000, "eight layers store more than 20 MB for their backward pass"
+    assert warm < kept / 10, "the pages of the step before should be in place"
+    assert emptied > kept / 2, "without them, a step should have new pages"
+
+
+@pytest.mark.skipif(not is_available(), reason="robustflow._autograd is not built")
+def test_kept_memory_is_not_given_out_twice() -> None:
+    torch.manual_seed(0)
+    layer = rnn.RQSplineCoupling(6, spatial_dims=0, hidden_channels=64)
+    inputs = [torch.randn(batch, 6) for batch in (2000, 1500, 2000, 900)]
+
+    def gradients(batches: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Of every batch, whose graphs all exist before the first backward pass."""
+        losses = [layer(x)[1].sum() for x in batches]
+        weights = list(layer.parameters())
+        return [g for loss in losses for g in torch.autograd.grad(loss, weights)]
+
+    alone = [g for x in inputs for g in gradients([x])]
+    for ours, expected in zip(gradients(inputs), alone, strict=True):
+        assert torch.equal(ours, expected)
+    assert robustflow.empty_cache() > 0
+    assert robustflow.empty_cache() == 0
+    for ours, expected in zip(gradients(inputs), alone, strict=True):
+        assert torch.equal(ours, expected)

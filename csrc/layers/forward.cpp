@@ -1,5 +1,6 @@
 // A layer's results.
 #include "blocks.h"
+#include "memory_pool.h"
 
 namespace robustflow {
 
@@ -16,10 +17,13 @@ variable_list Layer::forward_typed(bool inverse, const LayerTensors& given,
   const int64_t outputs = network_.nodes[network_.output()].size;
   const auto options = x.options();
   const ReadyParameters<T> parameters(given.parameters, given.masks);
-  const at::Tensor params = at::empty({count, outputs, stride}, options);
+  // What waits for the backward pass comes from the pool.
+  const auto allocate = [&](at::IntArrayRef sizes) {
+    return saved ? empty_from_pool(sizes, options) : at::empty(sizes, options);
+  };
+  const at::Tensor params = allocate({count, outputs, stride});
   const at::Tensor before = at::empty({count, int64_t(changed_.size()), stride}, options);
-  const at::Tensor values =
-      saved ? at::empty({count, network_.kept.units, stride}, options) : at::Tensor();
+  const at::Tensor values = saved ? allocate({count, network_.kept.units, stride}) : at::Tensor();
   const Rows<const T> rows(x);
 
   // The kept features have a spline of their own. The network reads what is data: its input when
