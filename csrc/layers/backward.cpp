@@ -4,7 +4,7 @@
 
 namespace robustflow {
 
-using network::Places;
+using network::NodePointers;
 
 namespace {
 
@@ -30,11 +30,11 @@ class ParameterSums {
 
   // Where a slab adds; null where nothing is needed.
   std::vector<T*> of_slab(int64_t slab) const {
-    std::vector<T*> places(totals_.size(), nullptr);
-    for (size_t i = 0; i < places.size(); ++i)
+    std::vector<T*> pointers(totals_.size(), nullptr);
+    for (size_t i = 0; i < pointers.size(); ++i)
       if (totals_[i].defined())
-        places[i] = slab == 0 ? totals_[i].template data_ptr<T>() : other(slab, i);
-    return places;
+        pointers[i] = slab == 0 ? totals_[i].template data_ptr<T>() : other(slab, i);
+    return pointers;
   }
 
   // The totals, with the masks of the parameters applied.
@@ -66,24 +66,25 @@ class ParameterSums {
 }  // namespace
 
 template <class T>
-variable_list Layer::backward_typed(bool inverse, const LayerTensors& given,
+variable_list Layer::backward_typed(bool inverse, const LayerTensors& tensors,
                                     const variable_list& saved, const std::vector<bool>& needed,
                                     const variable_list& cotangents) const {
   const at::Tensor &values = saved[0], &params = saved[1], &before = saved[2], &kept = saved[3];
   const at::Tensor &gy = cotangents[0], &gl = cotangents[1];
-  const int64_t samples = given.x.size(0), count = values.size(0), stride = values.size(2);
+  const int64_t samples = tensors.x.size(0), count = values.size(0), stride = values.size(2);
   const int64_t outputs = params.size(1), inputs = network_.inputs;
-  const auto options = given.x.options();
-  const bool wants_x = needed[0], wants_context = needed[1];
-  const size_t first_own = 2 + num_parameters_;
-  bool wants_own = false;
-  for (size_t i = 0; i < num_own(); ++i) wants_own = wants_own || needed[first_own + i];
+  const auto options = tensors.x.options();
+  const bool needs_x = needed[0], needs_context = needed[1];
+  const size_t first_unconditional = 2 + num_parameters_;
+  bool needs_unconditional = false;
+  for (size_t i = 0; i < num_unconditional(); ++i)
+    needs_unconditional = needs_unconditional || needed[first_unconditional + i];
 
   // The spline of the changed features.
   const auto block_of = [&](const std::vector<int64_t>& columns) {
     const at::Tensor out = at::empty({count, int64_t(columns.size()), stride}, options);
     for (int64_t block = 0; block < count; ++block)
-      gather(Rows<const T>(gy), columns, Samples(block, stride, samples),
+      gather(Rows<const T>(gy), columns, SampleRange(block, stride, samples),
              out.data_ptr<T>() + block * columns.size() * stride);
     return out;
   };
@@ -99,10 +100,10 @@ variable_list Layer::backward_typed(bool inverse, const LayerTensors& given,
                           : at::Tensor();
   };
   const at::Tensor gy_changed = gy.defined() ? by_sample(block_of(changed_)) : at::Tensor();
-  variable_list made = spline_.gradients(
+  variable_list spline_gradients = spline_.gradients(
       arguments_of(spline_, {by_sample(before), parameters_by_sample(params, num_params_)}),
-      configs_[inverse], wants_x ? 3 : 2, {gy_changed, of_features(changed_)});
-  at::Tensor gparams = made[1];
+      configs_[inverse], needs_x ? 3 : 2, {gy_changed, of_features(changed_)});
+  at::Tensor gparams = spline_gradients[1];
   const at::Tensor like = parameters_by_sample(params, num_params_);
   if (gparams.strides() != like.strides()) {
     at::Tensor copy = at::empty_strided(like.sizes(), like.strides(), options);
@@ -111,103 +112,105 @@ variable_list Layer::backward_typed(bool inverse, const LayerTensors& given,
   }
 
   // The network. Going back, the gradient of the kept features' own parameters passes through it.
-  const ReadyParameters<T> parameters(given.parameters, given.masks);
-  ParameterSums<T> sums(given.parameters, needed, 2, count);
-  const bool inputs_wanted = wants_x || wants_context || (inverse && wants_own);
+  const MaskedParameters<T> parameters(tensors.parameters, tensors.masks);
+  ParameterSums<T> sums(tensors.parameters, needed, 2, count);
+  const bool needs_inputs = needs_x || needs_context || (inverse && needs_unconditional);
   const at::Tensor input_gradients =
-      inputs_wanted ? at::empty({count, inputs, stride}, options) : at::Tensor();
+      needs_inputs ? at::empty({count, inputs, stride}, options) : at::Tensor();
   for_blocks(sums.slabs, [&](int64_t slab) {
     const std::vector<T*> to = sums.of_slab(slab);
-    const Scratch<T> scratch(network_.gradients.units * stride, given.x);
-    Places<const T> places(network_.nodes.size());
-    Places<T> gradients(network_.nodes.size());
-    network::place(network_.gradients, scratch.data, stride, gradients);
+    const Scratch<T> scratch(network_.gradients.units * stride, tensors.x);
+    NodePointers<const T> pointers(network_.nodes.size());
+    NodePointers<T> node_gradients(network_.nodes.size());
+    network::set_pointers(network_.gradients, scratch.data, stride, node_gradients);
     const int64_t end = (slab + 1) * count / sums.slabs;
     for (int64_t block = slab * count / sums.slabs; block < end; ++block) {
-      network::place(network_.kept,
-                     values.const_data_ptr<T>() + block * network_.kept.units * stride, stride,
-                     places);
-      places.back() = params.const_data_ptr<T>() + block * outputs * stride;
-      gradients.back() = gparams.data_ptr<T>() + block * outputs * stride;
-      network::run_backward<T>(network_, parameters.data, stride, places, gradients, inputs_wanted,
-                               to);
-      if (inputs_wanted)
+      network::set_pointers(network_.saved,
+                            values.const_data_ptr<T>() + block * network_.saved.units * stride,
+                            stride, pointers);
+      pointers.back() = params.const_data_ptr<T>() + block * outputs * stride;
+      node_gradients.back() = gparams.data_ptr<T>() + block * outputs * stride;
+      network::run_backward<T>(network_, parameters.data, stride, pointers, node_gradients,
+                               needs_inputs, to);
+      if (needs_inputs)
         std::copy_n(scratch.data, inputs * stride,
                     input_gradients.data_ptr<T>() + block * inputs * stride);
     }
   });
-  variable_list found(2);
-  for (const at::Tensor& total : sums.finish(given.masks)) found.push_back(total);
-  found.resize(first_own + num_own());
+  variable_list gradients(2);
+  for (const at::Tensor& total : sums.finish(tensors.masks)) gradients.push_back(total);
+  gradients.resize(first_unconditional + num_unconditional());
 
   // The spline of the kept features.
   at::Tensor gkept;
-  if (own_ && (wants_x || wants_own)) {
+  if (unconditional_ && (needs_x || needs_unconditional)) {
     at::Tensor cotangent = gy.defined() ? block_of(kept_) : at::Tensor();
     if (inverse) {
       const at::Tensor through = input_gradients.slice(1, 0, static_cast<int64_t>(kept_.size()));
       cotangent = cotangent.defined() ? cotangent.add_(through) : through.contiguous();
     }
     variable_list arguments{by_sample(kept)};
-    for (const at::Tensor& t : given.own) arguments.push_back(t.unsqueeze(0).unsqueeze(0));
+    for (const at::Tensor& t : tensors.unconditional)
+      arguments.push_back(t.unsqueeze(0).unsqueeze(0));
     arguments = arguments_of(spline_, std::move(arguments));
-    int64_t wanted = wants_x ? 1 : 0;
-    for (size_t i = 0; i < 3; ++i) wanted |= int64_t(needed[first_own + i]) << (i + 1);
-    variable_list own = spline_.gradients(
-        arguments, (*own_)[inverse], wanted,
+    int64_t mask = needs_x ? 1 : 0;
+    for (size_t i = 0; i < 3; ++i) mask |= int64_t(needed[first_unconditional + i]) << (i + 1);
+    variable_list kept_gradients = spline_.gradients(
+        arguments, (*unconditional_)[inverse], mask,
         {cotangent.defined() ? by_sample(cotangent) : at::Tensor(), of_features(kept_)});
-    if (wants_x) gkept = with_adjacent_samples(own[0]);
+    if (needs_x) gkept = with_adjacent_samples(kept_gradients[0]);
     for (size_t i = 0; i < 3; ++i)
-      if (needed[first_own + i])
-        found[first_own + i] = own[i + 1].reshape(given.own[i].sizes()).contiguous();
+      if (needed[first_unconditional + i])
+        gradients[first_unconditional + i] =
+            kept_gradients[i + 1].reshape(tensors.unconditional[i].sizes()).contiguous();
   }
 
-  if (wants_x) {
-    found[0] = at::empty({samples, features_}, options);
-    const Rows<T> out(found[0]);
-    const at::Tensor gx = with_adjacent_samples(made[0]);
+  if (needs_x) {
+    gradients[0] = at::empty({samples, features_}, options);
+    const Rows<T> out(gradients[0]);
+    const at::Tensor gx = with_adjacent_samples(spline_gradients[0]);
     for (int64_t block = 0; block < count; ++block) {
-      const Samples which(block, stride, samples);
-      scatter(gx.const_data_ptr<T>() + block * gx.stride(0), gx.stride(2), changed_, which, false,
+      const SampleRange range(block, stride, samples);
+      scatter(gx.const_data_ptr<T>() + block * gx.stride(0), gx.stride(2), changed_, range, false,
               out);
-      if (own_) {
-        scatter(gkept.const_data_ptr<T>() + block * gkept.stride(0), gkept.stride(2), kept_, which,
+      if (unconditional_) {
+        scatter(gkept.const_data_ptr<T>() + block * gkept.stride(0), gkept.stride(2), kept_, range,
                 false, out);
       } else {
         for (const int64_t column : kept_) {
-          T* to = out.column(column) + which.first * out.row_stride;
+          T* to = out.column(column) + range.first * out.row_stride;
           if (gy.defined()) {
             const Rows<const T> from(gy);
-            const T* at = from.column(column) + which.first * from.row_stride;
-            for (int64_t i = 0; i < which.count; ++i)
+            const T* at = from.column(column) + range.first * from.row_stride;
+            for (int64_t i = 0; i < range.count; ++i)
               to[i * out.row_stride] = at[i * from.row_stride];
           } else {
-            for (int64_t i = 0; i < which.count; ++i) to[i * out.row_stride] = T(0);
+            for (int64_t i = 0; i < range.count; ++i) to[i * out.row_stride] = T(0);
           }
         }
       }
-      if (!(own_ && inverse))  // else it has passed through the kept features' spline
-        scatter(input_gradients.const_data_ptr<T>() + block * inputs * stride, stride, read_, which,
+      if (!(unconditional_ && inverse))  // else it has passed through the kept features' spline
+        scatter(input_gradients.const_data_ptr<T>() + block * inputs * stride, stride, read_, range,
                 true, out);
     }
   }
-  if (wants_context) {
-    found[1] = at::empty({samples, context_features_}, options);
+  if (needs_context) {
+    gradients[1] = at::empty({samples, context_features_}, options);
     const std::vector<int64_t> columns = all_columns(context_features_);
     for (int64_t block = 0; block < count; ++block)
       scatter(input_gradients.const_data_ptr<T>() + (block * inputs + read_.size()) * stride,
-              stride, columns, Samples(block, stride, samples), false, Rows<T>(found[1]));
+              stride, columns, SampleRange(block, stride, samples), false, Rows<T>(gradients[1]));
   }
-  return found;
+  return gradients;
 }
 
-variable_list Layer::backward(bool inverse, const LayerTensors& given, const variable_list& saved,
+variable_list Layer::backward(bool inverse, const LayerTensors& tensors, const variable_list& saved,
                               const std::vector<bool>& needed,
                               const variable_list& cotangents) const {
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return given.x.scalar_type() == at::kDouble
-             ? backward_typed<double>(inverse, given, saved, needed, cotangents)
-             : backward_typed<float>(inverse, given, saved, needed, cotangents);
+  return tensors.x.scalar_type() == at::kDouble
+             ? backward_typed<double>(inverse, tensors, saved, needed, cotangents)
+             : backward_typed<float>(inverse, tensors, saved, needed, cotangents);
 }
 
 }  // namespace robustflow

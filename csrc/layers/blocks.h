@@ -16,9 +16,9 @@
 namespace robustflow {
 
 // The tensors of an operator that are left out are undefined.
-inline variable_list arguments_of(const Operator& operation, variable_list given) {
-  given.resize(operation.num_tensors());
-  return given;
+inline variable_list arguments_of(const Operator& operation, variable_list tensors) {
+  tensors.resize(operation.num_tensors());
+  return tensors;
 }
 
 inline at::Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options) {
@@ -82,11 +82,11 @@ void apply_mask(const at::Tensor& numbers, const at::Tensor& mask, const at::Ten
 
 // The weights and biases of a network where its loops read them: contiguous, masks applied.
 template <class T>
-struct ReadyParameters {
+struct MaskedParameters {
   std::vector<const T*> data;
   variable_list keep;
 
-  ReadyParameters(const variable_list& parameters, const variable_list& masks) {
+  MaskedParameters(const variable_list& parameters, const variable_list& masks) {
     for (size_t i = 0; i < parameters.size(); ++i) {
       keep.push_back(parameters[i].contiguous());
       if (masks[i].defined()) {
@@ -101,7 +101,7 @@ struct ReadyParameters {
 
 // Sums over features, of one tensor or two, (block, sample, feature), for the first samples.
 template <class T>
-void add_up(const at::Tensor& logs, const at::Tensor& others, const at::Tensor& sums) {
+void sum_over_features(const at::Tensor& logs, const at::Tensor& others, const at::Tensor& sums) {
   const int64_t samples = sums.size(0), stride = logs.size(1);
   T* to = sums.data_ptr<T>();
   for (int64_t first = 0; first < samples; first += stride, to += stride) {

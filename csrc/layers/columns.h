@@ -31,10 +31,10 @@ inline std::vector<int64_t> all_columns(int64_t count) {
 }
 
 // Samples [first, first + count) of a block whose columns are `stride` apart.
-struct Samples {
+struct SampleRange {
   int64_t first, count, stride;
 
-  Samples(int64_t block, int64_t stride_, int64_t samples)
+  SampleRange(int64_t block, int64_t stride_, int64_t samples)
       : first(std::min(block * stride_, samples)),
         count(std::clamp<int64_t>(samples - block * stride_, 0, stride_)),
         stride(stride_) {}
@@ -42,8 +42,8 @@ struct Samples {
 
 // Some columns of a matrix; the samples that fill the block up are 0.
 template <class T>
-void gather(const Rows<const T>& from, const std::vector<int64_t>& columns, const Samples& samples,
-            T* to) {
+void gather(const Rows<const T>& from, const std::vector<int64_t>& columns,
+            const SampleRange& samples, T* to) {
   for (const int64_t column : columns) {
     const T* at = from.column(column) + samples.first * from.row_stride;
     for (int64_t i = 0; i < samples.count; ++i) to[i] = at[i * from.row_stride];
@@ -55,7 +55,7 @@ void gather(const Rows<const T>& from, const std::vector<int64_t>& columns, cons
 // The other way; added to what is there where `adds`.
 template <class T>
 void scatter(const T* from, int64_t column_stride, const std::vector<int64_t>& columns,
-             const Samples& samples, bool adds, const Rows<T>& to) {
+             const SampleRange& samples, bool adds, const Rows<T>& to) {
   for (const int64_t column : columns) {
     T* at = to.column(column) + samples.first * to.row_stride;
     if (adds) {

@@ -13,10 +13,10 @@ namespace robustflow {
 // order: the same on any number of threads.
 inline constexpr int64_t kMaxGradientParts = 8;
 
-// The `count` gradients: none without a cotangent; differentiable() where they are differentiated
-// again or a cotangent is not plain memory, as in a batch of them; else own().
-template <class Own, class Differentiable>
-variable_list gradients_of(size_t count, const variable_list& cotangents, const Own& own,
+// The `count` gradients. Undefined ones without a cotangent; differentiable() where they are
+// differentiated again, or where a cotangent is not plain memory, as under vmap; else direct().
+template <class Direct, class Differentiable>
+variable_list gradients_of(size_t count, const variable_list& cotangents, const Direct& direct,
                            const Differentiable& differentiable) {
   bool plain = !at::GradMode::is_enabled(), any = false;
   for (const at::Tensor& t : cotangents) {
@@ -25,7 +25,7 @@ variable_list gradients_of(size_t count, const variable_list& cotangents, const 
     plain = plain && !at::isTensorSubclassLike(t);
   }
   if (!any) return variable_list(count);
-  return plain ? own() : differentiable();
+  return plain ? direct() : differentiable();
 }
 
 }  // namespace robustflow

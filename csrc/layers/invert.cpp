@@ -5,8 +5,8 @@
 namespace robustflow {
 
 using network::Blocks;
+using network::NodePointers;
 using network::Order;
-using network::Places;
 
 namespace {
 
@@ -17,7 +17,7 @@ struct SortedParameters {
   std::vector<const T*> data;
 
   SortedParameters(const network::Network& network, const Order& order,
-                   const ReadyParameters<T>& parameters)
+                   const MaskedParameters<T>& parameters)
       : numbers(parameters.data.size()), data(parameters.data.size()) {
     for (const network::Step& step : network.steps) {
       if (step.kind != network::Kind::linear) continue;
@@ -41,16 +41,16 @@ struct SortedParameters {
 }  // namespace
 
 template <class T>
-variable_list Layer::invert_typed(const LayerTensors& given) const {
+variable_list Layer::invert_typed(const LayerTensors& tensors) const {
   const Order& order = *order_;
-  const at::Tensor& y = given.x;
+  const at::Tensor& y = tensors.x;
   const int64_t samples = y.size(0);
   const Blocks blocks(samples);
   const int64_t stride = blocks.stride, count = blocks.count;
   const int output = network_.output();
   const auto options = y.options();
   const SortedParameters<T> parameters(network_, order,
-                                       ReadyParameters<T>(given.parameters, given.masks));
+                                       MaskedParameters<T>(tensors.parameters, tensors.masks));
   const std::vector<int64_t>& features = order.units[0];
   const at::Tensor params = at::empty({count, network_.nodes[output].size, stride}, options);
   const at::Tensor before = at::empty({count, features_, stride}, options);
@@ -59,39 +59,40 @@ variable_list Layer::invert_typed(const LayerTensors& given) const {
   at::Tensor x = at::empty({samples, features_}, options);
   at::Tensor logabsdet = at::empty({samples}, options);
   const Rows<T> out(x);
-  const auto places_of = [&](int64_t block) {
-    Places<T> places(network_.nodes.size());
-    network::place(order.memory, values.data_ptr<T>() + block * values.stride(0), stride, places);
-    places[output] = params.data_ptr<T>() + block * params.stride(0);
-    return places;
+  const auto pointers_of = [&](int64_t block) {
+    NodePointers<T> pointers(network_.nodes.size());
+    network::set_pointers(order.memory, values.data_ptr<T>() + block * values.stride(0), stride,
+                          pointers);
+    pointers[output] = params.data_ptr<T>() + block * params.stride(0);
+    return pointers;
   };
 
   for (int64_t block = 0; block < count; ++block) {
-    const Samples which(block, stride, samples);
-    gather(Rows<const T>(y), features, which, before.data_ptr<T>() + block * before.stride(0));
+    const SampleRange range(block, stride, samples);
+    gather(Rows<const T>(y), features, range, before.data_ptr<T>() + block * before.stride(0));
     if (context_features_ > 0)
-      gather(Rows<const T>(given.context), order.units[1], which,
+      gather(Rows<const T>(tensors.context), order.units[1], range,
              values.data_ptr<T>() + block * values.stride(0));
   }
   for (int step = 0; step < order.steps(); ++step) {
     for_blocks(count, [&](int64_t block) {
-      network::run_step<T>(network_, order, step, parameters.data, stride, places_of(block));
+      network::run_step<T>(network_, order, step, parameters.data, stride, pointers_of(block));
     });
     const int64_t first = order.begin(output, step) / num_params_;
     const int64_t end = order.ends[output][step] / num_params_;
-    variable_list made = spline_.call(
+    variable_list results = spline_.call(
         arguments_of(spline_,
                      {by_sample(before.slice(1, first, end)),
                       parameters_by_sample(params.slice(1, first * num_params_, end * num_params_),
                                            num_params_)}),
         configs_[true]);
-    const at::Tensor after = with_adjacent_samples(made[0]);
-    const at::Tensor change = with_adjacent_samples(made[1]);
+    const at::Tensor after = with_adjacent_samples(results[0]);
+    const at::Tensor change = with_adjacent_samples(results[1]);
     for (int64_t block = 0; block < count; ++block) {
       const T* from = after.const_data_ptr<T>() + block * after.stride(0);
       const T* log = change.const_data_ptr<T>() + block * change.stride(0);
       T* total = logs.data_ptr<T>() + block * stride;
-      T* known = places_of(block)[0] + first * stride;
+      T* known = pointers_of(block)[0] + first * stride;
       for (int64_t i = first; i < end; ++i, known += stride) {
         std::copy_n(from, stride, known);
         for (int64_t sample = 0; sample < stride; ++sample) total[sample] += log[sample];
@@ -101,15 +102,16 @@ variable_list Layer::invert_typed(const LayerTensors& given) const {
     }
   }
   for (int64_t block = 0; block < count; ++block)
-    scatter<T>(places_of(block)[0], stride, features, Samples(block, stride, samples), false, out);
-  add_up<T>(logs.unsqueeze(2), {}, logabsdet);
+    scatter<T>(pointers_of(block)[0], stride, features, SampleRange(block, stride, samples), false,
+               out);
+  sum_over_features<T>(logs.unsqueeze(2), {}, logabsdet);
   return {x, logabsdet};
 }
 
-variable_list Layer::invert(const LayerTensors& given) const {
+variable_list Layer::invert(const LayerTensors& tensors) const {
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return given.x.scalar_type() == at::kDouble ? invert_typed<double>(given)
-                                              : invert_typed<float>(given);
+  return tensors.x.scalar_type() == at::kDouble ? invert_typed<double>(tensors)
+                                                : invert_typed<float>(tensors);
 }
 
 }  // namespace robustflow

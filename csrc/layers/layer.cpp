@@ -38,7 +38,8 @@ Layer::Layer(const py::dict& description, const Operator& spline, py::function d
       configs_(configs_of(spline, description["configs"])),
       differentiable_(std::move(differentiable)),
       number_(static_cast<int64_t>(all().size())) {
-  if (!description["own"].is_none()) own_ = configs_of(spline, description["own"]);
+  if (!description["unconditional"].is_none())
+    unconditional_ = configs_of(spline, description["unconditional"]);
   for (int64_t feature = 0; feature < features_; ++feature)
     if (std::find(changed_.begin(), changed_.end(), feature) == changed_.end())
       kept_.push_back(feature);
@@ -69,67 +70,68 @@ Layer::Layer(const py::dict& description, const Operator& spline, py::function d
   all().push_back(this);
 }
 
-LayerTensors Layer::split(const variable_list& given) const {
+LayerTensors Layer::split(const variable_list& all_tensors) const {
   LayerTensors out;
-  auto at = given.begin();
+  auto at = all_tensors.begin();
   out.x = *at++;
   out.context = *at++;
   out.parameters.assign(at, at + num_parameters_);
   at += num_parameters_;
-  out.own.assign(at, at + num_own());
-  at += num_own();
+  out.unconditional.assign(at, at + num_unconditional());
+  at += num_unconditional();
   out.masks.assign(at, at + num_parameters_);
   return out;
 }
 
 variable_list Layer::join(const LayerTensors& tensors) const {
   variable_list out{tensors.x, tensors.context};
-  for (const auto* list : {&tensors.parameters, &tensors.own, &tensors.masks})
+  for (const auto* list : {&tensors.parameters, &tensors.unconditional, &tensors.masks})
     out.insert(out.end(), list->begin(), list->end());
   return out;
 }
 
-std::string Layer::obstacle(bool inverse, bool differentiable, const LayerTensors& given) const {
+std::string Layer::obstacle(bool inverse, bool differentiable, const LayerTensors& tensors) const {
   if (inverse && is_autoregressive()) {
     if (differentiable) return "gradients of an autoregressive inverse are wanted";
     if (!order_) return "its masks leave no order in which the features can be computed";
   }
-  const at::Tensor& x = given.x;
+  const at::Tensor& x = tensors.x;
   if (at::impl::torch_function_mode_enabled()) return "a mode watches the call";
   if (at::autocast::is_autocast_enabled(at::kCPU)) return "autocast is on";
   if (x.scalar_type() != at::kFloat && x.scalar_type() != at::kDouble)
     return "its input is neither float32 nor float64";
   if (x.dim() != 2 || x.size(1) != features_ || x.size(0) == 0)
     return "its input is not one row for each sample";
-  if (given.context.defined() != (context_features_ > 0))
+  if (tensors.context.defined() != (context_features_ > 0))
     return "it has a context and its network none, or the other way round";
-  if (context_features_ > 0 && (given.context.dim() != 2 || given.context.size(0) != x.size(0) ||
-                                given.context.size(1) != context_features_))
+  if (context_features_ > 0 &&
+      (tensors.context.dim() != 2 || tensors.context.size(0) != x.size(0) ||
+       tensors.context.size(1) != context_features_))
     return "its context is not one row for each sample";
   const auto fits = [&](const at::Tensor& t) {
     return t.scalar_type() == x.scalar_type() && t.device().is_cpu() &&
            t.layout() == at::kStrided && !at::isTensorSubclassLike(t) && !t.is_neg();
   };
-  bool plain = fits(x) && (!given.context.defined() || fits(given.context));
-  for (const at::Tensor& t : given.parameters) plain = plain && t.defined() && fits(t);
-  for (const at::Tensor& t : given.own) plain = plain && t.defined() && fits(t);
+  bool plain = fits(x) && (!tensors.context.defined() || fits(tensors.context));
+  for (const at::Tensor& t : tensors.parameters) plain = plain && t.defined() && fits(t);
+  for (const at::Tensor& t : tensors.unconditional) plain = plain && t.defined() && fits(t);
   if (!plain) return "its network, input and context are not plain tensors of one dtype on the CPU";
   for (const network::Step& step : network_.steps) {
     if (step.kind != Kind::linear) continue;
     const int64_t units = network_.nodes[step.out].size, inputs = network_.nodes[step.in].size;
-    if (given.parameters[step.weight].sizes() != at::IntArrayRef({units, inputs}) ||
-        (step.bias >= 0 && given.parameters[step.bias].sizes() != at::IntArrayRef({units})))
+    if (tensors.parameters[step.weight].sizes() != at::IntArrayRef({units, inputs}) ||
+        (step.bias >= 0 && tensors.parameters[step.bias].sizes() != at::IntArrayRef({units})))
       return "the shapes of its weights changed";
   }
   return "";
 }
 
-variable_list Layer::differentiable_gradients(bool inverse, const LayerTensors& given,
+variable_list Layer::differentiable_gradients(bool inverse, const LayerTensors& tensors,
                                               const std::vector<bool>& needed,
                                               const variable_list& cotangents) const {
   const py::gil_scoped_acquire gil;
   return to_tensors(
-      differentiable_(inverse, to_python(join(given)), needed, to_python(cotangents)));
+      differentiable_(inverse, to_python(join(tensors)), needed, to_python(cotangents)));
 }
 
 }  // namespace robustflow

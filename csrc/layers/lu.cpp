@@ -16,7 +16,7 @@ namespace robustflow::lu {
 namespace {
 
 // Multiplications that are worth a thread.
-constexpr int64_t kWork = 1 << 18;
+constexpr int64_t kMinWorkPerThread = 1 << 18;
 
 template <class T>
 T softplus(T x) {
@@ -35,7 +35,7 @@ const T* data(const at::Tensor& contiguous) {
 }
 
 template <class T>
-std::unique_ptr<T[]> memory(int64_t columns) {
+std::unique_ptr<T[]> allocate_columns(int64_t columns) {
   return std::unique_ptr<T[]>(new T[columns * kBlockSamples]);
 }
 
@@ -45,10 +45,10 @@ class Factors {
  public:
   const int64_t size;
 
-  Factors(const LUTensors& given, double eps)
-      : size(given.diagonal.numel()), matrix_(size * size), bias_(size) {
-    const at::Tensor lower = given.lower.contiguous(), upper = given.upper.contiguous();
-    const at::Tensor diagonal = given.diagonal.contiguous(), bias = given.bias.contiguous();
+  Factors(const LUTensors& tensors, double eps)
+      : size(tensors.diagonal.numel()), matrix_(size * size), bias_(size) {
+    const at::Tensor lower = tensors.lower.contiguous(), upper = tensors.upper.contiguous();
+    const at::Tensor diagonal = tensors.diagonal.contiguous(), bias = tensors.bias.contiguous();
     const T *below = data<T>(lower), *above = data<T>(upper);
     for (int64_t i = 0; i < size; ++i) {
       T* row = matrix_.data() + i * size;
@@ -92,33 +92,33 @@ struct Columns {
 };
 
 template <class T>
-variable_list forward_typed(const LUTensors& given, const LUSettings& settings) {
+variable_list forward_typed(const LUTensors& tensors, const LUSettings& settings) {
   const bool inverse = settings.inverse;
-  const Factors<T> factors(given, settings.eps);
-  const int64_t samples = given.x.size(0), size = factors.size;
+  const Factors<T> factors(tensors, settings.eps);
+  const int64_t samples = tensors.x.size(0), size = factors.size;
   const int64_t blocks = (samples + kBlockSamples - 1) / kBlockSamples;
   const Columns columns(size, settings);
-  const at::Tensor y = at::empty({samples, size}, given.x.options());
-  const at::Tensor logabsdet = at::empty({samples}, given.x.options());
-  const Rows<const T> from(given.x);
+  const at::Tensor y = at::empty({samples, size}, tensors.x.options());
+  const at::Tensor logabsdet = at::empty({samples}, tensors.x.options());
+  const Rows<const T> from(tensors.x);
   const Rows<T> to(y);
-  const int64_t grain = std::max<int64_t>(1, kWork / (size * size * kBlockSamples));
+  const int64_t grain = std::max<int64_t>(1, kMinWorkPerThread / (size * size * kBlockSamples));
   parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
-    const auto block = memory<T>(size);
+    const auto block = allocate_columns<T>(size);
     T* const z = block.get();
     for (int64_t i = begin; i < end; ++i) {
-      const Samples which(i, kBlockSamples, samples);
-      gather(from, columns.x, which, z);
+      const SampleRange range(i, kBlockSamples, samples);
+      gather(from, columns.x, range, z);
       if (inverse) {
-        factors.add_bias(T(-1), which.count, z);
+        factors.add_bias(T(-1), range.count, z);
         factors.lower().solve(z);
         factors.upper().solve(z);
       } else {
         factors.upper().multiply(z);
         factors.lower().multiply(z);
-        factors.add_bias(T(1), which.count, z);
+        factors.add_bias(T(1), range.count, z);
       }
-      scatter(z, kBlockSamples, columns.y, which, false, to);
+      scatter(z, kBlockSamples, columns.y, range, false, to);
     }
   });
   const T log = factors.logabsdet();
@@ -142,12 +142,12 @@ struct Sums {
 template <class T>
 class Backward {
  public:
-  Backward(const Factors<T>& factors, bool inverse, bool wants_sums, bool wants_x)
+  Backward(const Factors<T>& factors, bool inverse, bool needs_sums, bool needs_x)
       : factors_(factors),
         inverse_(inverse),
-        wants_sums_(wants_sums),
-        wants_x_(wants_x),
-        block_(memory<T>(3 * factors.size)) {}
+        needs_sums_(needs_sums),
+        needs_x_(needs_x),
+        block_(allocate_columns<T>(3 * factors.size)) {}
 
   // Where the caller puts the columns of x, and of the gradient of y, which becomes that of x.
   T* x() { return block_.get(); }
@@ -157,25 +157,25 @@ class Backward {
     const int64_t size = factors_.size;
     T *first = x(), *second = first + size * kBlockSamples, *g = gradient();
     if (inverse_) {
-      if (wants_sums_) {
+      if (needs_sums_) {
         factors_.add_bias(T(-1), samples, first);
         factors_.lower().solve(first);
         std::copy_n(first, size * kBlockSamples, second);
         factors_.upper().solve(second);
       }
       factors_.upper().transposed().solve(g);
-      if (wants_sums_) add_upper(g, second, sums);
+      if (needs_sums_) add_upper(g, second, sums);
       factors_.lower().transposed().solve(g);
-      if (wants_sums_) add_lower(g, first, sums);
+      if (needs_sums_) add_lower(g, first, sums);
     } else {
-      if (wants_sums_) {
+      if (needs_sums_) {
         std::copy_n(first, size * kBlockSamples, second);
         factors_.upper().multiply(second);
         add_lower(g, second, sums);
       }
       factors_.lower().transposed().multiply(g);
-      if (wants_sums_) add_upper(g, first, sums);
-      if (wants_x_) factors_.upper().transposed().multiply(g);
+      if (needs_sums_) add_upper(g, first, sums);
+      if (needs_x_) factors_.upper().transposed().multiply(g);
     }
   }
 
@@ -199,42 +199,42 @@ class Backward {
   }
 
   const Factors<T>& factors_;
-  const bool inverse_, wants_sums_, wants_x_;
+  const bool inverse_, needs_sums_, needs_x_;
   const std::unique_ptr<T[]> block_;
 };
 
 template <class T>
-variable_list backward_typed(const LUTensors& given, const LUSettings& settings,
+variable_list backward_typed(const LUTensors& tensors, const LUSettings& settings,
                              const std::vector<bool>& needed, const variable_list& cotangents) {
   const at::Tensor &gy = cotangents[0], &gl = cotangents[1];
   const bool inverse = settings.inverse;
-  const Factors<T> factors(given, settings.eps);
-  const int64_t samples = given.x.size(0), size = factors.size;
+  const Factors<T> factors(tensors, settings.eps);
+  const int64_t samples = tensors.x.size(0), size = factors.size;
   const Columns columns(size, settings);
-  const bool wants_x = needed[0] && gy.defined();
-  const bool wants_sums = std::any_of(needed.begin() + 1, needed.end(), [](bool b) { return b; });
+  const bool needs_x = needed[0] && gy.defined();
+  const bool needs_sums = std::any_of(needed.begin() + 1, needed.end(), [](bool b) { return b; });
 
-  variable_list found(LUTensors::kCount);
+  variable_list gradients(LUTensors::kCount);
   Sums total(size);
   if (gy.defined()) {
-    if (wants_x) found[0] = at::empty({samples, size}, given.x.options());
+    if (needs_x) gradients[0] = at::empty({samples, size}, tensors.x.options());
     const int64_t blocks = (samples + kBlockSamples - 1) / kBlockSamples;
     const int64_t work = blocks * size * size * kBlockSamples;
-    const int64_t slabs = std::min({work / kWork + 1, kMaxGradientParts, blocks});
+    const int64_t slabs = std::min({work / kMinWorkPerThread + 1, kMaxGradientParts, blocks});
     std::vector<Sums> others(slabs - 1, Sums(size));
-    const Rows<const T> x(given.x), grad_y(gy);
+    const Rows<const T> x(tensors.x), grad_y(gy);
     parallel_for(0, slabs, 1, [&](int64_t begin, int64_t end) {
-      Backward<T> pass(factors, inverse, wants_sums, wants_x);
+      Backward<T> pass(factors, inverse, needs_sums, needs_x);
       for (int64_t slab = begin; slab < end; ++slab) {
         Sums& sums = slab == 0 ? total : others[slab - 1];
         const int64_t last = (slab + 1) * blocks / slabs;
         for (int64_t block = slab * blocks / slabs; block < last; ++block) {
-          const Samples which(block, kBlockSamples, samples);
-          if (wants_sums) gather(x, columns.x, which, pass.x());
-          gather(grad_y, columns.y, which, pass.gradient());
-          pass.run(which.count, sums);
-          if (wants_x)
-            scatter(pass.gradient(), kBlockSamples, columns.x, which, false, Rows<T>(found[0]));
+          const SampleRange range(block, kBlockSamples, samples);
+          if (needs_sums) gather(x, columns.x, range, pass.x());
+          gather(grad_y, columns.y, range, pass.gradient());
+          pass.run(range.count, sums);
+          if (needs_x)
+            scatter(pass.gradient(), kBlockSamples, columns.x, range, false, Rows<T>(gradients[0]));
         }
       }
     });
@@ -246,12 +246,12 @@ variable_list backward_typed(const LUTensors& given, const LUSettings& settings,
   const double sign = inverse ? -1 : 1;
   const auto result = [&](size_t index, const at::Tensor& like) -> T* {
     if (!needed[index]) return nullptr;
-    found[index] = at::empty(like.sizes(), like.options());
-    return found[index].template data_ptr<T>();
+    gradients[index] = at::empty(like.sizes(), like.options());
+    return gradients[index].template data_ptr<T>();
   };
   if (gy.defined()) {
-    T *lower = result(1, given.lower), *upper = result(2, given.upper);
-    T* bias = result(4, given.bias);
+    T *lower = result(1, tensors.lower), *upper = result(2, tensors.upper);
+    T* bias = result(4, tensors.bias);
     for (int64_t i = 0; i < size; ++i) {
       const double* row = total.matrix.data() + i * size;
       for (int64_t j = 0; lower && j < i; ++j) *lower++ = static_cast<T>(sign * row[j]);
@@ -259,36 +259,36 @@ variable_list backward_typed(const LUTensors& given, const LUSettings& settings,
       if (bias) bias[i] = static_cast<T>(sign * total.bias[i]);
     }
   }
-  if (T* to = result(3, given.diagonal)) {
+  if (T* to = result(3, tensors.diagonal)) {
     double log_gradient = 0;
     if (gl.defined()) {
       const T* from = data<T>(gl);
       for (int64_t i = 0; i < samples; ++i) log_gradient += from[i * gl.stride(0)];
     }
-    const at::Tensor diagonal = given.diagonal.contiguous();
+    const at::Tensor diagonal = tensors.diagonal.contiguous();
     for (int64_t i = 0; i < size; ++i) {
-      const double of_entry =
+      const double entry_gradient =
           total.matrix[i * size + i] + log_gradient / static_cast<double>(factors.diagonal(i));
-      to[i] = static_cast<T>(sign * of_entry) * softplus_derivative(data<T>(diagonal)[i]);
+      to[i] = static_cast<T>(sign * entry_gradient) * softplus_derivative(data<T>(diagonal)[i]);
     }
   }
-  return found;
+  return gradients;
 }
 
 }  // namespace
 
-variable_list forward(const LUTensors& given, const LUSettings& settings) {
+variable_list forward(const LUTensors& tensors, const LUSettings& settings) {
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return given.x.scalar_type() == at::kDouble ? forward_typed<double>(given, settings)
-                                              : forward_typed<float>(given, settings);
+  return tensors.x.scalar_type() == at::kDouble ? forward_typed<double>(tensors, settings)
+                                                : forward_typed<float>(tensors, settings);
 }
 
-variable_list backward(const LUTensors& given, const LUSettings& settings,
+variable_list backward(const LUTensors& tensors, const LUSettings& settings,
                        const std::vector<bool>& needed, const variable_list& cotangents) {
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return given.x.scalar_type() == at::kDouble
-             ? backward_typed<double>(given, settings, needed, cotangents)
-             : backward_typed<float>(given, settings, needed, cotangents);
+  return tensors.x.scalar_type() == at::kDouble
+             ? backward_typed<double>(tensors, settings, needed, cotangents)
+             : backward_typed<float>(tensors, settings, needed, cotangents);
 }
 
 }  // namespace robustflow::lu

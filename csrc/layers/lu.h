@@ -19,8 +19,12 @@ struct LUTensors {
   at::Tensor bias;          // (D,)
 
   static constexpr size_t kCount = 5;
-  explicit LUTensors(const variable_list& given)
-      : x(given[0]), lower(given[1]), upper(given[2]), diagonal(given[3]), bias(given[4]) {}
+  explicit LUTensors(const variable_list& tensors)
+      : x(tensors[0]),
+        lower(tensors[1]),
+        upper(tensors[2]),
+        diagonal(tensors[3]),
+        bias(tensors[4]) {}
   variable_list all() const { return {x, lower, upper, diagonal, bias}; }
 };
 
@@ -39,11 +43,11 @@ inline bool products_are_large(int64_t samples, int64_t features) {
 }
 
 // (y, logabsdet)
-variable_list forward(const LUTensors& given, const LUSettings& settings);
+variable_list forward(const LUTensors& tensors, const LUSettings& settings);
 
 // Those of the gradients, in the order of LUTensors, that `needed` asks for and that the cotangents
 // reach.
-variable_list backward(const LUTensors& given, const LUSettings& settings,
+variable_list backward(const LUTensors& tensors, const LUSettings& settings,
                        const std::vector<bool>& needed, const variable_list& cotangents);
 
 }  // namespace lu
@@ -60,7 +64,7 @@ class LULinear {
                   const py::handle& diagonal, const py::handle& bias, bool inverse, double eps,
                   const py::handle& permutation) const;
 
-  variable_list differentiable_gradients(const LUTensors& given, const LUSettings& settings,
+  variable_list differentiable_gradients(const LUTensors& tensors, const LUSettings& settings,
                                          const std::vector<bool>& needed,
                                          const variable_list& cotangents) const;
 

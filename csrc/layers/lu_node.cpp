@@ -15,8 +15,8 @@ using torch::autograd::AutogradContext;
 
 struct LUNode : torch::autograd::Function<LUNode> {
   static variable_list forward(AutogradContext* ctx, const LULinear* layer,
-                               const LUSettings& settings, at::TensorList given) {
-    const LUTensors tensors(given.vec());
+                               const LUSettings& settings, at::TensorList list) {
+    const LUTensors tensors(list.vec());
     variable_list results = lu::forward(tensors, settings);
     if (!tensors.diagonal.requires_grad()) ctx->mark_non_differentiable({results[1]});
     ctx->set_materialize_grads(false);
@@ -34,37 +34,37 @@ struct LUNode : torch::autograd::Function<LUNode> {
     const LUSettings settings{ctx->saved_data["inverse"].toBool(),
                               ctx->saved_data["eps"].toDouble(),
                               ctx->saved_data["permutation"].toIntVector()};
-    const LUTensors given(ctx->get_saved_variables());
+    const LUTensors tensors(ctx->get_saved_variables());
     std::vector<bool> needed(LUTensors::kCount);
     for (size_t i = 0; i < needed.size(); ++i) needed[i] = ctx->needs_input_grad(i);
 
-    const variable_list found = gradients_of(
+    const variable_list gradients = gradients_of(
         needed.size(), cotangents,
-        [&] { return lu::backward(given, settings, needed, cotangents); },
-        [&] { return layer->differentiable_gradients(given, settings, needed, cotangents); });
+        [&] { return lu::backward(tensors, settings, needed, cotangents); },
+        [&] { return layer->differentiable_gradients(tensors, settings, needed, cotangents); });
     variable_list returned(2);  // layer, settings
-    returned.insert(returned.end(), found.begin(), found.end());
+    returned.insert(returned.end(), gradients.begin(), gradients.end());
     return returned;
   }
 };
 
 // Why the tensors cannot be served, as a clause; empty where they can.
-std::string obstacle(const LUTensors& given, bool inverse) {
+std::string obstacle(const LUTensors& tensors, bool inverse) {
   if (at::impl::torch_function_mode_enabled()) return "a mode watches the call";
   if (at::autocast::is_autocast_enabled(at::kCPU)) return "autocast is on";
-  const at::Tensor& x = given.x;
-  for (const at::Tensor& t : given.all())
+  const at::Tensor& x = tensors.x;
+  for (const at::Tensor& t : tensors.all())
     if (!t.defined()) return "a parameter is missing";
   if (x.scalar_type() != at::kFloat && x.scalar_type() != at::kDouble)
     return "its input is neither float32 nor float64";
-  for (const at::Tensor& t : given.all())
+  for (const at::Tensor& t : tensors.all())
     if (t.scalar_type() != x.scalar_type() || !t.device().is_cpu() || t.layout() != at::kStrided ||
         at::isTensorSubclassLike(t) || t.is_neg())
       return "its input and parameters are not plain tensors of one dtype on the CPU";
-  const int64_t size = given.diagonal.numel(), entries = size * (size - 1) / 2;
-  if (given.diagonal.dim() != 1 || given.bias.sizes() != at::IntArrayRef({size}) ||
-      given.lower.sizes() != at::IntArrayRef({entries}) ||
-      given.upper.sizes() != at::IntArrayRef({entries}))
+  const int64_t size = tensors.diagonal.numel(), entries = size * (size - 1) / 2;
+  if (tensors.diagonal.dim() != 1 || tensors.bias.sizes() != at::IntArrayRef({size}) ||
+      tensors.lower.sizes() != at::IntArrayRef({entries}) ||
+      tensors.upper.sizes() != at::IntArrayRef({entries}))
     return "the shapes of its parameters changed";
   if (size > lu::kMaxFeatures) return "it has too many features";
   if (x.dim() != 2 || x.size(0) == 0 || x.size(1) != size)
@@ -94,37 +94,40 @@ bool read_permutation(const at::Tensor& from, int64_t size, std::vector<int64_t>
 py::object LULinear::call(const py::handle& x, const py::handle& lower, const py::handle& upper,
                           const py::handle& diagonal, const py::handle& bias, bool inverse,
                           double eps, const py::handle& permutation) const {
-  variable_list every;
-  every.reserve(LUTensors::kCount);
+  variable_list all_tensors;
+  all_tensors.reserve(LUTensors::kCount);
   bool differentiable = false;
   for (const py::handle& each : {x, lower, upper, diagonal, bias}) {
     if (!each.is_none() && !THPVariable_CheckExact(each.ptr()))
       return py::str("a tensor is of a subclass");
-    every.push_back(to_tensor(each));
-    differentiable = differentiable || (every.back().defined() && every.back().requires_grad());
+    all_tensors.push_back(to_tensor(each));
+    differentiable =
+        differentiable || (all_tensors.back().defined() && all_tensors.back().requires_grad());
   }
-  const LUTensors given(every);
-  if (const std::string reason = obstacle(given, inverse); !reason.empty()) return py::str(reason);
+  const LUTensors tensors(all_tensors);
+  if (const std::string reason = obstacle(tensors, inverse); !reason.empty())
+    return py::str(reason);
   LUSettings settings{inverse, eps, {}};
   if (!permutation.is_none() &&
       !(THPVariable_CheckExact(permutation.ptr()) &&
-        read_permutation(to_tensor(permutation), given.x.size(1), settings.permutation)))
+        read_permutation(to_tensor(permutation), tensors.x.size(1), settings.permutation)))
     return py::str("its permutation is no tensor of indices on the CPU");
   variable_list results;
   {
-    const py::gil_scoped_release others_may_run;
+    const py::gil_scoped_release without_gil;
     results = differentiable && at::GradMode::is_enabled()
-                  ? LUNode::apply(this, settings, at::TensorList(every))
-                  : lu::forward(given, settings);
+                  ? LUNode::apply(this, settings, at::TensorList(all_tensors))
+                  : lu::forward(tensors, settings);
   }
   return to_python(results);
 }
 
-variable_list LULinear::differentiable_gradients(const LUTensors& given, const LUSettings& settings,
+variable_list LULinear::differentiable_gradients(const LUTensors& tensors,
+                                                 const LUSettings& settings,
                                                  const std::vector<bool>& needed,
                                                  const variable_list& cotangents) const {
   const py::gil_scoped_acquire gil;
-  return to_tensors(differentiable_(to_python(given.all()), settings.inverse, settings.eps,
+  return to_tensors(differentiable_(to_python(tensors.all()), settings.inverse, settings.eps,
                                     settings.permutation, needed, to_python(cotangents)));
 }
 

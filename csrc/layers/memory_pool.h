@@ -1,7 +1,7 @@
 // Memory of large tensors that live from a forward to a backward pass, for the next step to use.
 //
-// Otherwise glibc returns it to the system after every step, and the page faults of the next one cost
-// up to a quarter of a step.
+// Otherwise glibc returns it to the system after a step, and the page faults of the next one cost up to
+// a quarter of that step.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -9,84 +9,86 @@ namespace {
 
 using torch::autograd::AutogradContext;
 
-// Autograd sees only the tensors that are given; `given` says which of all those are.
+// Autograd sees only the defined tensors; `indices` are their indices among all tensors.
 struct LayerNode : torch::autograd::Function<LayerNode> {
   static variable_list of(const Layer& layer, bool inverse, const LayerTensors& tensors) {
-    const variable_list every = layer.join(tensors);
-    variable_list given;
-    std::vector<int64_t> places;
-    for (size_t i = 0; i < every.size(); ++i) {
-      if (!every[i].defined()) continue;
-      given.push_back(every[i]);
-      places.push_back(static_cast<int64_t>(i));
+    const variable_list all_tensors = layer.join(tensors);
+    variable_list defined;
+    std::vector<int64_t> indices;
+    for (size_t i = 0; i < all_tensors.size(); ++i) {
+      if (!all_tensors[i].defined()) continue;
+      defined.push_back(all_tensors[i]);
+      indices.push_back(static_cast<int64_t>(i));
     }
-    return apply(layer, inverse, static_cast<int64_t>(every.size()), places, at::TensorList(given));
+    return apply(layer, inverse, static_cast<int64_t>(all_tensors.size()), indices,
+                 at::TensorList(defined));
   }
 
   static variable_list forward(AutogradContext* ctx, const Layer& layer, bool inverse,
-                               int64_t count, const std::vector<int64_t>& places,
-                               at::TensorList given) {
-    variable_list every(count), saved;
-    for (size_t i = 0; i < places.size(); ++i) every[places[i]] = given[i];
-    variable_list results = layer.forward(inverse, layer.split(every), &saved);
-    every.insert(every.end(), saved.begin(), saved.end());
+                               int64_t count, const std::vector<int64_t>& indices,
+                               at::TensorList defined) {
+    variable_list all_tensors(count), saved;
+    for (size_t i = 0; i < indices.size(); ++i) all_tensors[indices[i]] = defined[i];
+    variable_list results = layer.forward(inverse, layer.split(all_tensors), &saved);
+    all_tensors.insert(all_tensors.end(), saved.begin(), saved.end());
     ctx->set_materialize_grads(false);
-    ctx->save_for_backward(std::move(every));
+    ctx->save_for_backward(std::move(all_tensors));
     ctx->saved_data["layer"] = layer.number();
     ctx->saved_data["inverse"] = inverse;
-    ctx->saved_data["places"] = places;
+    ctx->saved_data["indices"] = indices;
     return results;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& cotangents) {
     const Layer& layer = Layer::numbered(ctx->saved_data["layer"].toInt());
     const bool inverse = ctx->saved_data["inverse"].toBool();
-    const std::vector<int64_t> places = ctx->saved_data["places"].toIntVector();
-    variable_list every = ctx->get_saved_variables();
-    const variable_list saved(every.begin() + layer.num_tensors(), every.end());
-    every.resize(layer.num_tensors());
+    const std::vector<int64_t> indices = ctx->saved_data["indices"].toIntVector();
+    variable_list all_tensors = ctx->get_saved_variables();
+    const variable_list saved(all_tensors.begin() + layer.num_tensors(), all_tensors.end());
+    all_tensors.resize(layer.num_tensors());
     std::vector<bool> needed(layer.num_gradients(), false);
-    for (size_t i = 0; i < places.size(); ++i)
-      if (places[i] < static_cast<int64_t>(needed.size()))
-        needed[places[i]] = ctx->needs_input_grad(i);
+    for (size_t i = 0; i < indices.size(); ++i)
+      if (indices[i] < static_cast<int64_t>(needed.size()))
+        needed[indices[i]] = ctx->needs_input_grad(i);
 
-    const LayerTensors given = layer.split(every);
-    variable_list found = gradients_of(
+    const LayerTensors tensors = layer.split(all_tensors);
+    variable_list gradients = gradients_of(
         needed.size(), cotangents,
-        [&] { return layer.backward(inverse, given, saved, needed, cotangents); },
-        [&] { return layer.differentiable_gradients(inverse, given, needed, cotangents); });
-    variable_list returned(4);  // layer, inverse, count, places
-    found.resize(layer.num_tensors());
-    for (const int64_t place : places) returned.push_back(found[place]);
+        [&] { return layer.backward(inverse, tensors, saved, needed, cotangents); },
+        [&] { return layer.differentiable_gradients(inverse, tensors, needed, cotangents); });
+    variable_list returned(4);  // layer, inverse, count, indices
+    gradients.resize(layer.num_tensors());
+    for (const int64_t index : indices) returned.push_back(gradients[index]);
     return returned;
   }
 };
 
 }  // namespace
 
-py::object Layer::call(bool inverse, const py::sequence& tensors) const {
-  variable_list every;
-  every.reserve(tensors.size());
+py::object Layer::call(bool inverse, const py::sequence& arguments) const {
+  variable_list all_tensors;
+  all_tensors.reserve(arguments.size());
   bool differentiable = false;
-  for (const py::handle each : tensors) {
+  for (const py::handle each : arguments) {
     if (!each.is_none() && !THPVariable_CheckExact(each.ptr()))
       return py::str("a tensor is of a subclass");
-    every.push_back(to_tensor(each));
-    differentiable = differentiable || (every.back().defined() && every.back().requires_grad());
+    all_tensors.push_back(to_tensor(each));
+    differentiable =
+        differentiable || (all_tensors.back().defined() && all_tensors.back().requires_grad());
   }
   differentiable = differentiable && at::GradMode::is_enabled();
-  const LayerTensors given = split(every);
-  if (const std::string reason = obstacle(inverse, differentiable, given); !reason.empty())
+  const LayerTensors tensors = split(all_tensors);
+  if (const std::string reason = obstacle(inverse, differentiable, tensors); !reason.empty())
     return py::str(reason);
   variable_list results;
   {
-    const py::gil_scoped_release others_may_run;
+    const py::gil_scoped_release without_gil;
     if (differentiable) {
-      results = LayerNode::of(*this, inverse, given);
+      results = LayerNode::of(*this, inverse, tensors);
     } else if (inverse && is_autoregressive()) {
-      results = invert(given);
+      results = invert(tensors);
     } else {
-      results = forward(inverse, given, nullptr);
+      results = forward(inverse, tensors, nullptr);
     }
   }
   return to_python(results);

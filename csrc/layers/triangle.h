@@ -49,8 +49,8 @@ void add_combination(T sign, const T* coefficients, int64_t step, int64_t count,
     const T* from = columns + s;
     const T* coefficient = coefficients;
     for (int64_t k = 0; k < count; ++k, from += kBlockSamples, coefficient += step) {
-      const Register<T> one = Register<T>::broadcast(*coefficient);
-      for (int64_t r = 0; r < kRegisters; ++r) sums[r] += one * Register<T>::load(from, r);
+      const Register<T> factor = Register<T>::broadcast(*coefficient);
+      for (int64_t r = 0; r < kRegisters; ++r) sums[r] += factor * Register<T>::load(from, r);
     }
     for (int64_t r = 0; r < kRegisters; ++r)
       (Register<T>::load(to + s, r) + Register<T>::broadcast(sign) * sums[r]).store(to + s, r);
@@ -60,9 +60,9 @@ void add_combination(T sign, const T* coefficients, int64_t step, int64_t count,
 // Adds the sum over samples of g * x[j] to sums[j], for first <= j < end.
 template <class T>
 void add_dots(const T* g, const T* x, int64_t first, int64_t end, double* sums) {
-  constexpr int64_t kTogether = 4;
-  const auto some = [&](int64_t j, auto together) {
-    constexpr int64_t kCount = together;
+  constexpr int64_t kColumnsAtOnce = 4;
+  const auto add_columns = [&](int64_t j, auto column_count) {
+    constexpr int64_t kCount = column_count;
     Register<T> totals[kCount] = {};
     for (int64_t s = 0; s < kBlockSamples / Register<T>::kLanes; ++s) {
       const Register<T> left = Register<T>::load(g, s);
@@ -72,9 +72,9 @@ void add_dots(const T* g, const T* x, int64_t first, int64_t end, double* sums) 
     for (int64_t i = 0; i < kCount; ++i) sums[j + i] += totals[i].total();
   };
   int64_t j = first;
-  for (; j + kTogether <= end; j += kTogether)
-    some(j, std::integral_constant<int64_t, kTogether>{});
-  for (; j < end; ++j) some(j, std::integral_constant<int64_t, 1>{});
+  for (; j + kColumnsAtOnce <= end; j += kColumnsAtOnce)
+    add_columns(j, std::integral_constant<int64_t, kColumnsAtOnce>{});
+  for (; j < end; ++j) add_columns(j, std::integral_constant<int64_t, 1>{});
 }
 
 }  // namespace triangle

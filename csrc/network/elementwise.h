@@ -53,7 +53,7 @@ void activate(Activation activation, const T* x, Index size, T* y) {
   }
 }
 
-// `values` are what the activation made; of those that need_input(), what it read.
+// `values` are the outputs of the activation, or its inputs where needs_input().
 template <class T>
 void activation_gradient(Activation activation, const T* values, const T* g, Index size, bool adds,
                          T* gx) {

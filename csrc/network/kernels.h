@@ -21,7 +21,7 @@ struct Activation {
   double slope;
 };
 
-// Whether its gradient is computed from what it read, and not from what it made.
+// Whether its gradient is computed from its input, and not from its output.
 inline bool needs_input(const Activation& activation) {
   return activation.function == Function::silu;
 }
@@ -39,7 +39,7 @@ struct Kernels {
   void (*bias_gradient)(const T* g, Index units, Index stride, T* gb);
   // Over `size` contiguous numbers, a multiple of kBlockLanes. The gradients are added where `adds`.
   void (*activate)(Activation, const T* x, Index size, T* y);
-  // `v` is what it read or made, as needs_input() says.
+  // `v` is its input or its output, as needs_input() says.
   void (*activation_gradient)(Activation, const T* v, const T* g, Index size, bool adds, T* gx);
   // y = a sigmoid(b).
   void (*gate)(const T* a, const T* b, Index size, T* y);
@@ -51,8 +51,8 @@ struct Kernels {
 };
 
 struct KernelTable {
-  Kernels<float> single;
-  Kernels<double> wide;
+  Kernels<float> float32;
+  Kernels<double> float64;
 };
 
 const KernelTable& active_kernels();

@@ -74,8 +74,8 @@ void multiply(const T* w, Index unit_step, Index depth_step, Index units, Index 
   constexpr int kLanes = kRegisterLanes<T>;
   for_tiles<kTileUnits, kTileRegisters>(
       units, stride / kLanes,
-      [=](Index unit, Index at, auto some_units, auto some_registers) ROBUSTFLOW_INLINE {
-        constexpr int kUnits = some_units, kRegisters = some_registers;
+      [=](Index unit, Index at, auto unit_count, auto register_count) ROBUSTFLOW_INLINE {
+        constexpr int kUnits = unit_count, kRegisters = register_count;
         vec<T> sums[kUnits][kRegisters];
         T* to = y + unit * stride + at * kLanes;
         for (int u = 0; u < kUnits; ++u)
@@ -88,9 +88,9 @@ void multiply(const T* w, Index unit_step, Index depth_step, Index units, Index 
           vec<T> values[kRegisters];
           for (int r = 0; r < kRegisters; ++r) values[r] = load(from + r * kLanes);
           for (int u = 0; u < kUnits; ++u) {
-            const vec<T> one = broadcast(weight[u * unit_step]);
+            const vec<T> weight_lanes = broadcast(weight[u * unit_step]);
             for (int r = 0; r < kRegisters; ++r)
-              sums[u][r] = register_fmadd(one, values[r], sums[u][r]);
+              sums[u][r] = register_fmadd(weight_lanes, values[r], sums[u][r]);
           }
         }
         for (int u = 0; u < kUnits; ++u)
@@ -100,7 +100,7 @@ void multiply(const T* w, Index unit_step, Index depth_step, Index units, Index 
 
 // The sum of a register's lanes, in a fixed order.
 template <class T>
-ROBUSTFLOW_FN T total(vec<T> v) {
+ROBUSTFLOW_FN T sum_lanes(vec<T> v) {
   T lanes[kRegisterLanes<T>];
   __builtin_memcpy(lanes, &v, sizeof v);
   for (int half = kRegisterLanes<T> / 2; half > 0; half /= 2)
@@ -111,9 +111,10 @@ ROBUSTFLOW_FN T total(vec<T> v) {
 // For lane i of add_neighbours(), the first of the two neighbours.
 template <class T>
 constexpr int first_neighbour(int i) {
-  constexpr int kTogether = 16 / sizeof(T);
-  const int first = kTogether == 4 ? i % 2 * 2 : 0;
-  return i / kTogether * kTogether + first + i % kTogether / (kTogether / 2) * kRegisterLanes<T>;
+  constexpr int kLanesOf128Bits = 16 / sizeof(T);
+  const int first = kLanesOf128Bits == 4 ? i % 2 * 2 : 0;
+  return i / kLanesOf128Bits * kLanesOf128Bits + first +
+         i % kLanesOf128Bits / (kLanesOf128Bits / 2) * kRegisterLanes<T>;
 }
 
 // Sums of neighbours: of every 128 bits, the first half has a's and the second b's.
@@ -127,9 +128,9 @@ ROBUSTFLOW_FN vec<T> add_neighbours(vec<T> a, vec<T> b) {
   return add_neighbours<T>(a, b, std::make_integer_sequence<int, kRegisterLanes<T>>{});
 }
 
-// The totals of as many registers as 128 bits have numbers, added to memory.
+// Adds the lane sums of as many registers as 128 bits have numbers to memory.
 template <class T>
-ROBUSTFLOW_FN void add_totals(const vec<T>* v, T* to) {
+ROBUSTFLOW_FN void add_lane_sums(const vec<T>* v, T* to) {
   typedef T quarter __attribute__((vector_size(16)));
   constexpr int kQuarters = kRegisterBytes / 16;
   vec<T> sums = add_neighbours<T>(v[0], v[1]);
@@ -146,36 +147,36 @@ ROBUSTFLOW_FN void add_totals(const vec<T>* v, T* to) {
 // w[u * inputs + i] += sum over samples of g[u] x[i].
 template <class T>
 void weight_gradient(const T* g, Index units, const T* x, Index inputs, Index stride, T* w) {
-  constexpr int kLanes = kRegisterLanes<T>, kTogether = 16 / sizeof(T);
-  constexpr int kUnitsOfTile = kRegisterBytes == 64 ? 6 : 3;
-  for_tiles<4, kUnitsOfTile>(inputs, units,
-                             [=](Index input, Index unit, auto some_inputs, auto some_units)
-                                 ROBUSTFLOW_INLINE {
-                                   constexpr int kInputs = some_inputs, kUnits = some_units;
-                                   vec<T> sums[kUnits][kInputs] = {};
-                                   const T* left = g + unit * stride;
-                                   const T* right = x + input * stride;
-                                   for (Index at = 0; at < stride; at += kLanes) {
-                                     vec<T> values[kInputs];
-                                     for (int i = 0; i < kInputs; ++i)
-                                       values[i] = load(right + i * stride + at);
-                                     for (int u = 0; u < kUnits; ++u) {
-                                       const vec<T> one = load(left + u * stride + at);
-                                       for (int i = 0; i < kInputs; ++i)
-                                         sums[u][i] = register_fmadd(one, values[i], sums[u][i]);
-                                     }
-                                   }
-                                   for (int u = 0; u < kUnits; ++u) {
-                                     T* to = w + (unit + u) * inputs + input;
-                                     if constexpr (kInputs % kTogether == 0) {
-                                       for (int i = 0; i < kInputs; i += kTogether)
-                                         add_totals<T>(&sums[u][i], to + i);
-                                     } else {
-                                       for (int i = 0; i < kInputs; ++i)
-                                         to[i] += total<T>(sums[u][i]);
-                                     }
-                                   }
-                                 });
+  constexpr int kLanes = kRegisterLanes<T>, kLanesOf128Bits = 16 / sizeof(T);
+  constexpr int kTileRows = kRegisterBytes == 64 ? 6 : 3;
+  for_tiles<4, kTileRows>(inputs, units,
+                          [=](Index input, Index unit, auto input_count, auto unit_count)
+                              ROBUSTFLOW_INLINE {
+                                constexpr int kInputs = input_count, kUnits = unit_count;
+                                vec<T> sums[kUnits][kInputs] = {};
+                                const T* left = g + unit * stride;
+                                const T* right = x + input * stride;
+                                for (Index at = 0; at < stride; at += kLanes) {
+                                  vec<T> values[kInputs];
+                                  for (int i = 0; i < kInputs; ++i)
+                                    values[i] = load(right + i * stride + at);
+                                  for (int u = 0; u < kUnits; ++u) {
+                                    const vec<T> gradient = load(left + u * stride + at);
+                                    for (int i = 0; i < kInputs; ++i)
+                                      sums[u][i] = register_fmadd(gradient, values[i], sums[u][i]);
+                                  }
+                                }
+                                for (int u = 0; u < kUnits; ++u) {
+                                  T* to = w + (unit + u) * inputs + input;
+                                  if constexpr (kInputs % kLanesOf128Bits == 0) {
+                                    for (int i = 0; i < kInputs; i += kLanesOf128Bits)
+                                      add_lane_sums<T>(&sums[u][i], to + i);
+                                  } else {
+                                    for (int i = 0; i < kInputs; ++i)
+                                      to[i] += sum_lanes<T>(sums[u][i]);
+                                  }
+                                }
+                              });
 }
 
 // b[u] += sum over samples of g[u].
@@ -184,7 +185,7 @@ void bias_gradient(const T* g, Index units, Index stride, T* b) {
   for (Index u = 0; u < units; ++u, g += stride) {
     vec<T> sum = {};
     for (Index at = 0; at < stride; at += kRegisterLanes<T>) sum += load(g + at);
-    b[u] += total<T>(sum);
+    b[u] += sum_lanes<T>(sum);
   }
 }
 

@@ -13,7 +13,7 @@ struct Life {
 };
 
 // The chosen nodes, each at the first place that is free throughout its life; inputs come first,
-// where they are wanted, and stay.
+// where they are asked for, and stay.
 Memory assign(const Network& network, const std::vector<Life>& lives,
               const std::vector<char>& chosen, bool with_inputs) {
   const int count = static_cast<int>(network.nodes.size());
@@ -27,7 +27,7 @@ Memory assign(const Network& network, const std::vector<Life>& lives,
   const Index start = memory.units;
   for (int node = network.num_inputs; node < count; ++node) {
     if (!chosen[node] || node == network.output()) continue;
-    Index place = start;
+    Index first = start;
     for (bool moved = true; moved;) {
       moved = false;
       for (int other = network.num_inputs; other < node; ++other) {
@@ -35,14 +35,14 @@ Memory assign(const Network& network, const std::vector<Life>& lives,
         const bool same_time =
             lives[other].begin <= lives[node].end && lives[node].begin <= lives[other].end;
         const Index end = memory.first[other] + network.nodes[other].size;
-        if (same_time && place < end && memory.first[other] < place + network.nodes[node].size) {
-          place = end;
+        if (same_time && first < end && memory.first[other] < first + network.nodes[node].size) {
+          first = end;
           moved = true;
         }
       }
     }
-    memory.first[node] = place;
-    memory.units = std::max(memory.units, place + network.nodes[node].size);
+    memory.first[node] = first;
+    memory.units = std::max(memory.units, first + network.nodes[node].size);
   }
   return memory;
 }
@@ -54,7 +54,7 @@ Network::Network(std::vector<Node> nodes_, std::vector<Step> steps_, int num_inp
   const std::size_t count = nodes.size();
   const int last = static_cast<int>(steps.size());
   std::vector<Life> values(count, {last, -1});
-  std::vector<char> read_again(count, 0), every(count, 1);
+  std::vector<char> read_again(count, 0), all_nodes(count, 1);
   for (int i = 0; i < last; ++i) {
     const Step& step = steps[i];
     values[step.out].begin = i;
@@ -69,11 +69,11 @@ Network::Network(std::vector<Node> nodes_, std::vector<Step> steps_, int num_inp
   for (std::size_t node = 0; node < count; ++node) not_read_again[node] = !read_again[node];
   // A gradient lives as long as its values: from the step that made the node, which is the last to
   // read it, to the last step that reads the node, which is the first to write it.
-  const std::vector<Life> forever(count, {0, last});
-  kept = assign(*this, forever, read_again, true);
-  passing = assign(*this, values, not_read_again, false);
-  all = assign(*this, values, every, true);
-  gradients = assign(*this, values, every, true);
+  const std::vector<Life> whole_pass(count, {0, last});
+  saved = assign(*this, whole_pass, read_again, true);
+  temporary = assign(*this, values, not_read_again, false);
+  inference = assign(*this, values, all_nodes, true);
+  gradients = assign(*this, values, all_nodes, true);
 }
 
 Order::Order(const Network& network, std::vector<std::vector<Index>> units_,

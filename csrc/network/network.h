@@ -31,15 +31,15 @@ struct Memory {
   Index units = 0;
 };
 
-// The inputs come first in the memory `kept`, `all` and `gradients`. The output is in none of them:
-// its memory is the caller's.
+// The inputs come first in the memory `saved`, `inference` and `gradients`. The output is in none of
+// them: its memory is the caller's.
 struct Network {
   std::vector<Node> nodes;  // the last one is the output, which the last step makes
   std::vector<Step> steps;
-  int num_inputs;        // nodes
-  int inputs;            // units
-  Memory kept, passing;  // what the backward pass reads, and what it does not
-  Memory all;            // without a backward pass
+  int num_inputs;           // nodes
+  int inputs;               // units
+  Memory saved, temporary;  // what the backward pass reads, and what it does not
+  Memory inference;         // everything, without a backward pass
   Memory gradients;
 
   Network() = default;
@@ -63,7 +63,7 @@ struct Order {
 };
 
 // Samples of a block: few enough for a core's cache to hold what a step reads and writes. The stride
-// is an odd number of cache lines, so that units do not compete for the same places of a cache.
+// is an odd number of cache lines, so that units do not compete for the same sets of a cache.
 inline constexpr Index kBlockSamples = 208;
 
 // How samples are divided into blocks.
@@ -80,29 +80,29 @@ struct Blocks {
 
 // Where the nodes of one block lie.
 template <class T>
-using Places = std::vector<T*>;
+using NodePointers = std::vector<T*>;
 
 template <class T>
-void place(const Memory& memory, T* start, Index stride, Places<T>& places) {
+void set_pointers(const Memory& memory, T* start, Index stride, NodePointers<T>& pointers) {
   for (std::size_t node = 0; node < memory.first.size(); ++node)
-    if (memory.first[node] >= 0) places[node] = start + memory.first[node] * stride;
+    if (memory.first[node] >= 0) pointers[node] = start + memory.first[node] * stride;
 }
 
 // The inputs' values are there; computes all others.
 template <class T>
 void run_forward(const Network& network, const std::vector<const T*>& parameters, Index stride,
-                 const Places<T>& values);
+                 const NodePointers<T>& values);
 
 // The same for those units that a step computes. The parameters are sorted as the units are.
 template <class T>
 void run_step(const Network& network, const Order& order, int step,
-              const std::vector<const T*>& parameters, Index stride, const Places<T>& values);
+              const std::vector<const T*>& parameters, Index stride, const NodePointers<T>& values);
 
-// The output's gradients are there. Adds the gradients of parameters to `found`, whose entries are
-// null where none is wanted, and computes the inputs' where `inputs_wanted`.
+// The output's gradients are there. Adds to `parameter_gradients`, whose entries are null where none is
+// needed, and computes the inputs' where `needs_inputs`.
 template <class T>
 void run_backward(const Network& network, const std::vector<const T*>& parameters, Index stride,
-                  const Places<const T>& values, const Places<T>& gradients, bool inputs_wanted,
-                  const std::vector<T*>& found);
+                  const NodePointers<const T>& values, const NodePointers<T>& gradients,
+                  bool needs_inputs, const std::vector<T*>& parameter_gradients);
 
 }  // namespace robustflow::network

@@ -56,7 +56,7 @@ class FusedCall:
         inverse: bool,
         x: Tensor,
         context: Tensor | None,
-        own: Sequence[Tensor | None] = (),
+        unconditional: Sequence[Tensor | None] = (),
     ) -> tuple[Tensor, Tensor] | str:
         if obstacle := self._obstacle or self._watch.change():
             return obstacle
@@ -65,6 +65,6 @@ class FusedCall:
             return "another backend than the CPU kernels was chosen"
         parameters = self._parameters
         result: tuple[Tensor, Tensor] | str = self._run(
-            inverse, [x, context, *parameters.now(), *own, *parameters.masks()]
+            inverse, [x, context, *parameters.now(), *unconditional, *parameters.masks()]
         )
         return result

@@ -30,11 +30,11 @@ class FusedLayer:
         features: D.
         read: the features that the network reads.
         changed: those whose transform it makes the parameters of, ``changed * num_params``. Others
-            are kept as they are, or have a spline of their own.
+            are kept as they are, or have an unconditional transform.
         num_params: of the transform of a feature.
         configs: of the transform, forward and inverse.
-        own: of the transform of the kept features, which are then those that the network reads, in
-            both directions; its parameters are those of the layer and not of the network. None
+        unconditional: of the transform of the kept features, which are then those that the network
+            reads, in both directions; its parameters are the layer's, not made by the network. None
             where they are kept as they are.
         transform: its name, of one whose only tensor beside x is the packed parameters.
         order: of the inverse of an autoregressive layer, which changes all features that its
@@ -47,7 +47,7 @@ class FusedLayer:
     changed: tuple[int, ...]
     num_params: int
     configs: tuple[Config, Config]
-    own: tuple[Config, Config] | None = None
+    unconditional: tuple[Config, Config] | None = None
     transform: str = RQ.name
     order: Order | None = None
 
@@ -60,9 +60,9 @@ class FusedLayer:
         """The layer of `robustflow._autograd`: ``layer(inverse, tensors)``.
 
         It returns (y, logabsdet), or a clause that says why it does not serve the call. The tensors
-        are x; the context, or None; the network's parameters; the own parameters of the kept
-        features, widths, heights and derivatives (D_kept, K); and a mask or None for each of the
-        network's parameters. The inverse of an autoregressive layer has no gradients.
+        are x; the context, or None; the network's parameters; those of the unconditional transform,
+        widths, heights and derivatives (D_kept, K); and a mask or None for each of the network's
+        parameters. The inverse of an autoregressive layer has no gradients.
         """
         return _in_cpp(self)
 
@@ -70,13 +70,13 @@ class FusedLayer:
         """The layer in operations that autograd knows, on the same tensors."""
         x, context, *rest = tensors
         count = self.program.num_parameters
-        parameters, own, masks = rest[:count], rest[count:-count], rest[-count:]
+        parameters, unconditional, masks = rest[:count], rest[count:-count], rest[-count:]
         kept = [i for i in range(self.features) if i not in self.changed]
         y_kept, logabsdet = x[:, kept], None
-        if self.own is not None:
-            groups = [group.unsqueeze(0) for group in own]
-            y_kept, logabsdet = self._apply(y_kept, groups, self.own[inverse])
-        read = y_kept if self.own is not None and inverse else x[:, list(self.read)]
+        if self.unconditional is not None:
+            groups = [group.unsqueeze(0) for group in unconditional]
+            y_kept, logabsdet = self._apply(y_kept, groups, self.unconditional[inverse])
+        read = y_kept if self.unconditional is not None and inverse else x[:, list(self.read)]
         params = run_program(self.program, read, context, parameters, masks)
         params = params.unflatten(1, (len(self.changed), self.num_params))
         y_changed, change = self._apply(x[:, list(self.changed)], [params], self.configs[inverse])
@@ -84,10 +84,10 @@ class FusedLayer:
         y = torch.cat((y_kept, y_changed), 1)[:, order]
         return y, change if logabsdet is None else logabsdet + change
 
-    def _apply(self, x: Tensor, given: list[Any], config: Config) -> tuple[Tensor, Tensor]:
+    def _apply(self, x: Tensor, parameters: list[Any], config: Config) -> tuple[Tensor, Tensor]:
         transform = TRANSFORMS[self.transform]
-        left_out = [None] * (len(transform.spec.tensors) - len(given))
-        return transform.apply(x, *given, *left_out, *config)
+        left_out = [None] * (len(transform.spec.tensors) - len(parameters))
+        return transform.apply(x, *parameters, *left_out, *config)
 
 
 @functools.cache  # a graph may refer to a layer for as long as the process lives
@@ -116,7 +116,7 @@ def _in_cpp(layer: FusedLayer) -> Any:
         "nodes": list(program.nodes),
         "steps": [tuple(step) for step in program.steps],
         "configs": _by_block(layer.configs),
-        "own": None if layer.own is None else _by_block(layer.own),
+        "unconditional": layer.unconditional and _by_block(layer.unconditional),
         "order": layer.order,
     }
     return _native.autograd().Layer(

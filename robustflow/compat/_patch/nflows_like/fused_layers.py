@@ -60,14 +60,14 @@ class _Plan(NamedTuple):
 
     Attributes:
         call: of the layer.
-        own: the parameters of the spline of its kept features, where it has one.
+        unconditional: the parameters of the spline of its kept features, where it has one.
         settings, tensors, versions: what the layer had, ``tensors`` being those that tell which
             features change.
         with_context: whether calls have a context.
     """
 
     call: FusedCall
-    own: tuple[dict[str, Any], ...]
+    unconditional: tuple[dict[str, Any], ...]
     settings: tuple[Any, ...]
     tensors: tuple[Tensor, ...]
     versions: list[int]
@@ -114,10 +114,10 @@ class _Couplings:
         if plan is None or not _holds(plan, layer, context is not None):
             plan = self._plan(layer, context is not None)
             self._plans.set(layer, plan)
-        own = [state.get(name) for state in plan.own for name in _OWN]
-        result = plan.call(inverse, inputs, context, own)
+        unconditional = [state.get(name) for state in plan.unconditional for name in _UNCONDITIONAL]
+        result = plan.call(inverse, inputs, context, unconditional)
         if not isinstance(result, str):
-            served_fused(self._library, 1 + len(plan.own))
+            served_fused(self._library, 1 + len(plan.unconditional))
         return result
 
     def _plan(self, layer: Any, with_context: bool) -> _Plan:
@@ -125,10 +125,10 @@ class _Couplings:
         watch.module(layer)
         tensors = (layer.identity_features, layer.transform_features)
         described = self._describe(layer, watch, parameters, with_context)
-        own = layer.unconditional_transform
+        unconditional = layer.unconditional_transform
         return _Plan(
             FusedCall(described, layer.num_bins, watch, parameters),
-            () if own is None else (own._parameters,),
+            () if unconditional is None else (unconditional._parameters,),
             settings_of(layer),
             tensors,
             versions(tensors),
@@ -159,34 +159,38 @@ class _Couplings:
         configs = both_configs(layer, num_params, scale)
         if configs is None:
             return "the kernels do not support its settings"
-        own_configs = None
-        own = layer.unconditional_transform
-        if own is not None:
-            kind = type(own)
+        unconditional_configs = None
+        unconditional = layer.unconditional_transform
+        if unconditional is not None:
+            kind = type(unconditional)
             if kind is not self._elementwise:
                 return f"its kept features have a {kind.__name__}"
-            groups = [own._parameters.get(name) for name in _OWN]
-            watch.module(own)
+            groups = [unconditional._parameters.get(name) for name in _UNCONDITIONAL]
+            watch.module(unconditional)
             sizes = [None if group is None else tuple(group.shape) for group in groups]
             for name in _SETTINGS[1:]:
-                watch.setting(own, name)
+                watch.setting(unconditional, name)
             bins = 0 if groups[0] is None else groups[0].shape[-1]
             extra = num_params - 3 * layer.num_bins
-            if own.tails != layer.tails or sizes != [
+            if unconditional.tails != layer.tails or sizes != [
                 (len(kept), bins),
                 (len(kept), bins),
                 (len(kept), bins + extra),
             ]:
                 return "the spline of its kept features has other parameters or tails"
-            if own.tails not in ("linear", "circular") or isinstance(own.tail_bound, Tensor):
+            if unconditional.tails not in ("linear", "circular") or isinstance(
+                unconditional.tail_bound, Tensor
+            ):
                 return "the tails or bounds of its kept features belong to single ones"
-            own_configs = both_configs(own, 3 * bins + extra, 1.0, bins)
-            if own_configs is None:
+            unconditional_configs = both_configs(unconditional, 3 * bins + extra, 1.0, bins)
+            if unconditional_configs is None:
                 return "the kernels do not support the settings of its kept features"
-        return fused_layer(program, layer.features, kept, changed, num_params, configs, own_configs)
+        return fused_layer(
+            program, layer.features, kept, changed, num_params, configs, unconditional_configs
+        )
 
 
-_OWN = ("unnormalized_widths", "unnormalized_heights", "unnormalized_derivatives")
+_UNCONDITIONAL = ("unnormalized_widths", "unnormalized_heights", "unnormalized_derivatives")
 
 
 def both_configs(
