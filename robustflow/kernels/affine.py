@@ -12,9 +12,9 @@ import triton.language as tl
 from robustflow.kernels.elementary import (
     LOGIT_LIMIT,
     arctangent,
-    at_least,
-    at_most,
     hyperbolic_tangent,
+    maximum,
+    minimum,
     saturated,
     saturating_exponential,
     sigmoid,
@@ -47,7 +47,7 @@ def affine_scale(a, eps, clamp, SCALE: tl.constexpr):
         scale = value + eps
         return scale, tl.where(saturated(logit), 0.0, value * complement) / scale
     elif SCALE == "softplus":
-        value, slope = softplus(at_least(-LOGIT_LIMIT, a))
+        value, slope = softplus(maximum(-LOGIT_LIMIT, a))
         scale = value + eps
         return scale, tl.where(a < -LOGIT_LIMIT, 0.0, slope / scale)
     else:
@@ -62,7 +62,7 @@ def affine_log_slope(a, slope, clamp, SCALE: tl.constexpr, RECIPROCAL: tl.conste
         return tl.log(slope)
     else:
         exponent, _ = affine_exponent(a, clamp, SCALE)
-        e = at_most(LOGIT_LIMIT, at_least(-LOGIT_LIMIT, exponent))
+        e = minimum(LOGIT_LIMIT, maximum(-LOGIT_LIMIT, exponent))
         return tl.where(slope == slope, -e if RECIPROCAL else e, slope)
 
 
@@ -109,10 +109,10 @@ def affine_gradient(
     key = x
     if SHIFT_FIRST != INVERSE:
         key = key - shift if INVERSE else key + shift
-    # moved is the scale's share of the output: d moved / d log s = +-moved.
-    moved = key / s if RECIPROCAL != INVERSE else key * s
+    # d scaled_key / d log s = +-scaled_key.
+    scaled_key = key / s if RECIPROCAL != INVERSE else key * s
     grad_x = grad_output / s if RECIPROCAL != INVERSE else grad_output * s
-    grad_log_scale = tl.fma(grad_output, moved, grad_logabsdet)
+    grad_log_scale = tl.fma(grad_output, scaled_key, grad_logabsdet)
     grad_logit = (-grad_log_scale if RECIPROCAL != INVERSE else grad_log_scale) * log_slope
     grad_shift = grad_output if SHIFT_FIRST == INVERSE else grad_x
     grad_shift = -grad_shift if INVERSE else grad_shift

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from robustflow.kernels.elementary import at_least, at_most, exponential_of_negative
+from robustflow.kernels.elementary import exponential_of_negative, maximum, minimum
 from robustflow.kernels.rq_bin import distances
 
 
@@ -45,12 +45,12 @@ def cubic_root(curve, distance):
     unit = (r0 * scale, q * scale, r1 * scale)
     start = 3.0 * unit[0]
     root = tl.sqrt(tl.fma(start, start, 12.0 * unit[1] * v))
-    t = at_most(tl.exp2(tl.log2(v / unit[2]) * 0.3333333333333333), 2.0 * v / (start + root))
+    t = minimum(tl.exp2(tl.log2(v / unit[2]) * 0.3333333333333333), 2.0 * v / (start + root))
     for _ in tl.static_range(3):
         residual, slope = cubic_rise(unit, t) - v, cubic_slope(unit, t)
         curvature = 3.0 * tl.fma(unit[1] - unit[0], 1.0 - t, (unit[2] - unit[1]) * t)
         t = t - residual * slope / tl.fma(slope, slope, -residual * curvature)
-    return at_most(1.0, at_least(0.0, t))
+    return minimum(1.0, maximum(0.0, t))
 
 
 @triton.jit
@@ -58,7 +58,7 @@ def cubic_softmax(logits, FIRST: tl.constexpr, COUNT: tl.constexpr):
     """The softmax of COUNT logits, from number FIRST on."""
     largest = logits[FIRST]
     for i in tl.static_range(1, COUNT):
-        largest = at_least(largest, logits[FIRST + i])
+        largest = maximum(largest, logits[FIRST + i])
     total = tl.zeros_like(largest)
     powers = ()
     for i in tl.static_range(COUNT):

@@ -24,13 +24,13 @@ LOG_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def at_least(limit, v):
+def maximum(limit, v):
     """max(limit, v); NaN stays."""
     return tl.maximum(v, limit, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def at_most(limit, v):
+def minimum(limit, v):
     """min(limit, v); NaN stays."""
     return tl.minimum(v, limit, propagate_nan=tl.PropagateNan.ALL)
 
@@ -49,7 +49,7 @@ def exponential(x):
 @triton.jit
 def exponential_of_negative(x):
     """e^x for x <= 0, which stays a normal number."""
-    return exponential(at_least(-87.0, x))
+    return exponential(maximum(-87.0, x))
 
 
 @triton.jit
@@ -120,7 +120,7 @@ def log_one_plus(u):
 @triton.jit
 def saturating_exponential(logit):
     """e^logit, saturating."""
-    return exponential(at_most(LOGIT_LIMIT, at_least(-LOGIT_LIMIT, logit)))
+    return exponential(minimum(LOGIT_LIMIT, maximum(-LOGIT_LIMIT, logit)))
 
 
 @triton.jit
@@ -143,7 +143,7 @@ def softplus(logit):
     e = exponential_of_negative(-tl.abs(logit))
     large = 1.0 / (e + 1.0)
     slope = tl.where(logit > 0.0, large, e * large)
-    value = at_least(0.0, at_most(SOFTPLUS_LIMIT, logit)) + log_one_plus(e)
+    value = maximum(0.0, minimum(SOFTPLUS_LIMIT, logit)) + log_one_plus(e)
     return value, tl.where(logit > SOFTPLUS_LIMIT, 0.0, slope)
 
 
@@ -151,7 +151,7 @@ def softplus(logit):
 def soft_clip(x, inverse_bound):
     """(x / (1 + |x| / bound), slope); the value stays within +-bound."""
     # Beyond this the bound is reached to the last bit; near the largest number q would underflow.
-    clipped = at_most(1e30, at_least(-1e30, x))
+    clipped = minimum(1e30, maximum(-1e30, x))
     q = 1.0 / (tl.abs(clipped) * inverse_bound + 1.0)
     return clipped * q, q * q
 
@@ -159,7 +159,7 @@ def soft_clip(x, inverse_bound):
 @triton.jit
 def hyperbolic_tangent(a):
     """(tanh a, slope)."""
-    minus_one = exponential_minus_one(-2.0 * at_most(LOGIT_LIMIT, tl.abs(a)))
+    minus_one = exponential_minus_one(-2.0 * minimum(LOGIT_LIMIT, tl.abs(a)))
     q = 1.0 / (minus_one + 2.0)
     magnitude = -minus_one / (minus_one + 2.0)
     return tl.where(a < 0.0, -magnitude, magnitude), 4.0 * (minus_one + 1.0) * q * q
@@ -193,5 +193,5 @@ def arctangent(a):
         series = z * series - 0.33333331753816969
     first = tl.fma(v * z, series, v) + middle.to(a.dtype) * 0.78539816339744831
     value = tl.where(steep, 1.5707963267948966 - first, first)
-    clipped = at_most(1e18, t)  # its square is finite
+    clipped = minimum(1e18, t)  # its square is finite
     return tl.where(a < 0.0, -value, value), 1.0 / (clipped * clipped + 1.0)

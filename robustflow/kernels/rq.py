@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from robustflow.kernels.elementary import at_least, at_most
+from robustflow.kernels.elementary import maximum, minimum
 from robustflow.kernels.indexing import at_index, load_planes
 from robustflow.kernels.rq_bin import rq_forward, rq_gradient, rq_inverse
 from robustflow.kernels.rq_spline import (
@@ -59,7 +59,7 @@ def rq_transform(
         value, slope = rq_forward(spline_bin, x)
     outside = rq_outside(x, lower, upper, TAILS, X_DTYPE)
     if TAILS != "linear":  # an inner knot may be rounded past the end of the box
-        value = at_least(least, at_most(most, value))
+        value = maximum(least, minimum(most, value))
     if TAILS is None:
         value = tl.where(outside, float("nan"), value)
         slope = tl.where(outside, float("nan"), slope)
@@ -214,7 +214,7 @@ def rq_memory_total(
     largest = load_plane(logits, 0, mask, DTYPE)
     if PARAMETRIZATION == "softmax":
         for k in range(1, NUM_BINS):
-            largest = at_least(largest, load_plane(logits, k, mask, DTYPE))
+            largest = maximum(largest, load_plane(logits, k, mask, DTYPE))
     total = tl.zeros_like(largest)
     for k in range(NUM_BINS):
         logit = load_plane(logits, k, mask, DTYPE)

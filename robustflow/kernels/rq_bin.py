@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from robustflow.kernels.elementary import at_least, at_most
+from robustflow.kernels.elementary import maximum, minimum
 
 
 @triton.jit
@@ -26,9 +26,9 @@ def distances(v, v0, v1, size):
     The smaller one is computed, the other is size minus that. The ends are rounded, so in a tiny
     bin even the smaller one may exceed the size; it is clamped.
     """
-    left, right = at_least(0.0, v - v0), at_least(0.0, v1 - v)
+    left, right = maximum(0.0, v - v0), maximum(0.0, v1 - v)
     near_left = left < right
-    near = at_most(size, tl.where(near_left, left, right))
+    near = minimum(size, tl.where(near_left, left, right))
     far = size - near
     return tl.where(near_left, near, far), tl.where(near_left, far, near)
 

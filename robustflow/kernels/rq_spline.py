@@ -17,10 +17,10 @@ import triton
 import triton.language as tl
 
 from robustflow.kernels.elementary import (
-    at_least,
-    at_most,
     exponential,
     exponential_of_negative,
+    maximum,
+    minimum,
     soft_clip,
     softplus,
 )
@@ -78,7 +78,7 @@ def rq_sizes(
     largest = logits[0]
     if PARAMETRIZATION == "softmax":
         for k in tl.static_range(1, NUM_BINS):
-            largest = at_least(largest, logits[k])
+            largest = maximum(largest, logits[k])
     total = tl.zeros_like(largest)
     sizes = ()
     after = ()
@@ -284,8 +284,8 @@ def rq_outside(key, lower, upper, TAILS: tl.constexpr, X_DTYPE: tl.constexpr):
     if TAILS == "linear":
         return (key <= lower) | (key >= upper)
     else:
-        lower = at_most(lower, rq_as_stored(lower, X_DTYPE))
-        upper = at_least(upper, rq_as_stored(upper, X_DTYPE))
+        lower = minimum(lower, rq_as_stored(lower, X_DTYPE))
+        upper = maximum(upper, rq_as_stored(upper, X_DTYPE))
         return (key < lower) | (key > upper)
 
 
