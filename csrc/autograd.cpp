@@ -20,51 +20,51 @@ namespace {
 
 using torch::autograd::AutogradContext;
 
-// Autograd sees only the tensors that are given; `present` says which arguments those are.
+// Autograd sees only the tensors that are defined; `present` says which arguments those are.
 struct Node : torch::autograd::Function<Node> {
   static constexpr bool is_traceable = true;  // all that the backward pass reads is in ctx
 
   static variable_list of(const Operator& operation, const variable_list& tensors,
                           const Stack& config) {
-    variable_list given;
+    variable_list defined;
     int64_t present = 0;
     for (size_t i = 0; i < tensors.size(); ++i) {
       if (!tensors[i].defined()) continue;
       present |= int64_t{1} << i;
-      given.push_back(tensors[i]);
+      defined.push_back(tensors[i]);
     }
-    return apply(operation, present, config, at::TensorList(given));
+    return apply(operation, present, config, at::TensorList(defined));
   }
 
   static variable_list forward(AutogradContext* ctx, const Operator& operation, int64_t present,
-                               const Stack& config, at::TensorList given) {
-    variable_list tensors = spread(operation, present, given.vec());
+                               const Stack& config, at::TensorList defined) {
+    variable_list tensors = restore_undefined(operation, present, defined.vec());
     ctx->set_materialize_grads(false);
     ctx->save_for_backward(tensors);
-    Stack kept = config;
-    kept.insert(kept.end(), {operation.number(), present});
-    ctx->saved_data[kKept] = c10::ivalue::Tuple::create(std::move(kept));
+    Stack saved = config;
+    saved.insert(saved.end(), {operation.number(), present});
+    ctx->saved_data[kSavedKey] = c10::ivalue::Tuple::create(std::move(saved));
     return operation.call(tensors, config);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& cotangents) {
-    Stack config = ctx->saved_data[kKept].toTupleRef().elements().vec();
+    Stack config = ctx->saved_data[kSavedKey].toTupleRef().elements().vec();
     const int64_t present = take_last(config);
     const Operator& operation = Operator::numbered(take_last(config));
     int64_t needed = 0;
     size_t edge = 0;
     for (size_t i = 0; i < operation.num_gradients(); ++i)
       if (present >> i & 1) needed |= static_cast<int64_t>(ctx->needs_input_grad(edge++)) << i;
-    const variable_list found =
+    const variable_list grads =
         operation.gradients(ctx->get_saved_variables(), config, needed, cotangents);
     variable_list returned(3);  // operation, present, config
     for (size_t i = 0; i < operation.num_tensors(); ++i)
-      if (present >> i & 1) returned.push_back(i < found.size() ? found[i] : at::Tensor());
+      if (present >> i & 1) returned.push_back(i < grads.size() ? grads[i] : at::Tensor());
     return returned;
   }
 
  private:
-  static constexpr const char* kKept = "config, operator, present";
+  static constexpr const char* kSavedKey = "config, operator, present";
 
   static int64_t take_last(Stack& stack) {
     const int64_t last = stack.back().toInt();
@@ -72,9 +72,10 @@ struct Node : torch::autograd::Function<Node> {
     return last;
   }
 
-  static variable_list spread(const Operator& operation, int64_t present, variable_list given) {
+  static variable_list restore_undefined(const Operator& operation, int64_t present,
+                                         variable_list defined) {
     variable_list tensors(operation.num_tensors());
-    auto next = given.begin();
+    auto next = defined.begin();
     for (size_t i = 0; i < tensors.size(); ++i)
       if (present >> i & 1) tensors[i] = std::move(*next++);
     return tensors;
@@ -96,7 +97,7 @@ py::object Operator::call_from_python(const py::args& arguments) const {
     throw py::type_error("robustflow: an operator got " + std::to_string(arguments.size()) +
                          " arguments where it has " +
                          std::to_string(num_tensors_ + config_.size()) + ".");
-  if (python_has_a_say(arguments)) return python_function_(*arguments);
+  if (is_overridden_in_python(arguments)) return python_function_(*arguments);
   variable_list tensors;
   tensors.reserve(num_tensors_);
   bool differentiable = false;

@@ -97,10 +97,10 @@ class Operator {
     stack.insert(stack.end(), config.begin(), config.end());
     stack.emplace_back(needed);
     run(backward_, stack);
-    variable_list found(num_gradients_);
+    variable_list grads(num_gradients_);
     for (size_t i = 0; i < num_gradients_; ++i)
-      if (needed >> i & 1) found[i] = std::move(stack[i]).toTensor();
-    return found;
+      if (needed >> i & 1) grads[i] = std::move(stack[i]).toTensor();
+    return grads;
   }
 
   // The configuration that a Python sequence holds.
@@ -137,10 +137,10 @@ class Operator {
     py::gil_scoped_acquire gil;
     py::tuple numbers(config.size());
     for (size_t i = 0; i < config.size(); ++i) numbers[i] = number_to_python(config[i]);
-    py::list wanted;
-    for (size_t i = 0; i < num_gradients_; ++i) wanted.append(py::bool_(needed >> i & 1));
+    py::list needed_list;
+    for (size_t i = 0; i < num_gradients_; ++i) needed_list.append(py::bool_(needed >> i & 1));
     return to_tensors(
-        reference_gradients_(to_python(tensors), numbers, wanted, to_python(cotangents)));
+        reference_gradients_(to_python(tensors), numbers, needed_list, to_python(cotangents)));
   }
 
   static py::object number_to_python(const IValue& number) {
@@ -170,7 +170,7 @@ class Operator {
     }
   }
 
-  bool python_has_a_say(const py::args& arguments) const {
+  bool is_overridden_in_python(const py::args& arguments) const {
     if (at::impl::torch_function_mode_enabled()) return true;
     for (size_t i = 0; i < num_tensors_; ++i) {
       const py::handle value = arguments[i];

@@ -83,7 +83,7 @@ Tensor dense_like(const Tensor& t) {
   return empty_strided(t, sizes, contiguous_strides(sizes), t.scalar_type());
 }
 
-Tensor nothing(const Tensor& like) { return empty_strided(like, {0}, {1}, like.scalar_type()); }
+Tensor placeholder(const Tensor& like) { return empty_strided(like, {0}, {1}, like.scalar_type()); }
 
 // Builds a problem from tensors in canonical form (robustflow/ops/__init__.py), and runs it.
 template <class Device>
@@ -96,50 +96,50 @@ class Call {
     STD_TORCH_CHECK(x.dim() <= kMaxDims, "robustflow: at most ", kMaxDims, " dimensions, got ",
                     x.dim(), ": flatten some.");
     for (int d = 0; d < problem_.dims; ++d) problem_.size[d] = x.size(d);
-    problem_.wide = false;
+    problem_.use_float64 = false;
     input(x, 0);
   }
 
   // A tensor over the leading dimensions of x, or none.
   void input(const MaybeTensor& t) {
     if (t) return input(*t, 0);
-    problem_.in[problem_.num_inputs++].planes = 1;
+    problem_.in[problem_.num_inputs++].num_parameters = 1;
   }
-  // A tensor of parameters, whose last dimension has `planes` of them.
-  void parameters(const Tensor& t, int64_t planes) {
-    STD_TORCH_CHECK(t.dim() == problem_.dims + 1 && t.size(t.dim() - 1) == planes,
-                    "robustflow: parameters must have x's dimensions and a last one of ", planes,
-                    ".");
-    input(t, planes);
+  // A tensor of parameters, whose last dimension has `num_parameters` of them.
+  void parameters(const Tensor& t, int64_t num_parameters) {
+    STD_TORCH_CHECK(t.dim() == problem_.dims + 1 && t.size(t.dim() - 1) == num_parameters,
+                    "robustflow: parameters must have x's dimensions and a last one of ",
+                    num_parameters, ".");
+    input(t, num_parameters);
   }
   // Numbers that are the same for every element. They must outlive the problem's run.
   void constants(const double* values, int count) {
     Operand& operand = problem_.in[problem_.num_inputs++];
     operand.data = const_cast<double*>(values);
     operand.dtype = DType::float64;
-    operand.planes = count;
-    operand.plane_stride = 1;
+    operand.num_parameters = count;
+    operand.parameter_stride = 1;
     operand.on_host = true;
   }
-  // Some planes of the previous parameter tensor, in place of a tensor.
-  void part_of_input(int first_plane, int planes, int input) {
-    part(problem_.in[problem_.num_inputs++], first_plane, planes, input);
+  // Some num_parameters of the previous parameter tensor, in place of a tensor.
+  void part_of_input(int first_parameter, int num_parameters, int input) {
+    part(problem_.in[problem_.num_inputs++], first_parameter, num_parameters, input);
   }
-  void part_of_output(int first_plane, int planes, int output) {
-    part(problem_.out[problem_.num_outputs++], first_plane, planes, output);
+  void part_of_output(int first_parameter, int num_parameters, int output) {
+    part(problem_.out[problem_.num_outputs++], first_parameter, num_parameters, output);
   }
 
-  Tensor output_like(const Tensor& t, bool wanted = true) {
-    const int planes = t.dim() > problem_.dims ? static_cast<int>(t.size(t.dim() - 1)) : 0;
-    if (wanted) {
+  Tensor output_like(const Tensor& t, bool needed = true) {
+    const int num_parameters = t.dim() > problem_.dims ? static_cast<int>(t.size(t.dim() - 1)) : 0;
+    if (needed) {
       Tensor out = dense_like(t);
       if (empty()) torch::stable::zero_(out);
-      describe(out, planes, problem_.out[problem_.num_outputs++]);
+      describe(out, num_parameters, problem_.out[problem_.num_outputs++]);
       return out;
     }
-    describe(t, planes, problem_.out[problem_.num_outputs]);
+    describe(t, num_parameters, problem_.out[problem_.num_outputs]);
     problem_.out[problem_.num_outputs++].data = nullptr;
-    return nothing(t);
+    return placeholder(t);
   }
 
   bool empty() const {
@@ -154,7 +154,7 @@ class Call {
     STD_TORCH_CHECK(batch_dims >= 0 && batch_dims <= problem_.dims,
                     "robustflow: batch_dims must lie between 0 and x's dimensions.");
     Tensor y = output_like(x);
-    const ScalarType dtype = problem_.wide ? ScalarType::Double : ScalarType::Float;
+    const ScalarType dtype = problem_.use_float64 ? ScalarType::Double : ScalarType::Float;
     std::vector<int64_t> sizes = sizes_of(x);
     Tensor logabsdet;
     if (batch_dims == problem_.dims) {
@@ -164,7 +164,7 @@ class Call {
     } else {
       sizes.resize(batch_dims);
       logabsdet = empty_strided(x, sizes, contiguous_strides(sizes), dtype);
-      problem_.out[problem_.num_outputs++].planes = 1;
+      problem_.out[problem_.num_outputs++].num_parameters = 1;
     }
     if (empty()) torch::stable::zero_(logabsdet);
     configure(config);
@@ -185,20 +185,20 @@ class Call {
     problem_.config_bytes = sizeof config;
   }
 
-  void input(const Tensor& t, int64_t planes) {
+  void input(const Tensor& t, int64_t num_parameters) {
     STD_TORCH_CHECK(device_.owns(t), "robustflow: all tensors of a call must be on one device.");
     Operand& operand = problem_.in[problem_.num_inputs++];
-    describe(t, static_cast<int>(planes), operand);
-    problem_.wide = problem_.wide || operand.dtype == DType::float64;
+    describe(t, static_cast<int>(num_parameters), operand);
+    problem_.use_float64 = problem_.use_float64 || operand.dtype == DType::float64;
   }
 
-  void describe(const Tensor& t, int planes, Operand& operand) const {
+  void describe(const Tensor& t, int num_parameters, Operand& operand) const {
     const auto sizes = t.sizes(), strides = t.strides();
-    const int dims = static_cast<int>(sizes.size()) - (planes > 0);
+    const int dims = static_cast<int>(sizes.size()) - (num_parameters > 0);
     operand.data = t.data_ptr();
     operand.dtype = dtype_of(t);
-    operand.planes = planes > 0 ? planes : 1;
-    operand.plane_stride = planes > 0 ? strides[dims] : 0;
+    operand.num_parameters = num_parameters > 0 ? num_parameters : 1;
+    operand.parameter_stride = num_parameters > 0 ? strides[dims] : 0;
     STD_TORCH_CHECK(dims <= problem_.dims, "robustflow: a tensor has more dimensions than x.");
     for (int d = 0; d < dims; ++d) {
       STD_TORCH_CHECK(sizes[d] == problem_.size[d] || sizes[d] == 1, "robustflow: dimension ", d,
@@ -207,17 +207,17 @@ class Call {
     }
   }
 
-  static void part(Operand& operand, int first_plane, int planes, int of) {
+  static void part(Operand& operand, int first_parameter, int num_parameters, int of) {
     operand.part_of = of;
-    operand.first_plane = first_plane;
-    operand.planes = planes;
+    operand.first_parameter = first_parameter;
+    operand.num_parameters = num_parameters;
   }
 
   Device device_;
   Problem problem_;
 };
 
-bool wants(int64_t needed, int gradient) { return needed >> gradient & 1; }
+bool is_needed(int64_t needed, int gradient) { return needed >> gradient & 1; }
 
 // An operator and its backward operator. NUMBERS are the types of the schema's numbers, before the
 // last ones, and OTHERS count its tensors behind x and the first group of parameters.
@@ -254,24 +254,24 @@ struct Operator<Device, TRANSFORM, Description,
     call.input(grad_y);
     call.input(grad_logabsdet);
     std::optional<Tensor> gradients[1 + kGroups];
-    gradients[0] = call.output_like(x, wants(needed, 0));
-    int first_plane = 0;
+    gradients[0] = call.output_like(x, is_needed(needed, 0));
+    int first_parameter = 0;
     for (int g = 0; g < kGroups; ++g) {
-      const int planes = settings.planes[g];
-      const bool wanted = wants(needed, 1 + g);
+      const int num_parameters = settings.num_parameters[g];
+      const bool gradient_needed = is_needed(needed, 1 + g);
       if (g > 0 && is_packed(tensors)) {
-        gradients[1 + g] = nothing(x);
-        call.part_of_output(first_plane, planes, 1);
-      } else if (planes == 0) {
-        gradients[1 + g] = wanted ? dense_like(*tensors.group[g]) : nothing(x);
+        gradients[1 + g] = placeholder(x);
+        call.part_of_output(first_parameter, num_parameters, 1);
+      } else if (num_parameters == 0) {
+        gradients[1 + g] = gradient_needed ? dense_like(*tensors.group[g]) : placeholder(x);
         call.part_of_output(0, 0, 1);
       } else {
-        gradients[1 + g] = call.output_like(*tensors.group[g], wanted);
+        gradients[1 + g] = call.output_like(*tensors.group[g], gradient_needed);
       }
-      first_plane += planes;
+      first_parameter += num_parameters;
     }
     call.gradient(settings.config);
-    return in_a_tuple(gradients, std::make_index_sequence<1 + kGroups>());
+    return to_tuple(gradients, std::make_index_sequence<1 + kGroups>());
   }
 
  private:
@@ -290,18 +290,19 @@ struct Operator<Device, TRANSFORM, Description,
   static void add_parameters(Call<Device>& call, const Settings<Config>& settings,
                              const Tensors& tensors) {
     const bool packed = is_packed(tensors);
-    const int* planes = settings.planes;
-    call.parameters(*tensors.group[0],
-                    packed ? std::accumulate(planes, planes + kGroups, 0) : planes[0]);
-    int first_plane = 0;
+    const int* num_parameters = settings.num_parameters;
+    call.parameters(
+        *tensors.group[0],
+        packed ? std::accumulate(num_parameters, num_parameters + kGroups, 0) : num_parameters[0]);
+    int first_parameter = 0;
     for (int g = 1; g < kGroups; ++g) {
-      first_plane += planes[g - 1];
+      first_parameter += num_parameters[g - 1];
       if (packed) {
-        call.part_of_input(first_plane, planes[g], 1);
-      } else if (planes[g] == 0) {
+        call.part_of_input(first_parameter, num_parameters[g], 1);
+      } else if (num_parameters[g] == 0) {
         call.part_of_input(0, 0, 1);
       } else {
-        call.parameters(*tensors.group[g], planes[g]);
+        call.parameters(*tensors.group[g], num_parameters[g]);
       }
     }
     if constexpr (Description::kConstants > 0) {
@@ -315,13 +316,13 @@ struct Operator<Device, TRANSFORM, Description,
 
   static Settings<Config> checked(const Settings<Config>& settings) {
     const Limit& limit = settings.limit;
-    STD_TORCH_CHECK(limit.value >= limit.least && limit.value <= limit.most, "robustflow: between ",
-                    limit.least, " and ", limit.most, " ", limit.of, ", got ", limit.value, ".");
+    STD_TORCH_CHECK(limit.value >= limit.min && limit.value <= limit.max, "robustflow: between ",
+                    limit.min, " and ", limit.max, " ", limit.what, ", got ", limit.value, ".");
     return settings;
   }
 
   template <std::size_t... I>
-  static auto in_a_tuple(std::optional<Tensor>* tensors, std::index_sequence<I...>) {
+  static auto to_tuple(std::optional<Tensor>* tensors, std::index_sequence<I...>) {
     return std::make_tuple(*std::move(tensors[I])...);
   }
 };

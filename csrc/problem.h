@@ -17,11 +17,11 @@ struct Operand {
   void* data = nullptr;  // null: a zero input, or an output that is not wanted
   DType dtype = DType::float32;
   std::int64_t stride[kMaxDims] = {};  // 0 where the tensor is broadcast
-  int planes = 0;
-  std::int64_t plane_stride = 0;
-  // If not -1: this operand is a part of that earlier operand, from its `first_plane` on.
+  int num_parameters = 0;
+  std::int64_t parameter_stride = 0;
+  // If not -1: this operand is a part of that earlier operand, from its `first_parameter` on.
   int part_of = -1;
-  int first_plane = 0;
+  int first_parameter = 0;
   bool on_host = false;  // numbers for every element, in the host's memory
 };
 
@@ -38,7 +38,7 @@ struct Problem {
   bool inverse;
   const void* config;        // the transform's own, from csrc/math
   std::size_t config_bytes;  // its size
-  bool wide;                 // compute in float64
+  bool use_float64;          // compute in float64
 
   int dims = 0;
   std::int64_t size[kMaxDims] = {};
@@ -54,14 +54,14 @@ struct SharedDims {
 
   explicit SharedDims(const Problem& problem) {
     for (int d = 0; d < problem.dims; ++d) {
-      bool wanted = false, whole = false;
+      bool needed = false, varies = false;
       for (int i = 1; i < problem.num_outputs; ++i) {
         const Operand& out = problem.out[i];
         if (out.part_of >= 0 || !out.data) continue;
-        wanted = true;
-        whole = whole || out.stride[d] != 0;
+        needed = true;
+        varies = varies || out.stride[d] != 0;
       }
-      dim[d] = wanted && problem.size[d] > 1 && !whole;
+      dim[d] = needed && problem.size[d] > 1 && !varies;
       any = any || dim[d];
     }
   }

@@ -160,8 +160,8 @@ def readable(symbol: str) -> str:
     """A kernel's name and template arguments, from its mangled name.
 
     Example:
-        >>> readable("_ZN10robustflow10cuda_lanes6stagedINS0_4RqOpINS0_6SingleELi8EEELb1EEEvi")
-        'staged<RqOp Single 8 true>'
+        >>> readable("_ZN10robustflow10cuda_lanes6stagedINS0_4RqOpINS0_9FastFloatELi8EEELb1EEEvi")
+        'staged<RqOp FastFloat 8 true>'
     """
     if not symbol.startswith("_ZN"):
         return symbol

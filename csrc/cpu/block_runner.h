@@ -15,9 +15,9 @@ namespace robustflow::cpu {
 template <class T>
 const Kernels<T>& kernels() {
   if constexpr (sizeof(T) == 4) {
-    return active_kernels().single;
+    return active_kernels().float32;
   } else {
-    return active_kernels().wide;
+    return active_kernels().float64;
   }
 }
 
@@ -31,12 +31,12 @@ template <class T>
 T* buffer(Index elements) {
   static thread_local std::unique_ptr<void, Free> memory;
   static thread_local Index bytes = 0;
-  const Index wanted = (elements * Index(sizeof(T)) + 63) / 64 * 64;
-  if (wanted > bytes) {
-    memory.reset(std::aligned_alloc(64, wanted));
-    bytes = memory ? wanted : 0;
+  const Index size = (elements * Index(sizeof(T)) + 63) / 64 * 64;
+  if (size > bytes) {
+    memory.reset(std::aligned_alloc(64, size));
+    bytes = memory ? size : 0;
     if (!memory) throw std::bad_alloc();
-    std::fill_n(static_cast<char*>(memory.get()), wanted, char(0));
+    std::fill_n(static_cast<char*>(memory.get()), size, char(0));
   }
   return static_cast<T*>(memory.get());
 }
@@ -48,31 +48,31 @@ class BlockRunner {
   // `order`: the elements and their order. `gradient`: whether to run the backward kernel.
   BlockRunner(const Problem& problem, const Order& order, bool gradient)
       : problem_(problem), kernel_(kernel_of(problem, gradient)) {
-    Index planes = 0;
+    Index num_planes = 0;
     run_ = order.total;
-    for (int i = 0; i < problem.num_inputs; ++i) planes += add(problem.in[i], order, in_[i]);
-    for (int i = 0; i < problem.num_outputs; ++i) planes += add(problem.out[i], order, out_[i]);
+    for (int i = 0; i < problem.num_inputs; ++i) num_planes += add(problem.in[i], order, in_[i]);
+    for (int i = 0; i < problem.num_outputs; ++i) num_planes += add(problem.out[i], order, out_[i]);
     Index bytes = 0;
     for (int i = 0; i < problem.num_outputs; ++i) {
       if (problem.out[i].data && problem.out[i].part_of < 0)
-        bytes += order.total * problem.out[i].planes * size_of(problem.out[i].dtype);
+        bytes += order.total * problem.out[i].num_parameters * size_of(problem.out[i].dtype);
     }
-    streams_ = bytes > kStreamedBytes;
+    streaming_ = bytes > kStreamedBytes;
     capacity_ =
-        std::max(kBlockBytes / Index(sizeof(T)) / planes / kBlockAlign, Index(1)) * kBlockAlign;
-    Index elements = planes * capacity_;
+        std::max(kBlockBytes / Index(sizeof(T)) / num_planes / kBlockAlign, Index(1)) * kBlockAlign;
+    Index elements = num_planes * capacity_;
     for (int i = 0; i < problem.num_inputs; ++i)
-      elements += in_[i].planes * (plane_stride(in_[i]) - capacity_);
+      elements += in_[i].num_planes * (plane_stride(in_[i]) - capacity_);
     T* memory = buffer<T>(elements);
     for (int i = 0; i < problem.num_inputs; ++i)
-      place(problem.in[i], plane_stride(in_[i]), memory, in_buffer_[i]);
+      assign_buffer(problem.in[i], plane_stride(in_[i]), memory, in_buffer_[i]);
     for (int i = 0; i < problem.num_outputs; ++i)
-      place(problem.out[i], capacity_, memory, out_buffer_[i]);
+      assign_buffer(problem.out[i], capacity_, memory, out_buffer_[i]);
     fill_repeating_inputs();
   }
 
   ~BlockRunner() {
-    if (streams_) kernels<T>().finish_streaming();
+    if (streaming_) kernels<T>().finish_streaming();
   }
   BlockRunner(const BlockRunner&) = delete;
   BlockRunner& operator=(const BlockRunner&) = delete;
@@ -112,15 +112,15 @@ class BlockRunner {
   }
 
   // Runs the elements [start, end) of the order. `done(start, size)` is called after each block.
-  template <class Done>
-  void run(Index start, Index end, const Done& done) {
+  template <class AfterBlock>
+  void run(Index start, Index end, const AfterBlock& after_block) {
     while (start < end) {
       Index size = std::min(capacity_, end - start);
       if (run_ >= kLongRun) size = std::min(size, run_ - start % run_);
       // A remainder that does not fill whole packs goes through buffers, which are padded.
       if (size > lanes_) size -= size % lanes_;
       run_block(start, size);
-      done(start, size);
+      after_block(start, size);
       start += size;
     }
   }
@@ -147,15 +147,15 @@ class BlockRunner {
     view = View(operand, order);
     if (operand.part_of >= 0) return 0;
     if (operand.data && !view.period()) run_ = std::min(run_, view.run());
-    return operand.planes;
+    return operand.num_parameters;
   }
-  // Elements from plane to plane of an input's buffer; each plane begins at a cache line.
+  // Elements from plane to plane of an input's buffer; each plane aligned at a cache line.
   Index plane_stride(const View& view) const {
     return view.period() > 1 ? capacity_ + kLongestPeriod : capacity_;
   }
-  static void place(const Operand& operand, Index stride, T*& memory, T*& place) {
-    place = operand.part_of >= 0 ? nullptr : memory;
-    if (place) memory += operand.planes * stride;
+  static void assign_buffer(const Operand& operand, Index stride, T*& memory, T*& buffer) {
+    buffer = operand.part_of >= 0 ? nullptr : memory;
+    if (buffer) memory += operand.num_parameters * stride;
   }
 
   // Fills the planes of inputs that repeat, so that a whole block can start anywhere in the first
@@ -166,11 +166,11 @@ class BlockRunner {
       const Index period = view.period(), stride = plane_stride(view);
       if (!in_buffer_[i] || !period) continue;
       if (!view.data) {
-        std::fill_n(in_buffer_[i], view.planes * stride, T(0));
+        std::fill_n(in_buffer_[i], view.num_planes * stride, T(0));
         continue;
       }
       kernels<T>().load(view.strided(0), period, in_buffer_[i], stride);
-      for (int k = 0; k < view.planes; ++k) {
+      for (int k = 0; k < view.num_planes; ++k) {
         T* plane = in_buffer_[i] + k * stride;
         if (period == 1) {
           std::fill_n(plane, stride, plane[0]);
@@ -192,46 +192,46 @@ class BlockRunner {
     return true;
   }
 
-  static bool on_lines(const Planes<T>& planes, Index count) {
-    const auto begins = [](auto number) { return number % kCacheLine == 0; };
-    return begins(reinterpret_cast<std::uintptr_t>(planes.data)) &&
-           (count == 1 || begins(planes.stride * Index(sizeof(T))));
+  static bool is_cache_line_aligned(const Planes<T>& planes, Index count) {
+    const auto aligned = [](auto number) { return number % kCacheLine == 0; };
+    return aligned(reinterpret_cast<std::uintptr_t>(planes.data)) &&
+           (count == 1 || aligned(planes.stride * Index(sizeof(T))));
   }
 
   // Whether the gaps between rows are so small that prefetching whole rows is worth it.
-  static bool dense(const Strided& rows) { return rows.stride <= 2 * rows.planes; }
+  static bool dense(const Strided& rows) { return rows.stride <= 2 * rows.num_planes; }
 
   // Prefetches the next block's rows, assuming that they follow these. Rows of which several
   // operands are slices are prefetched once.
-  void fetch_next_rows(const Strided& rows, Index size) {
-    if (rows.plane_stride != 1 || rows.planes == 1 || !dense(rows)) return;
+  void add_prefetch_of_next_rows(const Strided& rows, Index size) {
+    if (rows.plane_stride != 1 || rows.num_planes == 1 || !dense(rows)) return;
     const Index bytes = rows.stride * size_of(rows.dtype);
     const char* next = static_cast<const char*>(rows.data) + size * bytes;
-    if (block_.num_fetches > 0) {
-      const Index beyond = next - block_.fetches[block_.num_fetches - 1].data;
+    if (block_.num_prefetches > 0) {
+      const Index beyond = next - block_.prefetches[block_.num_prefetches - 1].data;
       if (beyond >= 0 && beyond < size * bytes) return;
     }
-    block_.fetches[block_.num_fetches++] = {next, bytes, false};
+    block_.prefetches[block_.num_prefetches++] = {next, bytes, false};
   }
   // Prefetches the rows to which an output is copied after the kernel.
-  void fetch_written_rows(const Strided& rows) {
-    if (rows.plane_stride != 1 || rows.planes == 1 || !dense(rows)) return;
-    block_.fetches[block_.num_fetches++] = {static_cast<const char*>(rows.data),
-                                            rows.stride * size_of(rows.dtype), true};
+  void add_prefetch_of_output_rows(const Strided& rows) {
+    if (rows.plane_stride != 1 || rows.num_planes == 1 || !dense(rows)) return;
+    block_.prefetches[block_.num_prefetches++] = {static_cast<const char*>(rows.data),
+                                                  rows.stride * size_of(rows.dtype), true};
   }
 
   void run_block(Index start, Index size) {
     block_.size = size;
-    block_.num_fetches = 0;
+    block_.num_prefetches = 0;
     for (int i = 0; i < problem_.num_inputs; ++i) block_.in[i] = load_input(i, start, size);
-    block_.streams = streams_;
+    block_.streaming = streaming_;
     bool in_memory[kMaxOutputs] = {};
     for (int i = 0; i < problem_.num_outputs; ++i)
       block_.out[i] = place_output(i, start, size, in_memory[i]);
     kernel_(block_, problem_.config);
     for (int i = 0; i < problem_.num_outputs; ++i) {
       if (problem_.out[i].part_of >= 0 || in_memory[i] || kept_[i] || !out_[i].data) continue;
-      store(out_[i], start, size, out_buffer_[i], capacity_, streams_);
+      store(out_[i], start, size, out_buffer_[i], capacity_, streaming_);
     }
   }
 
@@ -250,7 +250,7 @@ class BlockRunner {
       view.for_runs(start, size, [&](Index offset, Index done, Index length) {
         const Strided rows = view.strided(offset);
         kernels<T>().load(rows, length, in_buffer_[i] + done, capacity_);
-        if (done == 0) fetch_next_rows(rows, length);
+        if (done == 0) add_prefetch_of_next_rows(rows, length);
       });
     }
     return {in_buffer_[i], stride};
@@ -267,10 +267,11 @@ class BlockRunner {
     in_memory = !kept_[i] && in_place(view, start, size, data);
     const Planes<T> planes =
         in_memory ? Planes<T>{data, view.plane_stride} : Planes<T>{out_buffer_[i], capacity_};
-    block_.streams = block_.streams && in_memory && on_lines(planes, view.planes);
-    if (!in_memory && !kept_[i] && !streams_ && view.data) {
+    block_.streaming =
+        block_.streaming && in_memory && is_cache_line_aligned(planes, view.num_planes);
+    if (!in_memory && !kept_[i] && !streaming_ && view.data) {
       view.for_runs(start, size, [&](Index offset, Index done, Index) {
-        if (done == 0) fetch_written_rows(view.strided(offset));
+        if (done == 0) add_prefetch_of_output_rows(view.strided(offset));
       });
     }
     return planes;
@@ -278,13 +279,13 @@ class BlockRunner {
 
   template <class Number>
   static Planes<Number> part(const Planes<Number>& whole, const Operand& operand) {
-    return {whole.data + operand.first_plane * whole.stride, whole.stride};
+    return {whole.data + operand.first_parameter * whole.stride, whole.stride};
   }
 
   static void store(const View& view, Index start, Index size, const T* from, Index stride,
-                    bool streams) {
+                    bool streaming) {
     view.for_runs(start, size, [&](Index offset, Index done, Index length) {
-      kernels<T>().store(from + done, stride, length, view.strided(offset), streams);
+      kernels<T>().store(from + done, stride, length, view.strided(offset), streaming);
     });
   }
 
@@ -292,7 +293,7 @@ class BlockRunner {
   Kernel<T> kernel_;
   Index lanes_ = kernels<T>().lanes;
   Index capacity_ = 0, run_ = 1;
-  bool sums_logabsdet_ = false, streams_ = false;
+  bool sums_logabsdet_ = false, streaming_ = false;
   View in_[kMaxInputs], out_[kMaxOutputs];
   T *in_buffer_[kMaxInputs] = {}, *out_buffer_[kMaxOutputs] = {};
   bool kept_[kMaxOutputs] = {};

@@ -90,12 +90,12 @@ ROBUSTFLOW_FN void transpose8(float8 r[8]) {
 }
 
 // Separates the numbers at even and odd positions of two registers, and back.
-ROBUSTFLOW_FN void deal(float8& a, float8& b) {
+ROBUSTFLOW_FN void deinterleave(float8& a, float8& b) {
   const float8 even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
   b = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
   a = even;
 }
-ROBUSTFLOW_FN void zip(float8& a, float8& b) {
+ROBUSTFLOW_FN void interleave(float8& a, float8& b) {
   const float8 first = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
   b = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
   a = first;
@@ -103,44 +103,46 @@ ROBUSTFLOW_FN void zip(float8& a, float8& b) {
 
 // Eight adjacent rows of two or four numbers become columns, and back. Separated once, the
 // registers hold even and odd columns in turn; separated again, one column each.
-ROBUSTFLOW_FN void rows_to_columns(float8 (&r)[2]) { deal(r[0], r[1]); }
-ROBUSTFLOW_FN void columns_to_rows(float8 (&c)[2]) { zip(c[0], c[1]); }
+ROBUSTFLOW_FN void rows_to_columns(float8 (&r)[2]) { deinterleave(r[0], r[1]); }
+ROBUSTFLOW_FN void columns_to_rows(float8 (&c)[2]) { interleave(c[0], c[1]); }
 ROBUSTFLOW_FN void rows_to_columns(float8 (&r)[4]) {
-  deal(r[0], r[1]);
-  deal(r[2], r[3]);
-  deal(r[0], r[2]);  // columns 0 and 2
-  deal(r[1], r[3]);  // columns 1 and 3
+  deinterleave(r[0], r[1]);
+  deinterleave(r[2], r[3]);
+  deinterleave(r[0], r[2]);  // columns 0 and 2
+  deinterleave(r[1], r[3]);  // columns 1 and 3
 }
 ROBUSTFLOW_FN void columns_to_rows(float8 (&c)[4]) {
-  zip(c[1], c[3]);
-  zip(c[0], c[2]);
-  zip(c[2], c[3]);
-  zip(c[0], c[1]);
+  interleave(c[1], c[3]);
+  interleave(c[0], c[2]);
+  interleave(c[2], c[3]);
+  interleave(c[0], c[1]);
 }
 
-template <int PLANES, class S>
+template <int COLUMNS, class S>
 ROBUSTFLOW_FN std::int64_t load_short_rows(const S* from, std::int64_t size, float* to,
                                            std::int64_t to_stride) {
   std::int64_t i = 0;
   for (; i + 8 <= size; i += 8) {
-    float8 r[PLANES];
-    const S* rows = from + i * PLANES;
-    repeat<PLANES>(PLANES, [&](int k) ROBUSTFLOW_INLINE { r[k] = load8(rows + 8 * k); });
+    float8 r[COLUMNS];
+    const S* rows = from + i * COLUMNS;
+    unroll<COLUMNS>(COLUMNS, [&](int k) ROBUSTFLOW_INLINE { r[k] = load8(rows + 8 * k); });
     rows_to_columns(r);
-    repeat<PLANES>(PLANES, [&](int k) ROBUSTFLOW_INLINE { store8(r[k], to + k * to_stride + i); });
+    unroll<COLUMNS>(COLUMNS,
+                    [&](int k) ROBUSTFLOW_INLINE { store8(r[k], to + k * to_stride + i); });
   }
   return i;
 }
-template <int PLANES, class S>
+template <int COLUMNS, class S>
 ROBUSTFLOW_FN std::int64_t store_short_rows(const float* from, std::int64_t from_stride,
                                             std::int64_t size, S* to) {
   std::int64_t i = 0;
   for (; i + 8 <= size; i += 8) {
-    float8 c[PLANES];
-    repeat<PLANES>(PLANES,
-                   [&](int k) ROBUSTFLOW_INLINE { c[k] = load8(from + k * from_stride + i); });
+    float8 c[COLUMNS];
+    unroll<COLUMNS>(COLUMNS,
+                    [&](int k) ROBUSTFLOW_INLINE { c[k] = load8(from + k * from_stride + i); });
     columns_to_rows(c);
-    repeat<PLANES>(PLANES, [&](int k) ROBUSTFLOW_INLINE { store8(c[k], to + i * PLANES + 8 * k); });
+    unroll<COLUMNS>(COLUMNS,
+                    [&](int k) ROBUSTFLOW_INLINE { store8(c[k], to + i * COLUMNS + 8 * k); });
   }
   return i;
 }
@@ -148,67 +150,67 @@ ROBUSTFLOW_FN std::int64_t store_short_rows(const float* from, std::int64_t from
 // Rows of `planes` adjacent numbers to planes, eight by eight in registers. Reading eight numbers
 // may run past a row's end, so rows near the end of the memory are copied one by one.
 template <class S>
-ROBUSTFLOW_FN void load_rows(const S* from, std::int64_t stride, int planes, std::int64_t size,
+ROBUSTFLOW_FN void load_rows(const S* from, std::int64_t stride, int columns, std::int64_t size,
                              float* to, std::int64_t to_stride) {
-  const std::int64_t end = (size - 1) * stride + planes;
+  const std::int64_t end = (size - 1) * stride + columns;
   std::int64_t i = 0;
-  if (stride == planes && planes == 2) i = load_short_rows<2>(from, size, to, to_stride);
-  if (stride == planes && planes == 4) i = load_short_rows<4>(from, size, to, to_stride);
+  if (stride == columns && columns == 2) i = load_short_rows<2>(from, size, to, to_stride);
+  if (stride == columns && columns == 4) i = load_short_rows<4>(from, size, to, to_stride);
   for (; i + 8 <= size; i += 8) {
-    for (int offset = 0; offset < planes; offset += 8) {
+    for (int offset = 0; offset < columns; offset += 8) {
       // The last eight overlap the ones before, if there are at least eight.
-      const int k = offset + 8 > planes && planes >= 8 ? planes - 8 : offset;
+      const int k = offset + 8 > columns && columns >= 8 ? columns - 8 : offset;
       if ((i + 7) * stride + k + 8 > end) goto rest;
       float8 r[8];
       const S* row = from + i * stride + k;
       float* out = to + k * to_stride + i;
-      repeat<8>(8, [&](int j) ROBUSTFLOW_INLINE { r[j] = load8(row + j * stride); });
+      unroll<8>(8, [&](int j) ROBUSTFLOW_INLINE { r[j] = load8(row + j * stride); });
       transpose8(r);
-      if (planes - k >= 8) {
-        repeat<8>(8, [&](int j) ROBUSTFLOW_INLINE { store8(r[j], out + j * to_stride); });
+      if (columns - k >= 8) {
+        unroll<8>(8, [&](int j) ROBUSTFLOW_INLINE { store8(r[j], out + j * to_stride); });
       } else {
-        repeat<8>(8, [&](int j) ROBUSTFLOW_INLINE {
-          if (k + j < planes) store8(r[j], out + j * to_stride);
+        unroll<8>(8, [&](int j) ROBUSTFLOW_INLINE {
+          if (k + j < columns) store8(r[j], out + j * to_stride);
         });
       }
     }
   }
 rest:
   for (; i < size; ++i)
-    for (int k = 0; k < planes; ++k) to[k * to_stride + i] = widen(from[i * stride + k]);
+    for (int k = 0; k < columns; ++k) to[k * to_stride + i] = widen(from[i * stride + k]);
 }
 
 // Planes to rows. Eight numbers are written at a time if the next row, written later, overwrites
 // the excess.
 template <class S>
-ROBUSTFLOW_FN void store_rows(const float* from, std::int64_t from_stride, int planes,
+ROBUSTFLOW_FN void store_rows(const float* from, std::int64_t from_stride, int columns,
                               std::int64_t size, S* to, std::int64_t stride) {
   std::int64_t i = 0;
-  if (stride == planes && planes == 2) i = store_short_rows<2>(from, from_stride, size, to);
-  if (stride == planes && planes == 4) i = store_short_rows<4>(from, from_stride, size, to);
-  if (planes >= 8 || stride == planes) {
-    const std::int64_t end = (size - 1) * stride + planes;
+  if (stride == columns && columns == 2) i = store_short_rows<2>(from, from_stride, size, to);
+  if (stride == columns && columns == 4) i = store_short_rows<4>(from, from_stride, size, to);
+  if (columns >= 8 || stride == columns) {
+    const std::int64_t end = (size - 1) * stride + columns;
     for (; i + 8 <= size; i += 8) {
-      if (planes < 8 && (i + 7) * stride + 8 > end) break;
-      for (int offset = 0; offset < planes; offset += 8) {
-        const int k = offset + 8 > planes && planes >= 8 ? planes - 8 : offset;
+      if (columns < 8 && (i + 7) * stride + 8 > end) break;
+      for (int offset = 0; offset < columns; offset += 8) {
+        const int k = offset + 8 > columns && columns >= 8 ? columns - 8 : offset;
         float8 r[8];
         const float* in = from + k * from_stride + i;
         S* row = to + i * stride + k;
-        if (planes - k >= 8) {
-          repeat<8>(8, [&](int j) ROBUSTFLOW_INLINE { r[j] = load8(in + j * from_stride); });
+        if (columns - k >= 8) {
+          unroll<8>(8, [&](int j) ROBUSTFLOW_INLINE { r[j] = load8(in + j * from_stride); });
         } else {
-          repeat<8>(8, [&](int j) ROBUSTFLOW_INLINE {
-            r[j] = k + j < planes ? load8(in + j * from_stride) : float8{};
+          unroll<8>(8, [&](int j) ROBUSTFLOW_INLINE {
+            r[j] = k + j < columns ? load8(in + j * from_stride) : float8{};
           });
         }
         transpose8(r);
-        repeat<8>(8, [&](int j) ROBUSTFLOW_INLINE { store8(r[j], row + j * stride); });
+        unroll<8>(8, [&](int j) ROBUSTFLOW_INLINE { store8(r[j], row + j * stride); });
       }
     }
   }
   for (; i < size; ++i)
-    for (int k = 0; k < planes; ++k) narrow(from[k * from_stride + i], to[i * stride + k]);
+    for (int k = 0; k < columns; ++k) narrow(from[k * from_stride + i], to[i * stride + k]);
 }
 
 // Streams bytes from an aligned buffer to aligned memory; a partial last line is stored normally.
@@ -224,22 +226,22 @@ ROBUSTFLOW_FN void stream_bytes(const char* from, std::int64_t size, char* to) {
 
 // Planes to rows without gaps, by streaming stores. This many rows fill whole cache lines, whatever
 // their length.
-inline constexpr int kStreamedRows = 32, kMostStreamedBytes = 512;
+inline constexpr int kStreamedRows = 32, kMaxStreamedRowBytes = 512;
 
 template <class S>
-ROBUSTFLOW_FN bool can_stream_rows(int planes, const S* to, std::int64_t stride) {
-  return stride == planes && planes * sizeof(S) <= kMostStreamedBytes &&
+ROBUSTFLOW_FN bool can_stream_rows(int columns, const S* to, std::int64_t stride) {
+  return stride == columns && columns * sizeof(S) <= kMaxStreamedRowBytes &&
          reinterpret_cast<std::uintptr_t>(to) % cpu::kCacheLine == 0;
 }
 template <class S>
-ROBUSTFLOW_FN void stream_rows(const float* from, std::int64_t from_stride, int planes,
+ROBUSTFLOW_FN void stream_rows(const float* from, std::int64_t from_stride, int columns,
                                std::int64_t size, S* to) {
-  alignas(cpu::kCacheLine) S rows[kStreamedRows * kMostStreamedBytes / sizeof(S)];
+  alignas(cpu::kCacheLine) S rows[kStreamedRows * kMaxStreamedRowBytes / sizeof(S)];
   for (std::int64_t i = 0; i < size; i += kStreamedRows) {
     const std::int64_t count = size - i < kStreamedRows ? size - i : kStreamedRows;
-    store_rows(from + i, from_stride, planes, count, rows, planes);
-    stream_bytes(reinterpret_cast<const char*>(rows), count * planes * sizeof(S),
-                 reinterpret_cast<char*>(to + i * planes));
+    store_rows(from + i, from_stride, columns, count, rows, columns);
+    stream_bytes(reinterpret_cast<const char*>(rows), count * columns * sizeof(S),
+                 reinterpret_cast<char*>(to + i * columns));
   }
 }
 
@@ -247,11 +249,11 @@ template <class S, class T>
 ROBUSTFLOW_FN void load_as(const Strided& from, std::int64_t size, T* to, std::int64_t to_stride) {
   const S* data = static_cast<const S*>(from.data);
   if constexpr (sizeof(T) == 4) {
-    if (from.plane_stride == 1 && from.planes > 1 && from.stride >= from.planes) {
-      return load_rows(data, from.stride, from.planes, size, to, to_stride);
+    if (from.plane_stride == 1 && from.num_planes > 1 && from.stride >= from.num_planes) {
+      return load_rows(data, from.stride, from.num_planes, size, to, to_stride);
     }
   }
-  for (int k = 0; k < from.planes; ++k) {
+  for (int k = 0; k < from.num_planes; ++k) {
     const S* plane = data + k * from.plane_stride;
     T* out = to + k * to_stride;
     if (from.stride == 1) {
@@ -268,17 +270,17 @@ ROBUSTFLOW_FN void load_as(const Strided& from, std::int64_t size, T* to, std::i
 
 template <class S, class T>
 ROBUSTFLOW_FN void store_as(const T* from, std::int64_t from_stride, std::int64_t size,
-                            const Strided& to, bool streams) {
+                            const Strided& to, bool streaming) {
   S* data = static_cast<S*>(to.data);
   if constexpr (sizeof(T) == 4) {
-    if (to.plane_stride == 1 && to.planes > 1) {
-      if (streams && can_stream_rows(to.planes, data, to.stride)) {
-        return stream_rows(from, from_stride, to.planes, size, data);
+    if (to.plane_stride == 1 && to.num_planes > 1) {
+      if (streaming && can_stream_rows(to.num_planes, data, to.stride)) {
+        return stream_rows(from, from_stride, to.num_planes, size, data);
       }
-      return store_rows(from, from_stride, to.planes, size, data, to.stride);
+      return store_rows(from, from_stride, to.num_planes, size, data, to.stride);
     }
   }
-  for (int k = 0; k < to.planes; ++k) {
+  for (int k = 0; k < to.num_planes; ++k) {
     S* plane = data + k * to.plane_stride;
     const T* in = from + k * from_stride;
     if (to.stride == 1) {
@@ -309,17 +311,17 @@ void load(const Strided& from, std::int64_t size, T* to, std::int64_t to_stride)
 
 template <class T>
 void store(const T* from, std::int64_t from_stride, std::int64_t size, const Strided& to,
-           bool streams) {
+           bool streaming) {
   switch (to.dtype) {
     case DType::float64:
-      if constexpr (sizeof(T) == 8) store_as<double>(from, from_stride, size, to, streams);
+      if constexpr (sizeof(T) == 8) store_as<double>(from, from_stride, size, to, streaming);
       return;
     case DType::float32:
-      return store_as<float>(from, from_stride, size, to, streams);
+      return store_as<float>(from, from_stride, size, to, streaming);
     case DType::bfloat16:
-      return store_as<bfloat16>(from, from_stride, size, to, streams);
+      return store_as<bfloat16>(from, from_stride, size, to, streaming);
     case DType::float16:
-      return store_as<float16>(from, from_stride, size, to, streams);
+      return store_as<float16>(from, from_stride, size, to, streaming);
   }
 }
 

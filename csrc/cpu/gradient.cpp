@@ -15,27 +15,27 @@ bool has_own_memory(const Problem& problem, int i) { return problem.out[i].part_
 // summed in order.
 template <class T>
 void gradient_many_shared(const Problem& problem, const SharedDims& shared, ParallelFor parallel) {
-  const Order own = visiting_order(problem, 0, [&](int d) { return !shared.dim[d]; });
-  const Order others = visiting_order(problem, 0, [&](int d) { return shared.dim[d]; });
-  parallel_tasks(parallel, ceil_div(own.total, kSharedTask), [&](Index first, Index last) {
-    BlockRunner<T> runner(problem, own, true);
-    runner.share_parameters(others);
+  const Order parameters = visiting_order(problem, 0, [&](int d) { return !shared.dim[d]; });
+  const Order sharers = visiting_order(problem, 0, [&](int d) { return shared.dim[d]; });
+  parallel_tasks(parallel, ceil_div(parameters.total, kSharedTask), [&](Index first, Index last) {
+    BlockRunner<T> runner(problem, parameters, true);
+    runner.share_parameters(sharers);
     for (int i = 1; i < problem.num_outputs; ++i) runner.keep_output(i);
     std::vector<double> sums[kMaxOutputs];
     std::vector<T> total;
-    const Index end = std::min(last * kSharedTask, own.total);
+    const Index end = std::min(last * kSharedTask, parameters.total);
     for (Index start = first * kSharedTask; start < end; start += runner.capacity()) {
       const Index size = std::min(runner.capacity(), end - start);
       for (int i = 1; i < problem.num_outputs; ++i) {
-        sums[i].assign(has_own_memory(problem, i) ? problem.out[i].planes * size : 0, 0.0);
+        sums[i].assign(has_own_memory(problem, i) ? problem.out[i].num_parameters * size : 0, 0.0);
       }
-      for (Index other = 0; other < others.total; ++other) {
-        runner.move_to_sharer(other);
+      for (Index sharer = 0; sharer < sharers.total; ++sharer) {
+        runner.move_to_sharer(sharer);
         runner.run(start, start + size, [&](Index at, Index count) {
           for (int i = 1; i < problem.num_outputs; ++i) {
             if (!has_own_memory(problem, i)) continue;
             const T* of_block = runner.kept_output(i);
-            for (int k = 0; k < problem.out[i].planes; ++k) {
+            for (int k = 0; k < problem.out[i].num_parameters; ++k) {
               kernels<T>().add(of_block + k * runner.capacity(), count,
                                sums[i].data() + k * size + (at - start));
             }
@@ -59,20 +59,21 @@ class SharedSums {
     view_ = view;
     period_ = view.period();
     width_ = capacity + period_;
-    if (period_) by_place_.assign(view.planes * width_, 0.0);
+    if (period_) periodic_sums_.assign(view.num_planes * width_, 0.0);
   }
 
   // The elements from `at` on, in planes.
   template <class T>
   void add(const T* planes, Index stride, Index at, Index size) {
     if (period_) {  // each place of a block for itself: no sum waits for another
-      for (int k = 0; k < view_.planes; ++k) {
-        kernels<T>().add(planes + k * stride, size, by_place_.data() + k * width_ + at % period_);
+      for (int k = 0; k < view_.num_planes; ++k) {
+        kernels<T>().add(planes + k * stride, size,
+                         periodic_sums_.data() + k * width_ + at % period_);
       }
       return;
     }
     view_.for_runs(at, size, [&](Index offset, Index done, Index length) {
-      for (int k = 0; k < view_.planes; ++k) {
+      for (int k = 0; k < view_.num_planes; ++k) {
         const T* from = planes + k * stride + done;
         double* to = sum(k) + offset;
         const Index step = view_.stride[view_.dims - 1];
@@ -90,8 +91,8 @@ class SharedSums {
   void finish() {
     if (!period_) return;
     const Index step = view_.stride[view_.dims - 1];
-    for (int k = 0; k < view_.planes; ++k) {
-      const double* from = by_place_.data() + k * width_;
+    for (int k = 0; k < view_.num_planes; ++k) {
+      const double* from = periodic_sums_.data() + k * width_;
       for (Index first = 0; first < width_; first += period_)
         for (Index j = 0; j < std::min(period_, width_ - first); ++j)
           sum(k)[j * step] += from[first + j];
@@ -105,11 +106,11 @@ class SharedSums {
 
   template <class T>
   static double total(const T* from, Index length) {
-    constexpr int kSideBySide = 8;
-    double sums[kSideBySide] = {};
+    constexpr int kAccumulators = 8;
+    double sums[kAccumulators] = {};
     Index j = 0;
-    for (; j + kSideBySide <= length; j += kSideBySide)
-      for (int i = 0; i < kSideBySide; ++i) sums[i] += from[j + i];
+    for (; j + kAccumulators <= length; j += kAccumulators)
+      for (int i = 0; i < kAccumulators; ++i) sums[i] += from[j + i];
     for (int i = 0; j < length; ++i, ++j) sums[i] += from[j];
     double total = 0;
     for (double sum : sums) total += sum;
@@ -118,7 +119,7 @@ class SharedSums {
 
   View view_;
   Index period_ = 0, width_ = 0;
-  std::vector<double> by_place_;
+  std::vector<double> periodic_sums_;
 };
 
 // Few parameters, shared by many elements: slabs of elements, each with its own sums, which are
@@ -126,17 +127,17 @@ class SharedSums {
 template <class T>
 void gradient_few_shared(const Problem& problem, const SharedDims& shared, ParallelFor parallel) {
   const Order order = visiting_order(problem, 0);
-  const Order own = visiting_order(problem, 0, [&](int d) { return !shared.dim[d]; });
-  Index own_stride[kMaxDims] = {};
+  const Order parameters = visiting_order(problem, 0, [&](int d) { return !shared.dim[d]; });
+  Index parameter_stride[kMaxDims] = {};
   Index step = 1;
-  for (int i = own.dims - 1; i >= 0; --i) {
-    own_stride[own.dim[i]] = step;
-    step *= own.size[i];
+  for (int i = parameters.dims - 1; i >= 0; --i) {
+    parameter_stride[parameters.dim[i]] = step;
+    step *= parameters.size[i];
   }
-  Index planes = 0;
+  Index num_parameters = 0;
   for (int i = 1; i < problem.num_outputs; ++i)
-    if (has_own_memory(problem, i)) planes += problem.out[i].planes;
-  const Index sums_per_slab = planes * own.total;
+    if (has_own_memory(problem, i)) num_parameters += problem.out[i].num_parameters;
+  const Index sums_per_slab = num_parameters * parameters.total;
   const Index slabs =
       std::clamp(std::min(order.total / task_elements(problem), 4 * order.total / sums_per_slab),
                  Index(1), kMaxSlabs);
@@ -151,10 +152,11 @@ void gradient_few_shared(const Problem& problem, const SharedDims& shared, Paral
       double* sum = sums.data() + slab * sums_per_slab;
       for (int i = 1; i < problem.num_outputs; ++i) {
         if (!has_own_memory(problem, i)) continue;
-        shared_sums[i].begin(View(sum, DType::float64, problem.out[i].planes, own.total, order,
-                                  [&](int d) { return own_stride[order.dim[d]]; }),
-                             runner.capacity());
-        sum += problem.out[i].planes * own.total;
+        shared_sums[i].begin(
+            View(sum, DType::float64, problem.out[i].num_parameters, parameters.total, order,
+                 [&](int d) { return parameter_stride[order.dim[d]]; }),
+            runner.capacity());
+        sum += problem.out[i].num_parameters * parameters.total;
       }
       const Index start = slab * slab_size;
       runner.run(start, std::min(start + slab_size, order.total), [&](Index at, Index size) {
@@ -176,12 +178,12 @@ void gradient_few_shared(const Problem& problem, const SharedDims& shared, Paral
   for (int i = 1; i < problem.num_outputs; ++i) {
     if (!has_own_memory(problem, i)) continue;
     if (problem.out[i].data) {
-      const View view(problem.out[i], own);
-      view.for_runs(0, own.total, [&](Index offset, Index done, Index length) {
-        kernels<T>().store(from + done, own.total, length, view.strided(offset), false);
+      const View view(problem.out[i], parameters);
+      view.for_runs(0, parameters.total, [&](Index offset, Index done, Index length) {
+        kernels<T>().store(from + done, parameters.total, length, view.strided(offset), false);
       });
     }
-    from += problem.out[i].planes * own.total;
+    from += problem.out[i].num_parameters * parameters.total;
   }
 }
 
@@ -190,9 +192,9 @@ void gradient_typed(const Problem& problem, ParallelFor parallel) {
   const SharedDims shared(problem);
   if (!shared.any) return run_each<T>(problem, true, parallel);
   const Order order = visiting_order(problem, 0);
-  Index own = 1;
-  for (int d = 0; d < problem.dims; ++d) own *= shared.dim[d] ? 1 : problem.size[d];
-  if (own >= kManyShared && !shared.dim[order.dim[order.dims - 1]]) {
+  Index num_parameters = 1;
+  for (int d = 0; d < problem.dims; ++d) num_parameters *= shared.dim[d] ? 1 : problem.size[d];
+  if (num_parameters >= kManyShared && !shared.dim[order.dim[order.dims - 1]]) {
     gradient_many_shared<T>(problem, shared, parallel);
   } else {
     gradient_few_shared<T>(problem, shared, parallel);
@@ -203,7 +205,7 @@ void gradient_typed(const Problem& problem, ParallelFor parallel) {
 
 void run_gradient(const Problem& problem, ParallelFor parallel) {
   if (is_empty(problem)) return;  // the caller has set gradients of shared parameters to zero
-  if (problem.wide) {
+  if (problem.use_float64) {
     gradient_typed<double>(problem, parallel);
   } else {
     gradient_typed<float>(problem, parallel);

@@ -96,16 +96,16 @@ const MagnitudeTable& active_magnitudes() {
 const char* isa_name() { return active().load(std::memory_order_relaxed)->name; }
 
 void set_isa(const char* name) {
-  const std::string wanted(name);
+  const std::string requested(name);
   for (const Isa& isa : kIsas) {
-    if (wanted != isa.name) continue;
+    if (requested != isa.name) continue;
     if (!isa.supported())
-      throw std::invalid_argument("this processor does not support the instruction set '" + wanted +
-                                  "': choose one of " + joined(isa_supported()) + ".");
+      throw std::invalid_argument("this processor does not support the instruction set '" +
+                                  requested + "': choose one of " + joined(isa_supported()) + ".");
     active().store(&isa, std::memory_order_relaxed);
     return;
   }
-  throw std::invalid_argument("this library has no instruction set '" + wanted +
+  throw std::invalid_argument("this library has no instruction set '" + requested +
                               "': choose one of " + joined(isa_supported()) + ".");
 }
 

@@ -37,47 +37,47 @@ inline constexpr int kRegisters =
                            : registers_of(Transform::kPacks).transform;
 
 // A multiple of all pack sizes.
-constexpr int widest_pack() {
-  int widest = 1;
+constexpr int pack_multiple() {
+  int multiple = 1;
   const auto fit = [&](const Packs& packs) {
     const Registers registers = registers_of(packs);
-    while (widest % registers.transform || widest % registers.gradient) ++widest;
+    while (multiple % registers.transform || multiple % registers.gradient) ++multiple;
   };
 #define ROBUSTFLOW_ENTRY(name, Transform) fit(Transform::kPacks);
   ROBUSTFLOW_TRANSFORMS(ROBUSTFLOW_ENTRY)
 #undef ROBUSTFLOW_ENTRY
-  return widest;
+  return multiple;
 }
-inline constexpr int kWidestPack = widest_pack();
+inline constexpr int kPackMultiple = pack_multiple();
 
 // Prefetches the part of a plane that a lane V will read.
 template <class V, class T>
 ROBUSTFLOW_FN void prefetch(const T* lane) {
   constexpr int kLines = (sizeof(V) + kCacheLine - 1) / kCacheLine;
-  repeat<kLines>(kLines, [&](int i) ROBUSTFLOW_INLINE {
+  unroll<kLines>(kLines, [&](int i) ROBUSTFLOW_INLINE {
     __builtin_prefetch(reinterpret_cast<const char*>(lane) + kPrefetchBytes + i * kCacheLine);
   });
 }
 
 // Prefetches the rows that are copied soon: the part for the lane from i on.
 template <class V, class T>
-ROBUSTFLOW_FN void fetch_rows(const Block<T>& block, std::int64_t i) {
-  for (int k = 0; k < block.num_fetches; ++k) {
-    const cpu::Fetch fetch = block.fetches[k];
-    const char* lane = fetch.data + i * fetch.bytes;
-    if (fetch.written) {
-      for (std::int64_t b = 0; b < V::lanes * fetch.bytes; b += kCacheLine)
+ROBUSTFLOW_FN void prefetch_rows(const Block<T>& block, std::int64_t i) {
+  for (int k = 0; k < block.num_prefetches; ++k) {
+    const cpu::Prefetch rows = block.prefetches[k];
+    const char* lane = rows.data + i * rows.bytes;
+    if (rows.for_write) {
+      for (std::int64_t b = 0; b < V::lanes * rows.bytes; b += kCacheLine)
         __builtin_prefetch(lane + b, 1);
     } else {
-      for (std::int64_t b = 0; b < V::lanes * fetch.bytes; b += kCacheLine)
+      for (std::int64_t b = 0; b < V::lanes * rows.bytes; b += kCacheLine)
         __builtin_prefetch(lane + b);
     }
   }
 }
 
 template <class V, class T>
-ROBUSTFLOW_FN void put(const Block<T>& block, V v, T* to) {
-  if (block.streams) {
+ROBUSTFLOW_FN void store_or_stream(const Block<T>& block, V v, T* to) {
+  if (block.streaming) {
     v.stream(to);
   } else {
     v.store(to);
@@ -102,27 +102,27 @@ ROBUSTFLOW_FN double sum_of(LogProduct<V>& product) {
 
 // The planes of an element's parameters, in groups. If their number is known at compile time, an
 // array of plane pointers.
-template <class Op, class T, int GROUPS, bool KNOWN = (Op::kPlanes > 0)>
+template <class Op, class T, int GROUPS, bool KNOWN = (Op::kParameters > 0)>
 struct Parameters {
   Planes<T> group[GROUPS];
 
   ROBUSTFLOW_FN explicit Parameters(const Planes<T>* operands) {
-    repeat<GROUPS>(GROUPS, [&](int g) ROBUSTFLOW_INLINE { group[g] = operands[g]; });
+    unroll<GROUPS>(GROUPS, [&](int g) ROBUSTFLOW_INLINE { group[g] = operands[g]; });
   }
   ROBUSTFLOW_FN T* at(int g, int k) const { return group[g].data + k * group[g].stride; }
 };
 template <class Op, class T, int GROUPS>
 struct Parameters<Op, T, GROUPS, true> {
-  static constexpr int kEach = Op::kPlanes / Op::kGroups;
-  T* plane[Op::kPlanes];
+  static constexpr int kPerGroup = Op::kParameters / Op::kGroups;
+  T* plane[Op::kParameters];
 
   ROBUSTFLOW_FN explicit Parameters(const Planes<T>* operands) {
-    repeat<Op::kPlanes>(Op::kPlanes, [&](int k) ROBUSTFLOW_INLINE {
-      const Planes<T> group = operands[k / kEach];
-      plane[k] = group.data + k % kEach * group.stride;
+    unroll<Op::kParameters>(Op::kParameters, [&](int k) ROBUSTFLOW_INLINE {
+      const Planes<T> group = operands[k / kPerGroup];
+      plane[k] = group.data + k % kPerGroup * group.stride;
     });
   }
-  ROBUSTFLOW_FN T* at(int g, int k) const { return plane[g * kEach + k]; }
+  ROBUSTFLOW_FN T* at(int g, int k) const { return plane[g * kPerGroup + k]; }
 };
 
 // The parameters of the elements from i on, as an adapter asks for them.
@@ -136,10 +136,10 @@ struct ParametersAt {
 // Prefetches x and, if they are few enough, the parameters' planes.
 template <class V, class Op, class T, class Source>
 ROBUSTFLOW_FN void prefetch_element(const T* x, const Source& source, std::int64_t i) {
-  if constexpr (Op::kPlanes > 0) {
+  if constexpr (Op::kParameters > 0) {
     prefetch<V>(x + i);
-    repeat<Op::kPlanes>(Op::kPlanes,
-                        [&](int k) ROBUSTFLOW_INLINE { prefetch<V>(source.plane[k] + i); });
+    unroll<Op::kParameters>(Op::kParameters,
+                            [&](int k) ROBUSTFLOW_INLINE { prefetch<V>(source.plane[k] + i); });
   }
 }
 
@@ -158,14 +158,14 @@ ROBUSTFLOW_FN void transform_block(const Block<T>& block, const Op& op) {
   LogProduct<V> product;
   int factors = 0;
   for (std::int64_t i = 0; i < block.size; i += V::lanes) {
-    fetch_rows<V>(block, i);
+    prefetch_rows<V>(block, i);
     prefetch_element<V, Op>(x, source, i);
     const ParametersAt<V, decltype(source)> parameter{source, i};
     auto out = op.template transform<inverse>(V::load(x + i), parameter, workspace);
-    put(block, out.value, y + i);
+    store_or_stream(block, out.value, y + i);
     if (logabsdet) {
       const V log = op.log_slope(parameter, out.slope);
-      put(block, inverse ? V(0) - log : log, logabsdet + i);
+      store_or_stream(block, inverse ? V(0) - log : log, logabsdet + i);
       continue;
     }
     if (i + V::lanes > block.size) {  // values beyond the block do not count
@@ -173,7 +173,7 @@ ROBUSTFLOW_FN void transform_block(const Block<T>& block, const Op& op) {
       out.slope = select(counts, out.slope, V(1));
     }
     product.multiply(out.slope);
-    if (++factors == product.kMostFactors) {
+    if (++factors == product.kMaxFactors) {
       product.fold();
       factors = 0;
     }
@@ -192,20 +192,20 @@ ROBUSTFLOW_FN void gradient_block(const Block<T>& block, const Op& op) {
   const Parameters<Op, T, GROUPS> gradients(block.out + 1);
   V workspace[kWorkspace<Op>];
   for (std::int64_t i = 0; i < block.size; i += V::lanes) {
-    fetch_rows<V>(block, i);
+    prefetch_rows<V>(block, i);
     prefetch_element<V, Op>(x, source, i);
-    if constexpr (Op::kPlanes > 0) prefetch<V>(gy + i);
+    if constexpr (Op::kParameters > 0) prefetch<V>(gy + i);
     const V by_x = op.template gradient<inverse>(
         V::load(x + i), ParametersAt<V, decltype(source)>{source, i}, workspace, V::load(gy + i),
         V::load(gl + i), [&](int g, int k, V v) ROBUSTFLOW_INLINE {
           // With many groups no streaming stores: their branches alone cost a tenth of the kernel.
-          if constexpr (Op::kPlanes > 0) {
-            put(block, v, gradients.at(g, k) + i);
+          if constexpr (Op::kParameters > 0) {
+            store_or_stream(block, v, gradients.at(g, k) + i);
           } else {
             v.store(gradients.at(g, k) + i);
           }
         });
-    put(block, by_x, gx + i);
+    store_or_stream(block, by_x, gx + i);
   }
 }
 
@@ -229,7 +229,7 @@ void kernel(const Block<T>& block, const void* config) {
 
 template <class T>
 constexpr cpu::Kernels<T> kernels() {
-  constexpr int lanes = Pack<T, kWidestPack>::lanes;
+  constexpr int lanes = Pack<T, kPackMultiple>::lanes;
   static_assert(cpu::kBlockAlign % lanes == 0);
   return {lanes,
           {

@@ -24,10 +24,10 @@ struct Planes {
 };
 
 // Rows that are copied soon; kernels prefetch them while they compute.
-struct Fetch {
+struct Prefetch {
   const char* data;
   std::int64_t bytes;  // of an element
-  bool written;        // copied to, not from
+  bool for_write;      // copied to, not from
 };
 
 template <class T>
@@ -35,10 +35,10 @@ struct Block {
   std::int64_t size;  // elements
   Planes<const T> in[kMaxInputs];
   Planes<T> out[kMaxOutputs];
-  bool streams;           // outputs are written past the caches; their planes are aligned to a line
+  bool streaming;         // outputs are written past the caches; their planes are aligned to a line
   double* logabsdet_sum;  // transforms without a plane for it add the block's sum here
-  int num_fetches;
-  Fetch fetches[kMaxInputs + kMaxOutputs];
+  int num_prefetches;
+  Prefetch prefetches[kMaxInputs + kMaxOutputs];
 };
 
 // Strided memory of any dtype, as the driver copies it to and from planes.
@@ -47,7 +47,7 @@ struct Strided {
   DType dtype;
   std::int64_t stride;        // from element to element
   std::int64_t plane_stride;  // from plane to plane
-  int planes;
+  int num_planes;
 };
 
 template <class T>
@@ -64,15 +64,15 @@ struct Kernels {
   // Copy `size` elements of every plane; rows without gaps may be written by streaming stores.
   void (*load)(const Strided& from, std::int64_t size, T* to, std::int64_t to_stride);
   void (*store)(const T* from, std::int64_t from_stride, std::int64_t size, const Strided& to,
-                bool streams);
+                bool streaming);
   void (*add)(const T* from, std::int64_t size, double* to);
   void (*finish_streaming)();  // before another thread reads streamed data
 };
 
 // One for each instruction set.
 struct KernelTable {
-  Kernels<float> single;
-  Kernels<double> wide;
+  Kernels<float> float32;
+  Kernels<double> float64;
 };
 
 }  // namespace robustflow::cpu

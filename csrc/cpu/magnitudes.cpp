@@ -21,7 +21,7 @@ constexpr int kLanes = 32;
 // Values to add in float32 before the sum goes on in double: enough to keep all lanes busy.
 constexpr Index kRun = 2048;
 // Channels that go through a loop side by side.
-constexpr int kTogether = 4;
+constexpr int kChannelsPerPass = 4;
 
 inline float absolute(float x) {
 #if defined(__GNUC__)
@@ -95,13 +95,14 @@ void add(const float* x, Index stride, Index size, float* peaks, Magnitudes& sum
 
 // The largest of some peaks, without NaN.
 float largest(const float* peaks, Index size) {
-  float found[kLanes] = {};
+  float maxima[kLanes] = {};
   Index i = 0;
   for (; i + kLanes <= size; i += kLanes)
-    for (int k = 0; k < kLanes; ++k) found[k] = peaks[i + k] > found[k] ? peaks[i + k] : found[k];
-  for (; i < size; ++i) found[0] = peaks[i] > found[0] ? peaks[i] : found[0];
-  for (int k = 1; k < kLanes; ++k) found[0] = found[k] > found[0] ? found[k] : found[0];
-  return found[0];
+    for (int k = 0; k < kLanes; ++k)
+      maxima[k] = peaks[i + k] > maxima[k] ? peaks[i + k] : maxima[k];
+  for (; i < size; ++i) maxima[0] = peaks[i] > maxima[0] ? peaks[i] : maxima[0];
+  for (int k = 1; k < kLanes; ++k) maxima[0] = maxima[k] > maxima[0] ? maxima[k] : maxima[0];
+  return maxima[0];
 }
 
 Magnitudes summarise(const float* x, Shape shape, float* peaks) {
@@ -113,8 +114,8 @@ Magnitudes summarise(const float* x, Shape shape, float* peaks) {
       const Index size = stride - first < kRun ? stride - first : kRun;
       const float* rows = x + first;
       Index c = 0;
-      for (; c + kTogether <= shape.channels; c += kTogether)
-        add<kTogether>(rows + c * stride, stride, size, peaks + first, sums);
+      for (; c + kChannelsPerPass <= shape.channels; c += kChannelsPerPass)
+        add<kChannelsPerPass>(rows + c * stride, stride, size, peaks + first, sums);
       for (; c < shape.channels; ++c) add<1>(rows + c * stride, stride, size, peaks + first, sums);
     }
   }
@@ -130,8 +131,8 @@ Magnitudes summarise(const float* x, Shape shape, float* peaks) {
 // 1 where a value crosses.
 inline std::uint8_t crosses(float before, float after, float growth, float magnitude) {
   const float in = absolute(before), out = absolute(after);
-  const float least = growth * (in > 1 ? in : 1);
-  const bool grew = out >= least, reached = (out >= magnitude) & (in < magnitude);
+  const float threshold = growth * (in > 1 ? in : 1);
+  const bool grew = out >= threshold, reached = (out >= magnitude) & (in < magnitude);
   return static_cast<std::uint8_t>((in <= FLT_MAX) & (grew | reached | !(out <= FLT_MAX)));
 }
 

@@ -288,17 +288,17 @@ ROBUSTFLOW_FN Pack<T, COUNT> select(const PackMask<T, COUNT>& mask, const Pack<T
 }
 
 template <class T, int COUNT>
-ROBUSTFLOW_FN Pack<T, COUNT> at_least(const Pack<T, COUNT>& limit, const Pack<T, COUNT>& v) {
+ROBUSTFLOW_FN Pack<T, COUNT> max(const Pack<T, COUNT>& limit, const Pack<T, COUNT>& v) {
   Pack<T, COUNT> out;
   out.head = register_max(limit.head, v.head);
-  if constexpr (COUNT > 1) out.tail = at_least(limit.tail, v.tail);
+  if constexpr (COUNT > 1) out.tail = max(limit.tail, v.tail);
   return out;
 }
 template <class T, int COUNT>
-ROBUSTFLOW_FN Pack<T, COUNT> at_most(const Pack<T, COUNT>& limit, const Pack<T, COUNT>& v) {
+ROBUSTFLOW_FN Pack<T, COUNT> min(const Pack<T, COUNT>& limit, const Pack<T, COUNT>& v) {
   Pack<T, COUNT> out;
   out.head = register_min(limit.head, v.head);
-  if constexpr (COUNT > 1) out.tail = at_most(limit.tail, v.tail);
+  if constexpr (COUNT > 1) out.tail = min(limit.tail, v.tail);
   return out;
 }
 

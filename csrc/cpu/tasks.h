@@ -21,13 +21,13 @@ void parallel_tasks(ParallelFor parallel, Index count, const Work& work) {
 }
 
 // For BlockRunner::run, if nothing is to be done after a block.
-inline constexpr auto kNothing = [](Index, Index) {};
+inline constexpr auto kNoCallback = [](Index, Index) {};
 
 // Elements of one task. It depends on the problem alone, so that sums are the same on any number
 // of threads.
 inline Index task_elements(const Problem& problem) {
   Index numbers = 0;
-  for (int i = 0; i < problem.num_inputs; ++i) numbers += problem.in[i].planes;
+  for (int i = 0; i < problem.num_inputs; ++i) numbers += problem.in[i].num_parameters;
   return std::max(kTaskNumbers / numbers / kBlockAlign, Index(1)) * kBlockAlign;
 }
 
@@ -38,7 +38,7 @@ void run_each(const Problem& problem, bool gradient, ParallelFor parallel) {
   const Index task = task_elements(problem);
   parallel_tasks(parallel, ceil_div(order.total, task), [&](Index begin, Index end) {
     BlockRunner<T> runner(problem, order, gradient);
-    runner.run(begin * task, std::min(end * task, order.total), kNothing);
+    runner.run(begin * task, std::min(end * task, order.total), kNoCallback);
   });
 }
 

@@ -19,7 +19,7 @@ void transform_long_samples(const Problem& problem, const Order& order, Index sa
     for (Index task = begin; task < end; ++task) {
       runner.sum_logabsdet_into(&partial[task]);
       const Index start = task % parts * task_length, sample = task / parts * length;
-      runner.run(sample + start, sample + std::min(start + task_length, length), kNothing);
+      runner.run(sample + start, sample + std::min(start + task_length, length), kNoCallback);
     }
   });
   for (Index s = 0; s < samples; ++s) {
@@ -82,7 +82,7 @@ void transform_typed(const Problem& problem, int batch_dims, T* sums, ParallelFo
 
 void run_transform(const Problem& problem, int batch_dims, void* logabsdet, ParallelFor parallel) {
   if (is_empty(problem)) return;  // the caller has set empty sums to zero
-  if (problem.wide) {
+  if (problem.use_float64) {
     transform_typed(problem, batch_dims, static_cast<double*>(logabsdet), parallel);
   } else {
     transform_typed(problem, batch_dims, static_cast<float*>(logabsdet), parallel);

@@ -16,22 +16,22 @@ inline constexpr DType dtype_of = sizeof(T) == 8 ? DType::float64 : DType::float
 struct View {
   char* data = nullptr;
   DType dtype = DType::float32;
-  int planes = 0;
+  int num_planes = 0;
   Index plane_stride = 0;
   int dims = 0;
   Index size[kMaxDims], stride[kMaxDims];
 
   View() = default;
   View(const Operand& operand, const Order& order)
-      : View(operand.data, operand.dtype, operand.planes, operand.plane_stride, order,
+      : View(operand.data, operand.dtype, operand.num_parameters, operand.parameter_stride, order,
              [&](int i) { return operand.stride[order.dim[i]]; }) {}
 
   template <class StrideAt>
-  View(void* data_, DType dtype_, int planes_, Index plane_stride_, const Order& order,
+  View(void* data_, DType dtype_, int num_planes_, Index plane_stride_, const Order& order,
        const StrideAt& stride_at)
       : data(static_cast<char*>(data_)),
         dtype(dtype_),
-        planes(planes_),
+        num_planes(num_planes_),
         plane_stride(plane_stride_) {
     for (int i = 0; i < order.dims; ++i) {
       const Index s = stride_at(i);
@@ -97,11 +97,11 @@ struct View {
   }
   template <class T>
   bool gathers() const {
-    return dims == 2 && planes == 1 && run() < kShortRun && dtype == dtype_of<T>;
+    return dims == 2 && num_planes == 1 && run() < kShortRun && dtype == dtype_of<T>;
   }
 
   Strided strided(Index offset) const {
-    return {data + offset * size_of(dtype), dtype, stride[dims - 1], plane_stride, planes};
+    return {data + offset * size_of(dtype), dtype, stride[dims - 1], plane_stride, num_planes};
   }
 };
 

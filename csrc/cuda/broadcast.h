@@ -21,15 +21,16 @@ struct Broadcast {
   View x[2], gy[2], gl[2], gx[2];  // over own and over others; the memory is the first one's
   View in[Op::kGroups];            // parameters, over own
   int column[Op::kGroups];
-  int row = 0, planes = 0, workspace = 0;  // numbers of a row, those with a gradient, of scratch
-  int threads = 0;                         // that work, of a block
-  double* partial = nullptr;               // (planes, own, all slabs), or null for a single one:
-  View out[Op::kGroups];                   // the gradients, over own
+  int row = 0, num_gradients = 0,
+      workspace = 0;          // numbers of a row, those with a gradient, of scratch
+  int threads = 0;            // that work, of a block
+  double* partial = nullptr;  // (planes, own, all slabs), or null for a single one:
+  View out[Op::kGroups];      // the gradients, over own
 };
 
 template <class Op>
 inline std::int64_t broadcast_bytes(const Broadcast<Op>& p, std::int64_t threads) {
-  return threads * (p.planes * std::int64_t(sizeof(double)) +
+  return threads * (p.num_gradients * std::int64_t(sizeof(double)) +
                     (p.row + p.workspace) * std::int64_t(sizeof(typename Op::Lane)));
 }
 
@@ -40,7 +41,7 @@ broadcast_gradient(ROBUSTFLOW_PARAMETER Broadcast<Op> p) {
   const int t = thread_index(), threads = p.threads;
   // Everything a thread keeps is strided by the number of threads: no two share a bank.
   double* const sums = shared_memory<double>();
-  V* const rows = reinterpret_cast<V*>(sums + threads * p.planes);
+  V* const rows = reinterpret_cast<V*>(sums + threads * p.num_gradients);
   V* const scratch = rows + threads * p.row;
   if (t >= threads) return;
   const StridedPointer<V> row{rows + t, threads}, workspace{scratch + t, threads};
@@ -52,11 +53,11 @@ broadcast_gradient(ROBUSTFLOW_PARAMETER Broadcast<Op> p) {
     for (int g = 0; g < Op::kGroups; ++g) {
       if (!p.in[g].data) continue;
       std::int64_t offset = offset_of(p.own, p.in[g], own);
-      for (int k = 0; k < p.in[g].planes; ++k, offset += p.in[g].plane_stride) {
+      for (int k = 0; k < p.in[g].num_parameters; ++k, offset += p.in[g].parameter_stride) {
         row[p.column[g] + k] = load_element<V>(p.in[g], offset);
       }
     }
-    for (int k = 0; k < p.planes; ++k) sums[k * threads + t] = 0;
+    for (int k = 0; k < p.num_gradients; ++k) sums[k * threads + t] = 0;
     const auto offset = [&](const View(&view)[2], std::uint32_t other) {
       return offset_of(p.own, view[0], own) + offset_of(p.others, view[1], other);
     };
@@ -71,7 +72,7 @@ broadcast_gradient(ROBUSTFLOW_PARAMETER Broadcast<Op> p) {
       store_element(p.gx[0], offset(p.gx, other), gx);
     }
     if (p.partial) {
-      for (int k = 0; k < p.planes; ++k) {
+      for (int k = 0; k < p.num_gradients; ++k) {
         const std::int64_t row = static_cast<std::int64_t>(k) * p.num_own.value + own;
         p.partial[row * p.all_slabs + p.first_slab + slab] = sums[k * threads + t];
       }
@@ -81,7 +82,7 @@ broadcast_gradient(ROBUSTFLOW_PARAMETER Broadcast<Op> p) {
     for (int g = 0; g < Op::kGroups; ++g) {
       if (!p.out[g].data) continue;
       std::int64_t offset = offset_of(p.own, p.out[g], own);
-      for (int k = 0; k < p.out[g].planes; ++k, offset += p.out[g].plane_stride) {
+      for (int k = 0; k < p.out[g].num_parameters; ++k, offset += p.out[g].parameter_stride) {
         with_storage<scalar_t<V>>(p.out[g].dtype, [&](auto type) {
           narrow(sums[(p.column[g] + k) * threads + t], *at<decltype(type)>(p.out[g], offset));
         });

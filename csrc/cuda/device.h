@@ -27,7 +27,7 @@ inline namespace ROBUSTFLOW_ISA {
 
 // ---- arithmetic --------------------------------------------------------------------------------
 
-ROBUSTFLOW_DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
+ROBUSTFLOW_DEVICE float fused_multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 // The larger and the smaller of two; NaN where one is.
 ROBUSTFLOW_DEVICE float max_nan(float a, float b) {
   float out;
@@ -59,7 +59,7 @@ ROBUSTFLOW_DEVICE float square_root_approximately(float v) {
 }  // namespace ROBUSTFLOW_ISA
 }  // namespace robustflow
 
-#include "cuda/single.h"
+#include "cuda/fast_float.h"
 
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
@@ -182,8 +182,8 @@ inline DeviceLimits device_limits() {
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), std::int64_t blocks, int threads, int shared_bytes,
             Stream stream, const Arguments&... arguments) {
-  constexpr int kUsual = 48 * 1024;  // what a block gets without asking
-  if (shared_bytes > kUsual) {
+  constexpr int kDefaultSharedBytes = 48 * 1024;  // what a block gets without asking
+  if (shared_bytes > kDefaultSharedBytes) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
           "cudaFuncSetAttribute");
   }

@@ -33,9 +33,9 @@ struct Space {
 struct View {
   char* data = nullptr;  // null: nothing to read (a zero) or to write
   DType dtype = DType::float32;
-  int planes = 1;
+  int num_parameters = 1;
   std::int64_t stride[kMaxDims] = {};
-  std::int64_t plane_stride = 0;
+  std::int64_t parameter_stride = 0;
 };
 
 template <class S, class Offset>

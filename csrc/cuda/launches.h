@@ -8,7 +8,7 @@
 #include "cuda/kernels.h"
 #include "cuda/partials.h"
 #include "cuda/plan.h"
-#include "cuda/planes.h"
+#include "cuda/planar.h"
 
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
@@ -17,17 +17,17 @@ using cuda::Context;
 using Index = std::int64_t;
 
 // The least length of a sample for the planar kernels, so that a block has enough work for each.
-inline constexpr Index kPlanarSample = 1024;
+inline constexpr Index kMinPlanarSample = 1024;
 // Tiles that keep a whole device busy; larger problems take larger tiles.
 inline constexpr Index kManyTiles = 512;
 // Threads that do so, and the least number of elements worth a slab of its own.
-inline constexpr Index kManyThreads = 262144, kSlabElements = 16;
+inline constexpr Index kManyThreads = 262144, kMinSlabElements = 16;
 
 inline Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
 // Where the cotangents stand among a problem's inputs: behind x and the parameters.
 template <class Op>
-inline constexpr int kGradYAt = 1 + Op::kGroups;
+inline constexpr int kGradYIndex = 1 + Op::kGroups;
 
 // A launch that is complete except for the memory of its partial sums.
 struct Prepared {
@@ -51,7 +51,7 @@ std::optional<Prepared> with_planar_types(DType x, DType p, const F& f) {
 // Views, numbering and tiles of a piece for a planar kernel; false where its layout is another.
 // Inputs from `optional` on may be absent, or the same for all neighbours.
 template <class Params>
-bool plan_planes(Params& p, const Problem& problem, const Piece& piece, int optional, int vector) {
+bool plan_planar(Params& p, const Problem& problem, const Piece& piece, int optional, int vector) {
   std::vector<View*> views;
   for (View& view : p.in) {
     view = view_of(problem.in, static_cast<int>(&view - p.in), piece);
@@ -76,47 +76,47 @@ bool plan_planes(Params& p, const Problem& problem, const Piece& piece, int opti
     if (!aligned(view, p.space, vector)) return false;
   }
   if (piece.length % vector) return false;
-  const Index step = kPlanesThreads<decltype(p.op)> * Index(vector);
+  const Index step = kPlanarThreads<decltype(p.op)> * Index(vector);
   const Index vectors = ceil_div(piece.samples * piece.length, step * kManyTiles);
-  const Index most = std::min(Index(kPlanesVectors), ceil_div(piece.length, step));
-  p.tiling = tiles_of(piece.samples, piece.length, step * std::min(vectors, most));
+  const Index max_vectors = std::min(Index(kPlanarVectors), ceil_div(piece.length, step));
+  p.tiling = tiles_of(piece.samples, piece.length, step * std::min(vectors, max_vectors));
   return true;
 }
 
 template <class Op, bool inverse>
-std::optional<Prepared> prepare_planes(const Problem& problem, const Op& op, const Piece& piece,
+std::optional<Prepared> prepare_planar(const Problem& problem, const Op& op, const Piece& piece,
                                        Stream stream) {
   return with_planar_types(
       problem.in[0].dtype, problem.in[1].dtype,
       [&](auto x, auto parameter) -> std::optional<Prepared> {
         using X = decltype(x);
         using P = decltype(parameter);
-        PlanesTransform<Op> p{op};
-        if (!plan_planes(p, problem, piece, 1 + Op::kGroups, kVector<X, P>)) return {};
+        PlanarTransform<Op> p{op};
+        if (!plan_planar(p, problem, piece, 1 + Op::kGroups, kVector<X, P>)) return {};
         return Prepared{p.tiling.per_sample.value, [=](double* partial) mutable {
                           p.partial = partial;
-                          launch(planes_transform<Op, X, P, inverse>, p.tiling.tiles,
-                                 kPlanesThreads<Op>, kWarp * int(sizeof(float)), stream, p);
+                          launch(planar_transform<Op, X, P, inverse>, p.tiling.tiles,
+                                 kPlanarThreads<Op>, kWarp * int(sizeof(float)), stream, p);
                         }};
       });
 }
 
 template <class Op, bool inverse>
-std::optional<Prepared> prepare_planes_gradient(const Problem& problem, const Op& op,
+std::optional<Prepared> prepare_planar_gradient(const Problem& problem, const Op& op,
                                                 const Piece& piece, Stream stream) {
   return with_planar_types(
       problem.in[0].dtype, problem.in[1].dtype,
       [&](auto x, auto parameter) -> std::optional<Prepared> {
         using X = decltype(x);
         using P = decltype(parameter);
-        PlanesGradient<Op> p{op};
-        if (!plan_planes(p, problem, piece, 1 + Op::kGroups, kVector<X, P>)) return {};
-        const DType gy = p.in[kGradYAt<Op>].dtype, gl = p.in[kGradYAt<Op> + 1].dtype;
-        if (p.in[kGradYAt<Op>].data && gy != problem.in[0].dtype) return {};
-        if (p.in[kGradYAt<Op> + 1].data && gl != DType::float32) return {};
+        PlanarGradient<Op> p{op};
+        if (!plan_planar(p, problem, piece, 1 + Op::kGroups, kVector<X, P>)) return {};
+        const DType gy = p.in[kGradYIndex<Op>].dtype, gl = p.in[kGradYIndex<Op> + 1].dtype;
+        if (p.in[kGradYIndex<Op>].data && gy != problem.in[0].dtype) return {};
+        if (p.in[kGradYIndex<Op> + 1].data && gl != DType::float32) return {};
         return Prepared{0, [=](double*) {
-                          launch(planes_gradient<Op, X, P, inverse>, p.tiling.tiles,
-                                 kPlanesThreads<Op>, 0, stream, p);
+                          launch(planar_gradient<Op, X, P, inverse>, p.tiling.tiles,
+                                 kPlanarThreads<Op>, 0, stream, p);
                         }};
       });
 }
@@ -124,8 +124,8 @@ std::optional<Prepared> prepare_planes_gradient(const Problem& problem, const Op
 // ---- any layout --------------------------------------------------------------------------------
 
 inline Staging staging_of(const View& view, const Space& space) {
-  if (view.plane_stride != 1 || view.planes == 1) return Staging::planes;
-  Index run = view.planes;
+  if (view.parameter_stride != 1 || view.num_parameters == 1) return Staging::planar;
+  Index run = view.num_parameters;
   for (int d = space.dims - 1; d >= 0; --d) {
     if (view.stride[d] != run) return Staging::rows;
     run *= space.size[d].value;
@@ -142,7 +142,7 @@ int plan_groups(Group (&groups)[COUNT], const Operand* operands, int count, cons
     if (operand.part_of >= 0 || operand.on_host) continue;
     groups[g].view = view_of(operand, piece);
     groups[g].column = column;
-    column += operand.planes;
+    column += operand.num_parameters;
   }
   return column;
 }
@@ -156,8 +156,8 @@ Staged<Op> plan_staged(const Problem& problem, const Op& op, const Piece& piece,
   std::vector<View*> views{&p.x, &p.y, &p.logabsdet, &p.gy, &p.gl};
   p.row = plan_groups(p.in, problem.in, Op::kGroups, piece) | 1;
   if (gradient) {
-    p.gy = view_of(problem.in[kGradYAt<Op>], piece);
-    p.gl = view_of(problem.in[kGradYAt<Op> + 1], piece);
+    p.gy = view_of(problem.in[kGradYIndex<Op>], piece);
+    p.gl = view_of(problem.in[kGradYIndex<Op> + 1], piece);
     plan_groups(p.out, problem.out, problem.num_outputs - 1, piece);
   } else {
     p.logabsdet = view_of(problem.out[1], piece);
@@ -167,7 +167,7 @@ Staged<Op> plan_staged(const Problem& problem, const Op& op, const Piece& piece,
   p.space = number(piece.order, views);
   const auto finish = [&](Group& group) {
     group.staging = staging_of(group.view, p.space);
-    group.planes = Divisor(group.view.planes);
+    group.num_parameters = Divisor(group.view.num_parameters);
   };
   for (Group& group : p.in) finish(group);
   for (Group& group : p.out) finish(group);
@@ -241,13 +241,13 @@ void run_transform(const Problem& problem, const Op& op, int batch_dims, void* l
   const std::vector<Piece> pieces = pieces_of(order, fixed);
   std::vector<Prepared> prepared;
   for (const Piece& piece : pieces) {
-    std::optional<Prepared> planes;
-    if constexpr (Op::kPlanes > 0 && sizeof(T) == 4) {
-      if (!summed || length >= kPlanarSample) {
-        planes = prepare_planes<Op, inverse>(problem, op, piece, stream);
+    std::optional<Prepared> planar;
+    if constexpr (Op::kParameters > 0 && sizeof(T) == 4) {
+      if (!summed || length >= kMinPlanarSample) {
+        planar = prepare_planar<Op, inverse>(problem, op, piece, stream);
       }
     }
-    prepared.push_back(planes ? *planes
+    prepared.push_back(planar ? *planar
                               : prepare_staged<Op, inverse>(problem, op, piece, length,
                                                             summed ? logabsdet : nullptr, stream));
   }
@@ -259,11 +259,11 @@ void run_transform(const Problem& problem, const Op& op, int batch_dims, void* l
   }
   double* const partial =
       summed && count > 0 ? allocate<double>(context, samples * count) : nullptr;
-  Index behind = 0;
+  Index offset = 0;
   for (std::size_t i = 0; i < pieces.size(); ++i) {
-    if (i > 0 && pieces[i].first_sample != pieces[i - 1].first_sample) behind = 0;
-    prepared[i].run(partial ? partial + pieces[i].first_sample * count + behind : nullptr);
-    behind += prepared[i].tiles_per_sample;
+    if (i > 0 && pieces[i].first_sample != pieces[i - 1].first_sample) offset = 0;
+    prepared[i].run(partial ? partial + pieces[i].first_sample * count + offset : nullptr);
+    offset += prepared[i].tiles_per_sample;
   }
   if (partial) add_samples(partial, count, static_cast<T*>(logabsdet), samples, stream);
 }
@@ -274,12 +274,12 @@ template <class Op, bool inverse>
 void run_gradient_each(const Problem& problem, const Op& op, const Context& context) {
   const Stream stream = stream_of(context);
   for (const Piece& piece : pieces_of(visiting_order(problem, 0), 0)) {
-    std::optional<Prepared> planes;
-    if constexpr (Op::kPlanes > 0 && sizeof(typename Op::Lane) == 4) {
-      planes = prepare_planes_gradient<Op, inverse>(problem, op, piece, stream);
+    std::optional<Prepared> planar;
+    if constexpr (Op::kParameters > 0 && sizeof(typename Op::Lane) == 4) {
+      planar = prepare_planar_gradient<Op, inverse>(problem, op, piece, stream);
     }
-    if (planes) {
-      planes->run(nullptr);
+    if (planar) {
+      planar->run(nullptr);
       continue;
     }
     Staged<Op> p = plan_staged(problem, op, piece, true);
@@ -290,8 +290,8 @@ void run_gradient_each(const Problem& problem, const Op& op, const Context& cont
 }
 
 // A tensor over the parameters' own dimensions and over those that share them.
-inline void view_twice(View (&views)[2], const Operand& operand, const Piece& own,
-                       const Piece& others) {
+inline void set_views(View (&views)[2], const Operand& operand, const Piece& own,
+                      const Piece& others) {
   views[0] = view_of(operand, own);
   views[1] = view_of(operand, others);
   if (views[0].data) views[0].data += views[1].data - static_cast<char*>(operand.data);
@@ -308,7 +308,7 @@ void run_gradient_shared(const Problem& problem, const SharedDims& shared, const
   for (const Piece& own : owns) {
     const Index num_own = own.order.total;
     const auto slabs_of = [&](const Piece& other) {
-      return std::clamp<Index>(other.order.total / kSlabElements, 1,
+      return std::clamp<Index>(other.order.total / kMinSlabElements, 1,
                                ceil_div(kManyThreads, num_own));
     };
     Index all_slabs = 0;
@@ -319,18 +319,18 @@ void run_gradient_shared(const Problem& problem, const SharedDims& shared, const
     for (const Piece& other : others) {
       Group in[Op::kGroups], out[Op::kGroups];
       p.row = plan_groups(in, problem.in, Op::kGroups, own);
-      p.planes = plan_groups(out, problem.out, problem.num_outputs - 1, own);
+      p.num_gradients = plan_groups(out, problem.out, problem.num_outputs - 1, own);
       p.workspace = op.workspace();
       std::vector<View*> own_views, other_views;
       const auto over_both = [&](View(&views)[2], const Operand& operand) {
-        view_twice(views, operand, own, other);
+        set_views(views, operand, own, other);
         own_views.push_back(&views[0]);
         other_views.push_back(&views[1]);
       };
       over_both(p.x, problem.in[0]);
       over_both(p.gx, problem.out[0]);
-      over_both(p.gy, problem.in[kGradYAt<Op>]);
-      over_both(p.gl, problem.in[kGradYAt<Op> + 1]);
+      over_both(p.gy, problem.in[kGradYIndex<Op>]);
+      over_both(p.gl, problem.in[kGradYIndex<Op> + 1]);
       for (int g = 0; g < Op::kGroups; ++g) {
         p.in[g] = in[g].view;
         p.out[g] = out[g].view;
@@ -344,7 +344,7 @@ void run_gradient_shared(const Problem& problem, const SharedDims& shared, const
       p.num_others = static_cast<std::uint32_t>(other.order.total);
       p.slabs = static_cast<std::uint32_t>(slabs_of(other));
       if (all_slabs > 1 && !p.partial) {
-        p.partial = allocate<double>(context, p.planes * num_own * all_slabs);
+        p.partial = allocate<double>(context, p.num_gradients * num_own * all_slabs);
       }
       p.threads = threads_that_fit(kBroadcastThreads,
                                    [&](Index threads) { return broadcast_bytes(p, threads); });
@@ -355,7 +355,7 @@ void run_gradient_shared(const Problem& problem, const SharedDims& shared, const
     }
     for (int g = 0; p.partial && g < Op::kGroups; ++g) {
       if (!p.out[g].data) continue;
-      const Index rows = num_own * p.out[g].planes;
+      const Index rows = num_own * p.out[g].num_parameters;
       Partials sums{p.partial + p.column[g] * num_own * all_slabs,
                     static_cast<std::uint32_t>(rows),
                     p.all_slabs,
@@ -377,7 +377,7 @@ inline const double* constants_of(const Problem& problem, int group) {
 
 // An adapter for a problem.
 template <class Op>
-Op make(const Problem& problem) {
+Op make_adapter(const Problem& problem) {
   const auto& config = *static_cast<const typename Op::Config*>(problem.config);
   return Op(config, constants_of(problem, Op::kGroups - 1));
 }
@@ -386,11 +386,11 @@ Op make(const Problem& problem) {
 template <class Description, class Work>
 void with_adapter(const Problem& problem, const Work& work) {
   const auto& config = *static_cast<const typename Description::Config*>(problem.config);
-  const auto with = [&]<class Op>() { work(make<Op>(problem)); };
-  if (problem.wide) {
+  const auto with = [&]<class Op>() { work(make_adapter<Op>(problem)); };
+  if (problem.use_float64) {
     Description::template with_op<double>(config, with);
   } else {
-    Description::template with_op<Single>(config, with);
+    Description::template with_op<FastFloat>(config, with);
   }
 }
 
@@ -401,7 +401,7 @@ void run_gradient(const Problem& problem, const Context& context) {
     if (!shared.any) return run_gradient_each<Op, inverse>(problem, op, context);
     // The adapter for every configuration: one kernel is enough here.
     using Any = typename Description::template Op<typename Op::Lane>;
-    run_gradient_shared<Any, inverse>(problem, shared, make<Any>(problem), context);
+    run_gradient_shared<Any, inverse>(problem, shared, make_adapter<Any>(problem), context);
   });
 }
 

@@ -18,8 +18,8 @@ struct StridedPointer {
 
 // A workspace is strided by the threads of a block: no two share a bank of shared memory.
 template <>
-struct WorkspaceOf<Single> {
-  using type = StridedPointer<Single>;
+struct WorkspaceOf<FastFloat> {
+  using type = StridedPointer<FastFloat>;
 };
 template <>
 struct WorkspaceOf<double> {

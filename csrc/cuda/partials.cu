@@ -17,9 +17,10 @@ ROBUSTFLOW_KERNEL(kPartialsThreads, 4) add_partial_sums(ROBUSTFLOW_PARAMETER Par
     for (std::uint32_t i = lane; i < p.count; i += kWarp) sum += partial[i];
     sum = warp_sum(sum);
     if (lane != 0) continue;
-    const std::uint32_t plane = p.elements.quotient(row);
-    const std::uint32_t element = row - plane * p.elements.value;
-    store_element(p.out, offset_of(p.space, p.out, element) + plane * p.out.plane_stride, sum);
+    const std::uint32_t parameter = p.elements.quotient(row);
+    const std::uint32_t element = row - parameter * p.elements.value;
+    store_element(p.out, offset_of(p.space, p.out, element) + parameter * p.out.parameter_stride,
+                  sum);
   }
 }
 

@@ -55,8 +55,8 @@ std::vector<Piece> pieces_of(const Order& order, int batch_dims) {
 View view_of(const Operand& operand, const Piece& piece) {
   View view;
   view.dtype = operand.dtype;
-  view.planes = operand.planes;
-  view.plane_stride = operand.plane_stride;
+  view.num_parameters = operand.num_parameters;
+  view.parameter_stride = operand.parameter_stride;
   if (!operand.data || operand.on_host) return view;
   Index offset = 0;
   for (int i = 0; i < piece.order.dims; ++i) {
@@ -71,8 +71,8 @@ View view_of(const Operand* operands, int index, const Piece& piece) {
   const Operand& operand = operands[index];
   if (operand.part_of < 0) return view_of(operand, piece);
   View view = view_of(operands[operand.part_of], piece);
-  if (view.data) view.data += operand.first_plane * view.plane_stride * size_of(view.dtype);
-  view.planes = operand.planes;
+  if (view.data) view.data += operand.first_parameter * view.parameter_stride * size_of(view.dtype);
+  view.num_parameters = operand.num_parameters;
   return view;
 }
 
@@ -112,7 +112,7 @@ Tiling tiles_of(Index samples, Index length, Index tile) {
 }
 
 bool fits_32_bits(const View& view, const Space& space) {
-  Index last = (view.planes - 1) * view.plane_stride;
+  Index last = (view.num_parameters - 1) * view.parameter_stride;
   for (int d = 0; d < space.dims; ++d) last += (space.size[d].value - 1) * view.stride[d];
   return last < Index(1) << 32;
 }
@@ -124,7 +124,7 @@ bool aligned(const View& view, const Space& space, int width) {
   if (view.stride[inner] != 1 || !multiple(space.size[inner].value)) return false;
   if (reinterpret_cast<std::uintptr_t>(view.data) % sizeof(Words)) return false;
   return std::all_of(view.stride, view.stride + inner, multiple) &&
-         (view.planes == 1 || multiple(view.plane_stride));
+         (view.num_parameters == 1 || multiple(view.parameter_stride));
 }
 
 }  // namespace ROBUSTFLOW_ISA

@@ -45,8 +45,8 @@ int threads_that_fit(int threads, const Bytes& bytes) {
   const DeviceLimits limits = device_limits();
   const std::int64_t half =
       limits.multiprocessor_shared_bytes / 2 - 1024;  // less what every block takes
-  const std::int64_t most = half < limits.shared_bytes ? half : limits.shared_bytes;
-  while (threads > 1 && bytes(threads) > most) threads /= 2;
+  const std::int64_t max_bytes = half < limits.shared_bytes ? half : limits.shared_bytes;
+  while (threads > 1 && bytes(threads) > max_bytes) threads /= 2;
   return threads;
 }
 

@@ -2,7 +2,7 @@
 // an element, so that each byte is read and written once and in order.
 #pragma once
 
-#include "cuda/planes.h"
+#include "cuda/planar.h"
 
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
@@ -11,16 +11,16 @@ inline constexpr int kStagedThreads = 128;
 
 // How a group of parameters lies in memory.
 enum class Staging : int {
-  planes,  // planes: adjacent threads read adjacent elements
+  planar,  // one parameter of all elements side by side: adjacent threads read adjacent elements
   rows,    // an element's parameters side by side
   dense,   // the same, and the rows of all elements without gaps
 };
 
 struct Group {
   View view;
-  Staging staging = Staging::planes;
-  int column = 0;  // of its first parameter in a row
-  Divisor planes;  // = view.planes
+  Staging staging = Staging::planar;
+  int column = 0;          // of its first parameter in a row
+  Divisor num_parameters;  // = view.num_parameters
 };
 
 // A row of shared memory has `row` numbers, an odd one, so that the rows of a warp lie in different
@@ -58,11 +58,11 @@ std::int64_t staged_bytes(const Staged<Op>& p, std::int64_t tile) {
 template <class Op, class Move>
 ROBUSTFLOW_DEVICE void for_numbers(const Staged<Op>& p, const Group& group, std::uint32_t begin,
                                    int count, int done, std::int64_t* offsets, Move&& move) {
-  const int planes = group.view.planes;
-  if (group.staging == Staging::planes) {
+  const int num_parameters = group.view.num_parameters;
+  if (group.staging == Staging::planar) {
     if (thread_index() >= count) return;
     std::int64_t offset = offset_of(p.space, group.view, begin + thread_index());
-    for (int k = 0; k < planes; ++k, offset += group.view.plane_stride) {
+    for (int k = 0; k < num_parameters; ++k, offset += group.view.parameter_stride) {
       move(thread_index() * p.row + group.column + k, offset);
     }
     return;
@@ -74,10 +74,11 @@ ROBUSTFLOW_DEVICE void for_numbers(const Staged<Op>& p, const Group& group, std:
     }
     barrier();
   }
-  for (int i = done + thread_index(); i < count * planes; i += block_threads()) {
-    const int r = static_cast<int>(group.planes.quotient(i)), k = i - r * planes;
-    const std::int64_t start =
-        group.staging == Staging::rows ? offsets[r] : static_cast<std::int64_t>(begin + r) * planes;
+  for (int i = done + thread_index(); i < count * num_parameters; i += block_threads()) {
+    const int r = static_cast<int>(group.num_parameters.quotient(i)), k = i - r * num_parameters;
+    const std::int64_t start = group.staging == Staging::rows
+                                   ? offsets[r]
+                                   : static_cast<std::int64_t>(begin + r) * num_parameters;
     move(r * p.row + group.column + k, start + k);
   }
 }
@@ -88,28 +89,29 @@ template <class S, class Op>
 ROBUSTFLOW_DEVICE int run_length(const Staged<Op>& p, const Group& group, const S* memory,
                                  int count) {
   constexpr int N = sizeof(Words) / sizeof(S);
-  if (sizeof(S) == 8 || group.staging != Staging::dense || group.view.planes != p.row) return 0;
+  if (sizeof(S) == 8 || group.staging != Staging::dense || group.view.num_parameters != p.row)
+    return 0;
   if (reinterpret_cast<std::uintptr_t>(memory) % sizeof(Words)) return 0;
-  return count * group.view.planes / N * N;
+  return count * group.view.num_parameters / N * N;
 }
 
 // A run of numbers into shared memory. Enough accesses are in flight to hide the latency: all of
 // them if nothing is converted, else a few of each thread.
 template <class S, class V>
 ROBUSTFLOW_DEVICE void load_run(const S* from, V* to, int run) {
-  constexpr int N = sizeof(Words) / sizeof(S), kAtOnce = 2;
+  constexpr int N = sizeof(Words) / sizeof(S), kLoadsInFlight = 2;
   const int step = block_threads() * N;
   if constexpr (std::is_same_v<S, scalar_t<V>>) {
     for (int i = thread_index() * N; i < run; i += step) copy_async(to + i, from + i);
   } else {
-    for (int first = thread_index() * N; first < run; first += kAtOnce * step) {
-      Packed<S, N> packed[kAtOnce];
+    for (int first = thread_index() * N; first < run; first += kLoadsInFlight * step) {
+      Packed<S, N> packed[kLoadsInFlight];
 #pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) {
+      for (int n = 0; n < kLoadsInFlight; ++n) {
         if (first + n * step < run) packed[n] = Packed<S, N>::load(from + first + n * step);
       }
 #pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) {
+      for (int n = 0; n < kLoadsInFlight; ++n) {
         if (first + n * step >= run) break;
 #pragma unroll
         for (int j = 0; j < N; ++j) to[first + n * step + j] = V(value_of(packed[n][j]));
@@ -126,7 +128,8 @@ ROBUSTFLOW_DEVICE void stage(const Staged<Op>& p, std::uint32_t begin, int count
     if (!group.view.data) continue;
     with_storage<scalar_t<V>>(group.view.dtype, [&](auto type) {
       using S = decltype(type);
-      const S* from = at<const S>(group.view, static_cast<std::int64_t>(begin) * group.view.planes);
+      const S* from =
+          at<const S>(group.view, static_cast<std::int64_t>(begin) * group.view.num_parameters);
       const int run = run_length(p, group, from, count);
       if constexpr (sizeof(S) < 8) load_run(from, rows, run);
       for_numbers(p, group, begin, count, run, offsets, [&](int number, std::int64_t offset) {
@@ -147,14 +150,14 @@ ROBUSTFLOW_DEVICE void unstage(const Staged<Op>& p, std::uint32_t begin, int cou
     if (!group.view.data) continue;
     with_storage<scalar_t<V>>(group.view.dtype, [&](auto type) {
       using S = decltype(type);
-      S* to = at<S>(group.view, static_cast<std::int64_t>(begin) * group.view.planes);
+      S* to = at<S>(group.view, static_cast<std::int64_t>(begin) * group.view.num_parameters);
       const int run = run_length(p, group, to, count);
       if constexpr (sizeof(S) < 8) {
         constexpr int N = sizeof(Words) / sizeof(S);
         for (int i = thread_index() * N; i < run; i += block_threads() * N) {
-          Single v[N];
+          FastFloat v[N];
 #pragma unroll
-          for (int j = 0; j < N; ++j) v[j] = Single(value_of(rows[i + j]));
+          for (int j = 0; j < N; ++j) v[j] = FastFloat(value_of(rows[i + j]));
           Packed<S, N>::from(v).store(to + i);
         }
       }
@@ -166,7 +169,7 @@ ROBUSTFLOW_DEVICE void unstage(const Staged<Op>& p, std::uint32_t begin, int cou
 }
 
 template <class Op, bool inverse, bool gradient>
-ROBUSTFLOW_KERNEL(kStagedThreads, Op::kBlocks[gradient])
+ROBUSTFLOW_KERNEL(kStagedThreads, Op::kMinBlocksPerMultiprocessor[gradient])
 staged(ROBUSTFLOW_PARAMETER Staged<Op> p) {
   using V = typename Op::Lane;
   using T = scalar_t<V>;
@@ -181,7 +184,7 @@ staged(ROBUSTFLOW_PARAMETER Staged<Op> p) {
     const int count = static_cast<int>(end - begin);
     stage(p, begin, count, rows, offsets);
     const Row<Op, V*> row{p.op, rows + t * p.row};
-    const StridedPointer<V> mine{workspace + t, capacity};
+    const StridedPointer<V> element_workspace{workspace + t, capacity};
     V logabsdet(0);
     if (t < count) {
       const std::uint32_t e = begin + t;
@@ -190,10 +193,10 @@ staged(ROBUSTFLOW_PARAMETER Staged<Op> p) {
         const V gy = load_element<V>(p.gy, offset_of(p.space, p.gy, e));
         const V gl = load_element<V>(p.gl, offset_of(p.space, p.gl, e));
         const V gx = p.op.template gradient<inverse>(
-            x, row, mine, gy, gl, [&](int group, int k, V v) { row(group, k) = v; });
+            x, row, element_workspace, gy, gl, [&](int group, int k, V v) { row(group, k) = v; });
         store_element(p.y, offset_of(p.space, p.y, e), gx);
       } else {
-        const auto point = p.op.template transform<inverse>(x, row, mine);
+        const auto point = p.op.template transform<inverse>(x, row, element_workspace);
         store_element(p.y, offset_of(p.space, p.y, e), point.value);
         logabsdet = p.op.log_slope(row, point.slope);
         if (inverse) logabsdet = V(0) - logabsdet;

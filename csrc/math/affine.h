@@ -82,7 +82,7 @@ struct Affine {
         return {value, s.slope(logit) / value};
       }
       case Scale::softplus: {
-        const Softplus<V> s = softplus(at_least(V(-kLogitLimit), a));
+        const Softplus<V> s = softplus(max(V(-kLogitLimit), a));
         const V value = s.value + eps;
         return {value, select(a < V(-kLogitLimit), V(0), s.slope / value)};
       }
@@ -96,7 +96,7 @@ struct Affine {
   // logabsdet of the forward transform, given its slope.
   ROBUSTFLOW_FN V log_slope(V a, V slope) const {
     if (scale == Scale::sigmoid || scale == Scale::softplus) return logarithm(slope);
-    const V e = at_most(V(kLogitLimit), at_least(V(-kLogitLimit), exponent(a).value));
+    const V e = min(V(kLogitLimit), max(V(-kLogitLimit), exponent(a).value));
     return select(slope == slope, reciprocal ? V(0) - e : e, slope);
   }
 
@@ -104,8 +104,9 @@ struct Affine {
   ROBUSTFLOW_FN Output transform(V x, V shift, V a) const {
     const V s = scaled(a).value;
     const V key = shift_first != inverse ? x + (inverse ? V(0) - shift : shift) : x;
-    const V moved = reciprocal != inverse ? key / s : key * s;
-    const V value = shift_first == inverse ? moved + (inverse ? V(0) - shift : shift) : moved;
+    const V scaled_key = reciprocal != inverse ? key / s : key * s;
+    const V value =
+        shift_first == inverse ? scaled_key + (inverse ? V(0) - shift : shift) : scaled_key;
     // NaN in an element is NaN in its log-determinant too, which depends on the logit alone.
     return {value, select(x == x, reciprocal ? V(1) / s : s, x)};
   }
@@ -114,13 +115,14 @@ struct Affine {
   ROBUSTFLOW_FN Gradient gradient(V x, V shift, V a, V grad_y, V grad_logabsdet) const {
     const Scaled s = scaled(a);
     const V key = shift_first != inverse ? x + (inverse ? V(0) - shift : shift) : x;
-    const V moved = reciprocal != inverse ? key / s.value : key * s.value;
-    const V by_x = reciprocal != inverse ? grad_y / s.value : grad_y * s.value;
-    // moved is the scale's share of the output: d moved / d log s = +-moved.
-    const V by_log = grad_y * moved + grad_logabsdet;
-    const V by_logit = (reciprocal != inverse ? V(0) - by_log : by_log) * s.log_slope;
-    const V by_output = shift_first == inverse ? grad_y : by_x;
-    return {by_x, inverse ? V(0) - by_output : by_output, by_logit};
+    const V scaled_key = reciprocal != inverse ? key / s.value : key * s.value;
+    const V grad_x = reciprocal != inverse ? grad_y / s.value : grad_y * s.value;
+    // scaled_key is the scale's share of the output: d scaled_key / d log s = +-scaled_key.
+    const V grad_log_scale = grad_y * scaled_key + grad_logabsdet;
+    const V grad_logit =
+        (reciprocal != inverse ? V(0) - grad_log_scale : grad_log_scale) * s.log_slope;
+    const V grad_added = shift_first == inverse ? grad_y : grad_x;
+    return {grad_x, inverse ? V(0) - grad_added : grad_added, grad_logit};
   }
 };
 
@@ -128,8 +130,9 @@ template <class V>
 struct AffineOp {
   using Lane = V;
   using Config = AffineConfig;
-  static constexpr int kGroups = 2, kPlanes = 2, kMaxWorkspace = 0;
-  static constexpr int kBlocks[] = {is_single<V> ? 8 : 4, is_single<V> ? 8 : 4};
+  static constexpr int kGroups = 2, kParameters = 2, kMaxWorkspace = 0;
+  static constexpr int kMinBlocksPerMultiprocessor[] = {is_float32<V> ? 8 : 4,
+                                                        is_float32<V> ? 8 : 4};
   enum Group { kShift, kScale };
 
   Affine<V> math;

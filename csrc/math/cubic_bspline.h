@@ -73,37 +73,37 @@ ROBUSTFLOW_FN V cubic_root(const CubicBin<V>& bin, V distance) {
   const CubicBin<V> unit = {V(1), scale * bin.r0, scale * bin.q, scale * bin.r1};
   const V b = V(3) * unit.r0;
   const V quadratic = V(2) * v / (b + square_root(V(b * b + V(12) * unit.q * v)));
-  V t = at_most(rough_cube_root(at_least(V(1e-36), V(v / unit.r1))), quadratic);
-  repeat<kSteps>(kSteps, [&](int) ROBUSTFLOW_INLINE {
+  V t = min(rough_cube_root(max(V(1e-36), V(v / unit.r1))), quadratic);
+  unroll<kSteps>(kSteps, [&](int) ROBUSTFLOW_INLINE {
     const V residual = unit.rise(t) - v, slope = unit.slope(t);
     t = t - residual * slope / (slope * slope - residual * unit.bend(t));
   });
-  return at_most(V(1), at_least(V(0), t));
+  return min(V(1), max(V(0), t));
 }
 
 // The softmax of N logits.
 template <int N, class V, class Logit>
 ROBUSTFLOW_FN void softmax(V (&share)[N], Logit&& logit) {
   V largest = logit(0), sum = V(0);
-  repeat<N, 1>(N, [&](int i) ROBUSTFLOW_INLINE { largest = at_least(largest, logit(i)); });
-  repeat<N>(N, [&](int i) ROBUSTFLOW_INLINE {
+  unroll<N, 1>(N, [&](int i) ROBUSTFLOW_INLINE { largest = max(largest, logit(i)); });
+  unroll<N>(N, [&](int i) ROBUSTFLOW_INLINE {
     share[i] = exp2_of_negative(V(V(kLog2E) * (logit(i) - largest)));
     sum = sum + share[i];
   });
   const V scale = V(1) / sum;
-  repeat<N>(N, [&](int i) ROBUSTFLOW_INLINE { share[i] = share[i] * scale; });
+  unroll<N>(N, [&](int i) ROBUSTFLOW_INLINE { share[i] = share[i] * scale; });
 }
 
 // For each share i, the sum of the shares before it and the sum of those after it.
 template <int N, class V>
 struct AroundShares {
-  V before[N], behind[N];
+  V before[N], after[N];
 
   ROBUSTFLOW_FN explicit AroundShares(const V (&share)[N]) {
-    before[0] = behind[N - 1] = V(0);
-    repeat<N, 1>(N, [&](int i) ROBUSTFLOW_INLINE {
+    before[0] = after[N - 1] = V(0);
+    unroll<N, 1>(N, [&](int i) ROBUSTFLOW_INLINE {
       before[i] = before[i - 1] + share[i - 1];
-      behind[N - 1 - i] = behind[N - i] + share[N - i];
+      after[N - 1 - i] = after[N - i] + share[N - i];
     });
   }
 };
@@ -112,36 +112,36 @@ struct AroundShares {
 // share_i. It is sum_j share_j (C_i - C_j), where C_i is the gradient with respect to the size of
 // interval i. Nearly equal numbers are never subtracted.
 //
-// The first function gets the differences by_point[i] = C_i - C_(i+1), the gradient with respect to
-// the point between intervals i and i + 1. Points after the last of `by_point` have gradient 0.
+// The first function gets the differences grad_point[i] = C_i - C_(i+1), the gradient with respect to
+// the point between intervals i and i + 1. Points after the last of `grad_point` have gradient 0.
 template <int N, int POINTS, class V>
-ROBUSTFLOW_FN void add_by_points(V (&by)[N], const AroundShares<N, V>& around,
-                                 const V (&by_point)[POINTS]) {
-  V behind = V(0), before = V(0);
-  repeat<POINTS>(POINTS, [&](int j) ROBUSTFLOW_INLINE {
+ROBUSTFLOW_FN void add_point_gradients(V (&grad)[N], const AroundShares<N, V>& around,
+                                       const V (&grad_point)[POINTS]) {
+  V after = V(0), before = V(0);
+  unroll<POINTS>(POINTS, [&](int j) ROBUSTFLOW_INLINE {
     const int i = POINTS - 1 - j;
-    behind = behind + by_point[i] * around.behind[i];
-    by[i] = by[i] + behind;
+    after = after + grad_point[i] * around.after[i];
+    grad[i] = grad[i] + after;
   });
-  repeat<N, 1>(N, [&](int i) ROBUSTFLOW_INLINE {
-    if (i <= POINTS) before = before + by_point[i - 1] * around.before[i];
-    by[i] = by[i] - before;
+  unroll<N, 1>(N, [&](int i) ROBUSTFLOW_INLINE {
+    if (i <= POINTS) before = before + grad_point[i - 1] * around.before[i];
+    grad[i] = grad[i] - before;
   });
 }
-// The second function gets by_size[i] = C_i itself, which is 0 after the last of `by_size`.
+// The second function gets grad_size[i] = C_i itself, which is 0 after the last of `grad_size`.
 template <int N, int SIZES, class V>
-ROBUSTFLOW_FN void add_by_sizes(V (&by)[N], const AroundShares<N, V>& around, const V (&share)[N],
-                                const V (&by_size)[SIZES]) {
+ROBUSTFLOW_FN void add_size_gradients(V (&grad)[N], const AroundShares<N, V>& around,
+                                      const V (&share)[N], const V (&grad_size)[SIZES]) {
   V weighted[SIZES];
-  repeat<SIZES>(SIZES, [&](int i) ROBUSTFLOW_INLINE { weighted[i] = share[i] * by_size[i]; });
+  unroll<SIZES>(SIZES, [&](int i) ROBUSTFLOW_INLINE { weighted[i] = share[i] * grad_size[i]; });
   const AroundShares<SIZES, V> sums(weighted);
   const V all = sums.before[SIZES - 1] + weighted[SIZES - 1];
-  repeat<N>(N, [&](int i) ROBUSTFLOW_INLINE {
+  unroll<N>(N, [&](int i) ROBUSTFLOW_INLINE {
     if (i < SIZES) {
-      const V own = (around.before[i] + around.behind[i]) * by_size[i];
-      by[i] = by[i] + (own - (sums.before[i] + sums.behind[i]));
+      const V own = (around.before[i] + around.after[i]) * grad_size[i];
+      grad[i] = grad[i] + (own - (sums.before[i] + sums.after[i]));
     } else {
-      by[i] = by[i] - all;
+      grad[i] = grad[i] - all;
     }
   });
 }
@@ -185,7 +185,7 @@ struct CubicBspline {
 
   template <int N>
   ROBUSTFLOW_FN static void mirror(mask_t<V> upper, V (&v)[N]) {
-    repeat<N / 2>(N / 2, [&](int i) ROBUSTFLOW_INLINE {
+    unroll<N / 2>(N / 2, [&](int i) ROBUSTFLOW_INLINE {
       const V other = select(upper, v[i], v[N - 1 - i]);
       v[i] = select(upper, v[N - 1 - i], v[i]);
       v[N - 1 - i] = other;
@@ -201,9 +201,9 @@ struct CubicBspline {
     V g[kControls];  // free differences of control points
     softmax(e.knot_share, [&](int i) ROBUSTFLOW_INLINE { return logit(i); });
     softmax(e.control_share, [&](int i) ROBUSTFLOW_INLINE { return logit(kKnots + i); });
-    repeat<kKnots>(kKnots,
+    unroll<kKnots>(kKnots,
                    [&](int i) ROBUSTFLOW_INLINE { f[i] = smallest + free * e.knot_share[i]; });
-    repeat<kControls>(
+    unroll<kControls>(
         kControls, [&](int i) ROBUSTFLOW_INLINE { g[i] = smallest + free * e.control_share[i]; });
     // Distances of the middle knot from both edges of the box.
     const V m = smallest, inner = f[1] + f[2];
@@ -238,7 +238,7 @@ struct CubicBspline {
         e, y, y4,
         {m * (V(2.0 / 3) + r1), m * (r1 + q2 + r2), f[0] * (r2 + q3 + r3), f[1] * (r3 + q4 + r4)});
     const V own = e.mirrored(key);
-    repeat<kBins, 1>(
+    unroll<kBins, 1>(
         kBins, [&](int k) ROBUSTFLOW_INLINE { e.reached[k - 1] = own >= (inverse ? y[k] : x[k]); });
     e.bin = {e.of_bin(m, m, f[0], f[1]), e.of_bin(third, r1, r2, r3), e.of_bin(third, q2, q3, q4),
              e.of_bin(r1, r2, r3, r4)};
@@ -250,8 +250,8 @@ struct CubicBspline {
   }
 
   // A point between two edges, computed from the nearer one, where rounding errors are smaller.
-  ROBUSTFLOW_FN static V from_nearer(V edge, V before, V behind, V other_edge) {
-    return select(before < behind, edge + before, other_edge - behind);
+  ROBUSTFLOW_FN static V from_nearer(V edge, V before, V after, V other_edge) {
+    return select(before < after, edge + before, other_edge - after);
   }
 
   // All knots of the half, from the sizes of its bins. middle: distances of the middle knot, which
@@ -263,15 +263,15 @@ struct CubicBspline {
                               const Sizes& sizes) const {
     const V edge = select(e.upper, V(0) - right, left);
     const V other_edge = select(e.upper, V(0) - left, right);
-    V behind[kBins + 1], before = V(0);
-    behind[kBins] = middle[1];
-    repeat<kBins>(kBins, [&](int i) ROBUSTFLOW_INLINE {
-      behind[kBins - 1 - i] = behind[kBins - i] + sizes.of_bin[kBins - 1 - i];
+    V after[kBins + 1], before = V(0);
+    after[kBins] = middle[1];
+    unroll<kBins>(kBins, [&](int i) ROBUSTFLOW_INLINE {
+      after[kBins - 1 - i] = after[kBins - i] + sizes.of_bin[kBins - 1 - i];
     });
     knots[0] = edge;
-    repeat<kBins>(kBins, [&](int k) ROBUSTFLOW_INLINE {
+    unroll<kBins>(kBins, [&](int k) ROBUSTFLOW_INLINE {
       before = before + sizes.of_bin[k];
-      knots[k + 1] = from_nearer(edge, before, behind[k + 1], other_edge);
+      knots[k + 1] = from_nearer(edge, before, after[k + 1], other_edge);
     });
   }
 
@@ -363,10 +363,10 @@ struct CubicBspline {
   };
 
   // Gradients of grad_y * y + grad_logabsdet * logabsdet, where y is the output of this direction.
-  // Returns the one with respect to x; that of parameter i goes to put(i, v).
-  template <bool inverse, class Logit, class Put>
+  // Returns the one with respect to x; that of parameter i goes to sink(i, v).
+  template <bool inverse, class Logit, class Sink>
   ROBUSTFLOW_FN V gradient(V x, const Logit& logit, V shift, V grad_y, V grad_logabsdet,
-                           Put&& put) const {
+                           Sink&& sink) const {
     const V key = inverse ? x - shift : x, zero = V(0);
     const Element e = locate<inverse>(key, logit);
     const Point p = point<inverse>(e, key);
@@ -376,47 +376,55 @@ struct CubicBspline {
     const V grad = e.mirrored(grad_y);
     // Implicit differentiation: the gradients of the inverse are those of the forward transform,
     // with these cotangents of its y and l.
-    const V by_distance = inverse ? (grad - grad_logabsdet * d.bend) / d.slope
-                                  : grad * d.slope + grad_logabsdet * d.bend;
-    const V by_y = inverse ? zero - by_distance : grad;
-    const V by_l = inverse ? zero - grad_logabsdet : grad_logabsdet;
-    const auto by_knot = [&](int i) ROBUSTFLOW_INLINE {
-      return V(by_l * d.l_knot[i] - by_y * d.y_knot[i]);
+    const V grad_distance = inverse ? (grad - grad_logabsdet * d.bend) / d.slope
+                                    : grad * d.slope + grad_logabsdet * d.bend;
+    const V y_cotangent = inverse ? zero - grad_distance : grad;
+    const V l_cotangent = inverse ? zero - grad_logabsdet : grad_logabsdet;
+    const auto grad_knot = [&](int i) ROBUSTFLOW_INLINE {
+      return V(l_cotangent * d.l_knot[i] - y_cotangent * d.y_knot[i]);
     };
-    const auto by_control = [&](int i) ROBUSTFLOW_INLINE { return V(by_y * d.y_control[i]); };
-    const auto by_difference = [&](int i) ROBUSTFLOW_INLINE { return V(by_l * d.l_difference[i]); };
+    const auto grad_control = [&](int i)
+                                  ROBUSTFLOW_INLINE { return V(y_cotangent * d.y_control[i]); };
+    const auto grad_difference = [&](int i) ROBUSTFLOW_INLINE {
+      return V(l_cotangent * d.l_difference[i]);
+    };
     // Gradients with respect to the knots, control points and differences that the logits move. One
     // bin further from the edge, the same knot has an index smaller by one in d.l_knot and
     // d.y_knot; likewise for the others.
-    const V knot0 = by_knot(0), knot1 = by_knot(1), knot2 = by_knot(2), knot3 = by_knot(3);
-    const V by_knots[] = {e.of_bin(knot3, knot2, knot1, knot0), e.of_bin(zero, knot3, knot2, knot1),
-                          e.of_bin(zero, zero, knot3, knot2)};
-    const V control0 = by_control(0), control1 = by_control(1);
-    const V control2 = by_control(2), control3 = by_control(3);
-    const V by_controls[] = {e.of_bin(control3, control2, control1, control0),
-                             e.of_bin(zero, control3, control2, control1),
-                             e.of_bin(zero, zero, control3, control2),
-                             e.of_bin(zero, zero, zero, control3)};
-    const V size0 = by_difference(0), size1 = by_difference(1), size2 = by_difference(2);
-    const V by_sizes[] = {e.of_bin(size2, size1, size0, zero), e.of_bin(zero, size2, size1, size0),
-                          e.of_bin(zero, zero, size2, size1), e.of_bin(zero, zero, zero, size2)};
+    const V knot0 = grad_knot(0), knot1 = grad_knot(1), knot2 = grad_knot(2), knot3 = grad_knot(3);
+    const V grad_knots[] = {e.of_bin(knot3, knot2, knot1, knot0),
+                            e.of_bin(zero, knot3, knot2, knot1),
+                            e.of_bin(zero, zero, knot3, knot2)};
+    const V control0 = grad_control(0), control1 = grad_control(1);
+    const V control2 = grad_control(2), control3 = grad_control(3);
+    const V grad_controls[] = {e.of_bin(control3, control2, control1, control0),
+                               e.of_bin(zero, control3, control2, control1),
+                               e.of_bin(zero, zero, control3, control2),
+                               e.of_bin(zero, zero, zero, control3)};
+    const V size0 = grad_difference(0), size1 = grad_difference(1), size2 = grad_difference(2);
+    const V grad_sizes[] = {e.of_bin(size2, size1, size0, zero),
+                            e.of_bin(zero, size2, size1, size0), e.of_bin(zero, zero, size2, size1),
+                            e.of_bin(zero, zero, zero, size2)};
     V knots[kKnots] = {zero, zero, zero, zero};
     V controls[kControls] = {zero, zero, zero, zero, zero, zero};
-    add_by_points(knots, AroundShares<kKnots, V>(e.knot_share), by_knots);
+    add_point_gradients(knots, AroundShares<kKnots, V>(e.knot_share), grad_knots);
     const AroundShares<kControls, V> around(e.control_share);
-    add_by_points(controls, around, by_controls);
-    add_by_sizes(controls, around, e.control_share, by_sizes);
-    const auto put_all = [&]<int N>(int first, V(&by)[N], const V(&share)[N]) ROBUSTFLOW_INLINE {
-      repeat<N>(N, [&](int i) ROBUSTFLOW_INLINE { by[i] = free * share[i] * by[i]; });
-      mirror(e.upper, by);
-      repeat<N>(N,
-                [&](int i) ROBUSTFLOW_INLINE { put(first + i, select(e.outside, zero, by[i])); });
+    add_point_gradients(controls, around, grad_controls);
+    add_size_gradients(controls, around, e.control_share, grad_sizes);
+    const auto write_gradients = [&]<int N>(int first, V(&logit_grad)[N],
+                                            const V(&share)[N]) ROBUSTFLOW_INLINE {
+      unroll<N>(N,
+                [&](int i) ROBUSTFLOW_INLINE { logit_grad[i] = free * share[i] * logit_grad[i]; });
+      mirror(e.upper, logit_grad);
+      unroll<N>(N, [&](int i) ROBUSTFLOW_INLINE {
+        sink(first + i, select(e.outside, zero, logit_grad[i]));
+      });
     };
-    put_all(0, knots, e.knot_share);
-    put_all(kKnots, controls, e.control_share);
-    const V by_x = select(e.outside, grad_y, e.mirrored(by_distance));
-    put(kKnots + kControls, inverse ? zero - by_x : grad_y);
-    return by_x;
+    write_gradients(0, knots, e.knot_share);
+    write_gradients(kKnots, controls, e.control_share);
+    const V grad_x = select(e.outside, grad_y, e.mirrored(grad_distance));
+    sink(kKnots + kControls, inverse ? zero - grad_x : grad_y);
+    return grad_x;
   }
 };
 
@@ -424,8 +432,9 @@ template <class V>
 struct CubicBsplineOp {
   using Lane = V;
   using Config = CubicBsplineConfig;
-  static constexpr int kGroups = 1, kPlanes = 11, kMaxWorkspace = 0;
-  static constexpr int kBlocks[] = {is_single<V> ? 8 : 4, is_single<V> ? 4 : 2};
+  static constexpr int kGroups = 1, kParameters = 11, kMaxWorkspace = 0;
+  static constexpr int kMinBlocksPerMultiprocessor[] = {is_float32<V> ? 8 : 4,
+                                                        is_float32<V> ? 4 : 2};
   static constexpr int kShift = 10;
 
   CubicBspline<V> math;

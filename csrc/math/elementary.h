@@ -27,7 +27,7 @@ ROBUSTFLOW_FN V horner(V x, V constant, C... higher) {
 // (e^r - 1 - r) / r^2 for |r| <= log(2) / 2.
 template <class V>
 ROBUSTFLOW_FN V exp_series(V r) {
-  if constexpr (is_single<V>) {  // 8e-9
+  if constexpr (is_float32<V>) {  // 8e-9
     return horner(r, V(0.5), 0.16666576989698776, 0.041666554617204574, 0.0083631790527225774,
                   0.0013926183587713495);
   } else {  // 2e-19
@@ -47,7 +47,7 @@ ROBUSTFLOW_FN V reduce_exp(V x, V& power) {
   const V shifted = x * V(kLog2E) + V(ieee<T>::round_to_integer);
   const V n = shifted - V(ieee<T>::round_to_integer);
   power = power_of_two(shifted);
-  if constexpr (is_single<V>) {
+  if constexpr (is_float32<V>) {
     return (x - n * V(0.693359375)) - n * V(-2.1219444005469058e-4);
   } else {
     return (x - n * V(0.693147180369123816490)) - n * V(1.90821492927058770002e-10);
@@ -56,7 +56,7 @@ ROBUSTFLOW_FN V reduce_exp(V x, V& power) {
 
 // The largest exponent that a normal number can hold.
 template <class V>
-inline constexpr double kExponentLimit = is_single<V> ? 87.0 : 700.0;
+inline constexpr double kExponentLimit = is_float32<V> ? 87.0 : 700.0;
 
 // e^x for x within +-kExponentLimit.
 template <class V>
@@ -69,7 +69,7 @@ ROBUSTFLOW_FN V exponential(V x) {
 // (2^r - 1) / r for |r| <= 1/2.
 template <class V>
 ROBUSTFLOW_FN V exp2_series(V r) {
-  if constexpr (is_single<V>) {  // 5e-9
+  if constexpr (is_float32<V>) {  // 5e-9
     return horner(r, V(0.69314718802622878), 0.24022650760568127, 0.055503571142190778,
                   0.0096180825572778515, 0.0013390863664371234, 0.00015453162945120690);
   } else {  // 1e-19
@@ -92,7 +92,7 @@ ROBUSTFLOW_FN V exp2_within_limit(V t) {
 // 2^t for t <= 0.
 template <class V>
 ROBUSTFLOW_FN V exp2_of_negative(V t) {
-  return exp2_within_limit(at_least(V(-kExponentLimit<V> * kLog2E), t));
+  return exp2_within_limit(max(V(-kExponentLimit<V> * kLog2E), t));
 }
 
 // e^x and e^x - 1 for x within +-kExponentLimit, neither with cancellation.
@@ -113,8 +113,8 @@ template <class V>
 ROBUSTFLOW_FN V log_one_plus_reduced(V f) {
   const V s = f / (V(2) + f);
   const V z = s * s;
-  V series;                      // 2 atanh(s) / s - 2, over z
-  if constexpr (is_single<V>) {  // 3e-9
+  V series;                       // 2 atanh(s) / s - 2, over z
+  if constexpr (is_float32<V>) {  // 3e-9
     series = horner(z, V(0.66666685095429069), 0.39988757716604847, 0.29580985929974423);
   } else {  // 3e-20
     series = horner(z, V(0.66666666666666666463), 0.40000000000000883236, 0.28571428570799785031,
@@ -127,8 +127,8 @@ ROBUSTFLOW_FN V log_one_plus_reduced(V f) {
 // log of mantissa * 2^exponent, as split() gives them.
 template <class V>
 ROBUSTFLOW_FN V log_of_split(V mantissa, V exponent) {
-  const V low = is_single<V> ? V(-2.1219444005469058e-4) : V(1.90821492927058770002e-10);
-  const V high = is_single<V> ? V(0.693359375) : V(0.693147180369123816490);
+  const V low = is_float32<V> ? V(-2.1219444005469058e-4) : V(1.90821492927058770002e-10);
+  const V high = is_float32<V> ? V(0.693359375) : V(0.693147180369123816490);
   return exponent * high + (exponent * low + log_one_plus_reduced(mantissa - V(1)));
 }
 
@@ -151,7 +151,7 @@ ROBUSTFLOW_FN V log_one_plus(V u) {
 // e^logit, saturating.
 template <class V>
 ROBUSTFLOW_FN V saturating_exponential(V logit) {
-  return exponential(at_most(V(kLogitLimit), at_least(V(-kLogitLimit), logit)));
+  return exponential(min(V(kLogitLimit), max(V(-kLogitLimit), logit)));
 }
 // The derivative's factor: 1, or 0 strictly beyond the limit.
 template <class V>
@@ -186,7 +186,7 @@ ROBUSTFLOW_FN Softplus<V> softplus(V logit) {
   const V e = exp2_of_negative(V(V(-kLog2E) * absolute(logit)));
   const V large = V(1) / (V(1) + e);
   const V slope = select(logit > V(0), large, V(e * large));
-  return {at_least(V(0), at_most(V(kSoftplusLimit), logit)) + log_one_plus(e),
+  return {max(V(0), min(V(kSoftplusLimit), logit)) + log_one_plus(e),
           select(logit > V(kSoftplusLimit), V(0), slope)};
 }
 
@@ -198,8 +198,8 @@ struct SoftClip {
 template <class V>
 ROBUSTFLOW_FN SoftClip<V> soft_clip(V x, V inverse_bound) {
   // Beyond this the bound is reached to the last bit; near the largest number q would underflow.
-  const V largest = V(is_single<V> ? 1e30 : 1e200);
-  const V clipped = at_most(largest, at_least(V(0) - largest, x));
+  const V largest = V(is_float32<V> ? 1e30 : 1e200);
+  const V clipped = min(largest, max(V(0) - largest, x));
   const V q = V(1) / (V(1) + absolute(clipped) * inverse_bound);
   return {clipped * q, q * q};
 }
@@ -211,7 +211,7 @@ struct Tanh {
 };
 template <class V>
 ROBUSTFLOW_FN Tanh<V> hyperbolic_tangent(V a) {
-  const auto e = exponential_pair(V(V(-2) * at_most(V(kLogitLimit), absolute(a))));
+  const auto e = exponential_pair(V(V(-2) * min(V(kLogitLimit), absolute(a))));
   const V q = V(1) / (V(1) + e.value);
   const V magnitude = (V(0) - e.minus_one) / (V(1) + e.value);
   return {select(a < V(0), V(0) - magnitude, magnitude), V(4) * e.value * q * q};
@@ -231,8 +231,8 @@ ROBUSTFLOW_FN Arctangent<V> arctangent(V a) {
   const auto middle = u > V(0.41421356237309505);
   const V v = select(middle, (u - V(1)) / (u + V(1)), u);
   const V z = v * v;
-  V series;                      // (atan(v) / v - 1) / z
-  if constexpr (is_single<V>) {  // 3e-9
+  V series;                       // (atan(v) / v - 1) / z
+  if constexpr (is_float32<V>) {  // 3e-9
     series = horner(z, V(-0.33333331753816969), 0.19999538794771921, -0.14263897112598675,
                     0.10743099667674570, -0.064498352245914959);
   } else {  // 5e-18
@@ -243,7 +243,7 @@ ROBUSTFLOW_FN Arctangent<V> arctangent(V a) {
   }
   const V first = (v + v * z * series) + select(middle, V(0.78539816339744831), V(0));
   const V value = select(steep, V(1.5707963267948966) - first, first);
-  const V clipped = at_most(V(is_single<V> ? 1e18 : 1e150), t);  // its square is finite
+  const V clipped = min(V(is_float32<V> ? 1e18 : 1e150), t);  // its square is finite
   return {select(a < V(0), V(0) - value, value), V(1) / (V(1) + clipped * clipped)};
 }
 

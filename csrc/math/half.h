@@ -81,7 +81,7 @@ template <class V>
 ROBUSTFLOW_FN V rounded_to(V v, Format format) {
   using I = ieee<scalar_t<V>>;
   const V magnitude = absolute(v);
-  const V at_normal = at_least(V(__builtin_ldexp(1.0, format.min_exponent)), magnitude);
+  const V at_normal = max(V(__builtin_ldexp(1.0, format.min_exponent)), magnitude);
   V exponent;  // with the bias
   convert(exponent_field(at_normal), exponent);
   // Beside this power of two, the lane has no bits below the format's last.

@@ -48,7 +48,7 @@ using mask_t = typename lane_traits<V>::mask;
 template <class V>
 using integer_t = typename lane_traits<V>::integer;  // whole numbers, which can be added
 template <class V>
-inline constexpr bool is_single = sizeof(scalar_t<V>) == 4;
+inline constexpr bool is_float32 = sizeof(scalar_t<V>) == 4;
 
 // The layout of IEEE numbers, as the exponent tricks below need it. Adding and subtracting
 // round_to_integer rounds; after the addition alone, the last bits are a biased exponent.
@@ -77,8 +77,8 @@ struct ieee<double> {
 
 #define ROBUSTFLOW_SCALAR_LANE(T)                                                             \
   ROBUSTFLOW_FN T select(bool mask, T yes, T no) { return mask ? yes : no; }                  \
-  ROBUSTFLOW_FN T at_least(T limit, T v) { return limit > v ? limit : v; } /* NaN stays */    \
-  ROBUSTFLOW_FN T at_most(T limit, T v) { return limit < v ? limit : v; }  /* NaN stays */    \
+  ROBUSTFLOW_FN T max(T limit, T v) { return limit > v ? limit : v; } /* NaN stays */         \
+  ROBUSTFLOW_FN T min(T limit, T v) { return limit < v ? limit : v; } /* NaN stays */         \
   ROBUSTFLOW_FN ieee<T>::integer to_bits(T v) {                                               \
     ieee<T>::integer bits;                                                                    \
     __builtin_memcpy(&bits, &v, sizeof v);                                                    \
@@ -120,12 +120,12 @@ ROBUSTFLOW_FN double square_root(double v) { return __builtin_sqrt(v); }
 
 // f(0), f(1), ... f(n - 1); unrolled where COUNT is known (and then n), a loop where it is 0.
 template <int COUNT, int FIRST = 0, class F>
-ROBUSTFLOW_FN void repeat(int n, F&& f) {
+ROBUSTFLOW_FN void unroll(int n, F&& f) {
   if constexpr (COUNT == 0) {
     for (int i = FIRST; i < n; ++i) f(i);
   } else if constexpr (FIRST < COUNT) {
     f(FIRST);
-    repeat<COUNT, FIRST + 1>(n, f);
+    unroll<COUNT, FIRST + 1>(n, f);
   }
 }
 

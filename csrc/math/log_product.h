@@ -12,7 +12,7 @@ template <class V>
 class LogProduct {
  public:
   // The most factors before the product must be folded.
-  static constexpr int kMostFactors = 64;
+  static constexpr int kMaxFactors = 64;
 
   ROBUSTFLOW_FN void multiply(V factor) {
     // NaN and infinity have no mantissa.

@@ -109,15 +109,15 @@ struct ModifiedRq {
     const V grad = e.mirrored(grad_y);
     const RqGradient<V> g = inverse ? rq_inverse_gradient(e.shape, a, b, grad, grad_logabsdet)
                                     : rq_forward_gradient(e.shape, a, b, grad, grad_logabsdet);
-    const V by_width = e.mirrored(g.x1) * (free * e.width.slope(w));
-    const V by_height = e.mirrored(g.y1) * (free * e.height.slope(h));
+    const V grad_width = e.mirrored(g.x1) * (free * e.width.slope(w));
+    const V grad_height = e.mirrored(g.y1) * (free * e.height.slope(h));
     const V log_slope = softclip ? soft_clip(d, inverse_bound).slope
                                  : free_derivative * e.exponential / e.derivative * saturation(d);
-    const V by_derivative = g.log_d1 * log_slope;
-    const V by_x = select(e.outside, grad_y, e.mirrored(g.x));
+    const V grad_derivative = g.log_d1 * log_slope;
+    const V grad_x = select(e.outside, grad_y, e.mirrored(g.x));
     const V zero = V(0);
-    return {by_x, select(e.outside, zero, by_width), select(e.outside, zero, by_height),
-            select(e.outside, zero, by_derivative), inverse ? zero - by_x : grad_y};
+    return {grad_x, select(e.outside, zero, grad_width), select(e.outside, zero, grad_height),
+            select(e.outside, zero, grad_derivative), inverse ? zero - grad_x : grad_y};
   }
 };
 
@@ -125,8 +125,9 @@ template <class V>
 struct ModifiedRqOp {
   using Lane = V;
   using Config = ModifiedRqConfig;
-  static constexpr int kGroups = 1, kPlanes = 4, kMaxWorkspace = 0;
-  static constexpr int kBlocks[] = {is_single<V> ? 8 : 4, is_single<V> ? 8 : 4};
+  static constexpr int kGroups = 1, kParameters = 4, kMaxWorkspace = 0;
+  static constexpr int kMinBlocksPerMultiprocessor[] = {is_float32<V> ? 8 : 4,
+                                                        is_float32<V> ? 8 : 4};
 
   ModifiedRq<V> math;
 

@@ -39,13 +39,13 @@ struct Distances {
 template <class V>
 ROBUSTFLOW_FN Distances<V> distances(V left, V right, V size) {
   const auto near_left = left < right;
-  const V nearer = at_most(size, select(near_left, left, right)), other = size - nearer;
+  const V nearer = min(size, select(near_left, left, right)), other = size - nearer;
   return {select(near_left, nearer, other), select(near_left, other, nearer)};
 }
 // The same for a point v of [v0, v1].
 template <class V>
 ROBUSTFLOW_FN Distances<V> distances(V v, V v0, V v1, V size) {
-  return distances(at_least(V(0), v - v0), at_least(V(0), v1 - v), size);
+  return distances(max(V(0), v - v0), max(V(0), v1 - v), size);
 }
 
 // T, in an order in which no factor overflows or underflows.
@@ -86,7 +86,8 @@ template <class V>
 ROBUSTFLOW_FN RqPoint<V> rq_inverse(const RqShape<V>& s, V p, V q) {
   const V r = s.width * (s.d0 * q - s.d1 * p) / s.height;
   const V size = absolute(r);
-  const V huge = V(is_single<V> ? 1e18 : 1e150);  // beyond it r^2 overflows and 4 p q is negligible
+  const V huge =
+      V(is_float32<V> ? 1e18 : 1e150);  // beyond it r^2 overflows and 4 p q is negligible
   const V S = select(size > huge, size, square_root(r * r + V(4) * p * q));
   const V g = size + S;
   const auto rising = r >= V(0);
@@ -204,11 +205,11 @@ ROBUSTFLOW_FN RqGradient<V> rq_inverse_gradient(const RqShape<V>& shape, V p, V 
   // dx/dx0 and dx/dx1 at fixed y; they sum to one.
   const V one_over_W = V(1) / shape.width;
   const V t = a * one_over_W, c = b * one_over_W, two_g_H = V(2) * s.g * shape.height * one_over_T;
-  const V by_x0 = c * (c + two_g_H * b * s.p), by_x1 = t * (t + two_g_H * a * s.r);
-  const V by_l = grad_logabsdet * (s.A * by_x1 + s.B * by_x0 + V(2) * s.E * one_over_W);
+  const V dx_dx0 = c * (c + two_g_H * b * s.p), dx_dx1 = t * (t + two_g_H * a * s.r);
+  const V through_l = grad_logabsdet * (s.A * dx_dx1 + s.B * dx_dx0 + V(2) * s.E * one_over_W);
   out.x = lambda;
-  out.x0 = grad_x * by_x0 + by_l;
-  out.x1 = grad_x * by_x1 - by_l;
+  out.x0 = grad_x * dx_dx0 + through_l;
+  out.x1 = grad_x * dx_dx1 - through_l;
   out.x_knots = grad_x;
   return out;
 }

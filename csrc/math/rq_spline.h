@@ -86,16 +86,18 @@ struct RqSpline {
   ROBUSTFLOW_FN int bins() const { return BINS > 0 ? BINS : num_bins; }
   // Ready-made sizes need not sum exactly to the box: all their knots are measured from the start,
   // and the last knot is the end of the box.
-  ROBUSTFLOW_FN bool ready_made() const {
+  ROBUSTFLOW_FN bool has_explicit_sizes() const {
     return BINS == 0 && parametrization == Parametrization::knots;
   }
   // The bins left of the middle knot, and those of the longer half.
-  ROBUSTFLOW_FN int left_bins() const { return ready_made() ? bins() : bins() / 2; }
-  ROBUSTFLOW_FN int half_bins() const { return ready_made() ? bins() : bins() - bins() / 2; }
+  ROBUSTFLOW_FN int left_bins() const { return has_explicit_sizes() ? bins() : bins() / 2; }
+  ROBUSTFLOW_FN int half_bins() const {
+    return has_explicit_sizes() ? bins() : bins() - bins() / 2;
+  }
   // f(1), ... f(half_bins() - 1).
   template <class F>
   ROBUSTFLOW_FN void for_inner_bins(F&& f) const {
-    repeat<(BINS + 1) / 2, 1>(half_bins(), f);
+    unroll<(BINS + 1) / 2, 1>(half_bins(), f);
   }
 
   // Bin k has the size step + slope * size[k].
@@ -112,12 +114,12 @@ struct RqSpline {
                           Workspace size) const {
     const auto logit = [&](int k) ROBUSTFLOW_INLINE { return source(group, k); };
     const auto set_sizes = [&](auto&& size_of) ROBUSTFLOW_INLINE {
-      repeat<BINS>(bins(), [&](int k) ROBUSTFLOW_INLINE { size[k] = size_of(logit(k)); });
+      unroll<BINS>(bins(), [&](int k) ROBUSTFLOW_INLINE { size[k] = size_of(logit(k)); });
     };
     Axis a{start, end, V(0), V(1), V(0), V(0), end, size};
     const V length = end - start;
     V total = length;  // of all sizes, in units of `size`
-    if (ready_made()) {
+    if (has_explicit_sizes()) {
       set_sizes([](V v) ROBUSTFLOW_INLINE { return v; });
     } else if (parametrization == Parametrization::softclip) {
       set_sizes([&](V v) ROBUSTFLOW_INLINE {
@@ -125,8 +127,7 @@ struct RqSpline {
       });
     } else {
       V largest = logit(0);
-      repeat<BINS, 1>(bins(),
-                      [&](int k) ROBUSTFLOW_INLINE { largest = at_least(largest, logit(k)); });
+      unroll<BINS, 1>(bins(), [&](int k) ROBUSTFLOW_INLINE { largest = max(largest, logit(k)); });
       const V scale = V(kLog2E) * logit_scale;
       set_sizes([&](V v) ROBUSTFLOW_INLINE { return exp2_of_negative(V(scale * (v - largest))); });
       a.step = length * min_bin;
@@ -134,7 +135,7 @@ struct RqSpline {
     }
     a.left_sum = sum<BINS / 2>(size, left_bins());
     a.right_sum = sum<BINS - BINS / 2>(size + left_bins(), bins() - left_bins());
-    if (!ready_made()) {
+    if (!has_explicit_sizes()) {
       a.slope = total / (a.left_sum + a.right_sum);
       a.middle = a.slope * a.left_sum + (start + V(left_bins()) * a.step);
     }
@@ -145,7 +146,7 @@ struct RqSpline {
   template <int COUNT>
   ROBUSTFLOW_FN static V sum(Workspace size, int count) {
     V even = V(0), odd = V(0);
-    repeat<COUNT / 2>(count / 2, [&](int i) ROBUSTFLOW_INLINE {
+    unroll<COUNT / 2>(count / 2, [&](int i) ROBUSTFLOW_INLINE {
       even = even + size[2 * i];
       odd = odd + size[2 * i + 1];
     });
@@ -188,7 +189,7 @@ struct RqSpline {
   }
 
   // An element's place, in its half of the box.
-  struct Place {
+  struct Location {
     Mask mirrored, last;  // `last`: its bin is the last one before the middle knot
     V key, index;         // the element and the number of its bin
   };
@@ -203,7 +204,7 @@ struct RqSpline {
 
   // Number k of the bins of an element's half, from the edge.
   ROBUSTFLOW_FN V size_at(const Axis& axis, Mask mirrored, int k) const {
-    if (ready_made()) return axis.size[k];
+    if (has_explicit_sizes()) return axis.size[k];
     return select(mirrored, axis.size[bins() - 1 - k], axis.size[k]);
   }
   ROBUSTFLOW_FN V edge(const Axis& axis, Mask mirrored) const {
@@ -211,10 +212,10 @@ struct RqSpline {
   }
 
   // The place of a key along its own axis. NaN lies in bin 0.
-  ROBUSTFLOW_FN Place find(const Axis& axis, V key) const {
-    Place p;
+  ROBUSTFLOW_FN Location find_bin(const Axis& axis, V key) const {
+    Location p;
     p.mirrored = key >= axis.middle;
-    if (ready_made()) p.mirrored = axis.start > axis.start;
+    if (has_explicit_sizes()) p.mirrored = axis.start > axis.start;
     p.key = mirror(p.mirrored, key);
     p.index = V(0);
     const V start = edge(axis, p.mirrored);
@@ -232,7 +233,7 @@ struct RqSpline {
     return p;
   }
 
-  ROBUSTFLOW_FN Bin bin(const Axis& axis, const Place& p) const {
+  ROBUSTFLOW_FN Bin bin(const Axis& axis, const Location& p) const {
     V before = V(0), own = size_at(axis, p.mirrored, 0);
     Bin b{V(0), V(0), V(0), V(0), own, select(p.mirrored, axis.left_sum, axis.right_sum)};
     for_inner_bins([&](int k) ROBUSTFLOW_INLINE {
@@ -250,22 +251,22 @@ struct RqSpline {
     b.inner = axis.slope * V(b.sum_outer + b.own) + (start + (p.index + V(1)) * axis.step);
     b.inner = select(p.last, mirror(p.mirrored, axis.middle), b.inner);
     b.size = axis.step + axis.slope * b.own;
-    if (ready_made()) b.size = select(p.last, b.inner - b.outer, b.size);
+    if (has_explicit_sizes()) b.size = select(p.last, b.inner - b.outer, b.size);
     return b;
   }
 
   // Logits of the derivatives at the outer and the inner knot.
-  struct Ends {
+  struct KnotLogits {
     V outer, inner;
   };
   template <class Source>
-  ROBUSTFLOW_FN Ends ends(const Source& source, const Place& p) const {
+  ROBUSTFLOW_FN KnotLogits knot_logits(const Source& source, const Location& p) const {
     const auto at = [&](int knot) ROBUSTFLOW_INLINE {
       const V logit = derivative_logit(source, knot);
-      if (ready_made()) return logit;
+      if (has_explicit_sizes()) return logit;
       return select(p.mirrored, derivative_logit(source, bins() - knot), logit);
     };
-    Ends e{at(0), at(1)};
+    KnotLogits e{at(0), at(1)};
     for_inner_bins([&](int k) ROBUSTFLOW_INLINE {
       const auto passed = p.index >= V(k);
       e.outer = select(passed, at(k), e.outer);
@@ -275,7 +276,7 @@ struct RqSpline {
   }
 
   struct Element {
-    Place place;
+    Location location;
     Bin x, y;
     Derivative outer, inner;
     Mask outside;
@@ -291,14 +292,14 @@ struct RqSpline {
     // The edges belong to the spline, and so do their roundings to x's dtype, which may lie
     // outside.
     if (is_narrower<V>(x_format)) {
-      lower = at_most(lower, as_stored(lower));
-      upper = at_least(upper, as_stored(upper));
+      lower = min(lower, as_stored(lower));
+      upper = max(upper, as_stored(upper));
     }
     return (key < lower) | (key > upper);
   }
   ROBUSTFLOW_FN V as_stored(V edge) const {
     // Double precision is converted to half types through single precision.
-    if constexpr (!is_single<V>) edge = rounded_to(edge, kFloat32);
+    if constexpr (!is_float32<V>) edge = rounded_to(edge, kFloat32);
     return rounded_to(edge, x_format);
   }
 
@@ -313,13 +314,13 @@ struct RqSpline {
     Element e;
     const auto locate_x = [&]() ROBUSTFLOW_INLINE {
       axes.x = axis(source, kWidths, box.left, box.right, min_bin_width, workspace);
-      if constexpr (!inverse) e.place = find(axes.x, key);
-      e.x = bin(axes.x, e.place);
+      if constexpr (!inverse) e.location = find_bin(axes.x, key);
+      e.x = bin(axes.x, e.location);
     };
     const auto locate_y = [&]() ROBUSTFLOW_INLINE {
       axes.y = axis(source, kHeights, box.bottom, box.top, min_bin_height, workspace + bins());
-      if constexpr (inverse) e.place = find(axes.y, key);
-      e.y = bin(axes.y, e.place);
+      if constexpr (inverse) e.location = find_bin(axes.y, key);
+      e.y = bin(axes.y, e.location);
     };
     if constexpr (inverse) {
       locate_y();
@@ -330,12 +331,12 @@ struct RqSpline {
       locate_y();
       e.outside = outside(key, box.left, box.right);
     }
-    const Ends logits = ends(source, e.place);
+    const KnotLogits logits = knot_logits(source, e.location);
     e.outer = derivative(logits.outer);
     e.inner = derivative(logits.inner);
     if (tails == Tails::linear) {
-      e.outer.value = select(e.place.index >= V(1), e.outer.value, V(1));
-      if (ready_made()) e.inner.value = select(e.place.last, V(1), e.inner.value);
+      e.outer.value = select(e.location.index >= V(1), e.outer.value, V(1));
+      if (has_explicit_sizes()) e.inner.value = select(e.location.last, V(1), e.inner.value);
       if (bins() == 1) e.inner.value = V(1);
     }
     return e;
@@ -353,11 +354,10 @@ struct RqSpline {
     Axes axes;
     const Element e = locate<inverse>(key, box, source, workspace, axes);
     const Output tail = tails_of(key);
-    const RqValue<V> point = rq_transform<inverse>(e.bin(), e.place.key);
-    V value = mirror(e.place.mirrored, point.value);
+    const RqValue<V> point = rq_transform<inverse>(e.bin(), e.location.key);
+    V value = mirror(e.location.mirrored, point.value);
     if (tails != Tails::linear) {  // an inner knot may be rounded past the end of the box
-      value =
-          at_least(inverse ? box.left : box.bottom, at_most(inverse ? box.right : box.top, value));
+      value = max(inverse ? box.left : box.bottom, min(inverse ? box.right : box.top, value));
     }
     return {select(e.outside, tail.value, value), select(e.outside, tail.slope, point.slope)};
   }
@@ -369,12 +369,13 @@ struct RqSpline {
                            V grad_y, V grad_logabsdet, const Sink& sink) const {
     Axes axes;
     const Element e = locate<inverse>(key, box, source, workspace, axes);
-    const RqGradient<V> g = rq_gradient<inverse>(e.bin(), e.place.key,
-                                                 mirror(e.place.mirrored, grad_y), grad_logabsdet);
+    const RqGradient<V> g = rq_gradient<inverse>(
+        e.bin(), e.location.key, mirror(e.location.mirrored, grad_y), grad_logabsdet);
     size_gradients(axes.x, e, e.x, {g.x0, g.x1, g.x_knots}, kWidths, source, sink);
     size_gradients(axes.y, e, e.y, {g.y0, g.y1, g.y_knots}, kHeights, source, sink);
     derivative_gradients(e, V(g.log_d0 * e.outer.log_slope), V(g.log_d1 * e.inner.log_slope), sink);
-    return select(e.outside, tails == Tails::none ? V(0) : grad_y, mirror(e.place.mirrored, g.x));
+    return select(e.outside, tails == Tails::none ? V(0) : grad_y,
+                  mirror(e.location.mirrored, g.x));
   }
 
   // The gradients by the outer knot of an element's bin, by the inner one, and by a shift of both.
@@ -388,21 +389,21 @@ struct RqSpline {
   // out, because they cancel.
   template <class Source, class Sink>
   ROBUSTFLOW_FN void size_gradients(const Axis& axis, const Element& e, const Bin& bin,
-                                    const KnotGradients& by, RqGroup group, const Source& source,
+                                    const KnotGradients& grad, RqGroup group, const Source& source,
                                     const Sink& sink) const {
     const V zero = V(0);
-    const auto mirrored = e.place.mirrored;
+    const auto mirrored = e.location.mirrored;
     V outer, own, inner;  // slope (C_j - mean) for the three kinds of bin
-    if (ready_made()) {
+    if (has_explicit_sizes()) {
       // The last knot is the end of the box, whatever the sizes.
-      own = select(e.place.last, zero, by.inner);
-      outer = select(e.place.last, by.outer, by.both);
+      own = select(e.location.last, zero, grad.inner);
+      outer = select(e.location.last, grad.outer, grad.both);
       inner = zero;
     } else {
       const V slope = axis.slope * logit_scale / (axis.left_sum + axis.right_sum);
-      outer = slope * (by.both * bin.sum_inner + by.outer * bin.own);
-      own = slope * (by.inner * bin.sum_inner - by.outer * bin.sum_outer);
-      inner = zero - slope * (by.both * bin.sum_outer + by.inner * bin.own);
+      outer = slope * (grad.both * bin.sum_inner + grad.outer * bin.own);
+      own = slope * (grad.inner * bin.sum_inner - grad.outer * bin.sum_outer);
+      inner = zero - slope * (grad.both * bin.sum_outer + grad.inner * bin.own);
     }
     const V index = number_of_bin(e);
     const V before = select(mirrored, inner, outer), after = select(mirrored, outer, inner);
@@ -411,11 +412,11 @@ struct RqSpline {
     };
     // An outside element's sizes may be NaN.
     const auto write_all = [&](auto&& value) ROBUSTFLOW_INLINE {
-      repeat<BINS>(bins(), [&](int k) ROBUSTFLOW_INLINE {
+      unroll<BINS>(bins(), [&](int k) ROBUSTFLOW_INLINE {
         sink(group, k, select(e.outside, zero, V(value(k))));
       });
     };
-    if (ready_made()) return write_all(pick);
+    if (has_explicit_sizes()) return write_all(pick);
     if (parametrization != Parametrization::softclip) {
       return write_all([&](int k) ROBUSTFLOW_INLINE { return axis.size[k] * pick(k); });
     }
@@ -426,19 +427,19 @@ struct RqSpline {
 
   // The number of an element's bin, from the left.
   ROBUSTFLOW_FN V number_of_bin(const Element& e) const {
-    return select(e.place.mirrored, V(bins() - 1) - e.place.index, e.place.index);
+    return select(e.location.mirrored, V(bins() - 1) - e.location.index, e.location.index);
   }
 
   template <class Sink>
-  ROBUSTFLOW_FN void derivative_gradients(const Element& e, V by_outer, V by_inner,
+  ROBUSTFLOW_FN void derivative_gradients(const Element& e, V grad_outer, V grad_inner,
                                           const Sink& sink) const {
     const V zero = V(0);
-    by_outer = select(e.outside, zero, by_outer);
-    by_inner = select(e.outside, zero, by_inner);
+    grad_outer = select(e.outside, zero, grad_outer);
+    grad_inner = select(e.outside, zero, grad_inner);
     const V index = number_of_bin(e);
-    const V left = select(e.place.mirrored, by_inner, by_outer);
-    const V right = select(e.place.mirrored, by_outer, by_inner);
-    repeat<0>(rq_num_derivatives(bins(), tails), [&](int j) ROBUSTFLOW_INLINE {
+    const V left = select(e.location.mirrored, grad_inner, grad_outer);
+    const V right = select(e.location.mirrored, grad_outer, grad_inner);
+    unroll<0>(rq_num_derivatives(bins(), tails), [&](int j) ROBUSTFLOW_INLINE {
       const int knot = tails == Tails::linear ? j + 1 : j;
       V v = select(index == V(knot), left, select(index == V(knot - 1), right, zero));
       if (tails == Tails::circular && j == 0) {
@@ -454,16 +455,16 @@ template <class V, int BINS>
 struct RqOp {
   using Lane = V;
   using Config = RqSplineConfig;
-  static constexpr int kGroups = 4, kPlanes = 0;
+  static constexpr int kGroups = 4, kParameters = 0;
   static constexpr int kMaxWorkspace = BINS > 0 ? 0 : rq_workspace(kMaxBins);
-  static constexpr int kBlocks[] = {!is_single<V> ? 4
-                                    : BINS > 10   ? 5
-                                    : BINS > 8    ? 7
-                                                  : 8,
-                                    !is_single<V> ? 3
-                                    : BINS > 8    ? 4
-                                    : BINS > 0    ? 5
-                                                  : 7};
+  static constexpr int kMinBlocksPerMultiprocessor[] = {!is_float32<V> ? 4
+                                                        : BINS > 10    ? 5
+                                                        : BINS > 8     ? 7
+                                                                       : 8,
+                                                        !is_float32<V> ? 3
+                                                        : BINS > 8     ? 4
+                                                        : BINS > 0     ? 5
+                                                                       : 7};
   using Pointer = std::conditional_t<BINS == 0, workspace_t<V>, V*>;
 
   RqSpline<V, BINS, Pointer> math;
@@ -492,18 +493,18 @@ struct RqOp {
 
   // A workspace in registers, or the given one.
   template <class F>
-  ROBUSTFLOW_FN static auto with_workspace(workspace_t<V> given, F&& f) {
+  ROBUSTFLOW_FN static auto with_workspace(workspace_t<V> memory, F&& f) {
     if constexpr (BINS > 0) {
       V registers[rq_workspace(BINS)];
       return f(static_cast<V*>(registers));
     } else {
-      return f(given);
+      return f(memory);
     }
   }
 
   template <bool inverse, class Parameter>
-  ROBUSTFLOW_FN auto transform(V x, const Parameter& p, workspace_t<V> given) const {
-    return with_workspace(given, [&](Pointer workspace) ROBUSTFLOW_INLINE {
+  ROBUSTFLOW_FN auto transform(V x, const Parameter& p, workspace_t<V> memory) const {
+    return with_workspace(memory, [&](Pointer workspace) ROBUSTFLOW_INLINE {
       return math.template transform<inverse>(x, box_of(p), p, workspace);
     });
   }
@@ -511,11 +512,11 @@ struct RqOp {
   ROBUSTFLOW_FN V log_slope(const Parameter&, V slope) const {
     return logarithm(slope);
   }
-  template <bool inverse, class Parameter, class Put>
-  ROBUSTFLOW_FN V gradient(V x, const Parameter& p, workspace_t<V> given, V gy, V gl,
-                           const Put& put) const {
-    return with_workspace(given, [&](Pointer workspace) ROBUSTFLOW_INLINE {
-      return math.template gradient<inverse>(x, box_of(p), p, workspace, gy, gl, put);
+  template <bool inverse, class Parameter, class Sink>
+  ROBUSTFLOW_FN V gradient(V x, const Parameter& p, workspace_t<V> memory, V gy, V gl,
+                           const Sink& sink) const {
+    return with_workspace(memory, [&](Pointer workspace) ROBUSTFLOW_INLINE {
+      return math.template gradient<inverse>(x, box_of(p), p, workspace, gy, gl, sink);
     });
   }
 };
@@ -531,7 +532,7 @@ struct RqTransform {
   // The usual numbers of bins, in single precision, are known to the compiler.
   template <class V, class F>
   static auto with_op(const Config& config, F&& f) {
-    if constexpr (is_single<V>) {
+    if constexpr (is_float32<V>) {
       if (config.parametrization != Parametrization::knots) switch (config.num_bins) {
           case 8:
             return f.template operator()<RqOp<V, 8>>();

@@ -6,10 +6,10 @@
 //   template <class V> struct Op {
 //     Lane = V, Config
 //     kGroups         tensors of parameters, after x among the operands
-//     kPlanes         parameters of an element, as many in each group; 0 where that is known at run
+//     kParameters         parameters of an element, as many in each group; 0 where that is known at run
 //                     time only
 //     kMaxWorkspace   the most lanes of memory that an element takes beside them
-//     kBlocks         of a GPU: blocks of 128 threads that the registers of a multiprocessor must
+//     kMinBlocksPerMultiprocessor         of a GPU: blocks of 128 threads that the registers of a multiprocessor must
 //                     hold at once, for the transform and for its gradient: as many as do without
 //                     spilling (tests/backends/aot shows the registers)
 //     Op(config, constants)        `constants` is the group of constants where all elements share
@@ -52,15 +52,15 @@ inline constexpr int kMaxGroups = 3, kMaxConstants = 4;
 // A number that must lie within bounds, because kernels keep that many numbers in fixed-size
 // memory.
 struct Limit {
-  const char* of;
-  std::int64_t value, least, most;
+  const char* what;
+  std::int64_t value, min, max;
 };
 
 template <class CONFIG>
 struct Settings {
   bool inverse;
   CONFIG config;
-  int planes[kMaxGroups];  // of each group with a gradient
+  int num_parameters[kMaxGroups];  // of each group with a gradient
   double constants[kMaxConstants] = {};
   Limit limit = {"", 0, 0, 0};
 };

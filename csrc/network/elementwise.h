@@ -34,12 +34,12 @@ void activate(Activation activation, const T* x, Index size, T* y) {
   };
   switch (activation.function) {
     case Function::relu:  // NaN stays
-      return apply([](V v) ROBUSTFLOW_INLINE { return at_least(V(0), v); });
+      return apply([](V v) ROBUSTFLOW_INLINE { return max(V(0), v); });
     case Function::tanh:
       return apply([](V v) ROBUSTFLOW_INLINE { return hyperbolic_tangent(v).value; });
     case Function::elu:
       return apply([=](V v) ROBUSTFLOW_INLINE {
-        const V low = at_least(V(-kExponentLimit<V>), at_most(V(0), v));
+        const V low = max(V(-kExponentLimit<V>), min(V(0), v));
         return select(v > V(0), v, V(slope * exponential_pair(low).minus_one));
       });
     case Function::leaky_relu:

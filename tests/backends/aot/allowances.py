@@ -30,10 +30,10 @@ STACK = (
         "float64 hides a few accesses to the first-level cache.",
     ),
     Allowance(
-        "cuda:planes_gradient<CubicBsplineOp Single *float16 true>",
+        "cuda:planar_gradient<CubicBsplineOp FastFloat *float16 true>",
         8,
-        "Eight elements of 11 planes fill all 255 registers; one number is stored once and loaded "
-        "once.",
+        "Eight elements with 11 parameters each fill all 255 registers; one number is stored once "
+        "and loaded once.",
     ),
     Allowance(
         "triton:modified_rq-inverse-rows-fp32:gradient_kernel",

@@ -60,9 +60,9 @@ def test_every_kernel_leaves_room_for_two_blocks(kernels: list[Compiled]) -> Non
 
 
 def test_planar_kernels_access_sixteen_bytes_at_a_time(cuda: list[Compiled]) -> None:
-    planes = [kernel for kernel in cuda if kernel.name.startswith("planes_")]
-    assert planes
-    for kernel in planes:
+    planar = [kernel for kernel in cuda if kernel.name.startswith("planar_")]
+    assert planar
+    for kernel in planar:
         assert kernel.global_widths(reads=True)[0] == 16, kernel.name
         assert kernel.global_widths(reads=False)[0] == 16, kernel.name
 

@@ -93,9 +93,9 @@ def test_occupancy_refuses_what_cannot_run() -> None:
         ("plain_c", "plain_c"),
         ("_ZN10robustflow10cuda_lanes16add_partial_sumsENS0_8PartialsE", "add_partial_sums"),
         (
-            "_ZN10robustflow10cuda_lanes15planes_gradientINS0_8AffineOpINS0_6SingleEEEffLb1EEEv"
-            "NS0_14PlanesGradientIT_EE",
-            "planes_gradient<AffineOp Single float float true>",
+            "_ZN10robustflow10cuda_lanes15planar_gradientINS0_8AffineOpINS0_9FastFloatEEEffLb1EEEv"
+            "NS0_14PlanarGradientIT_EE",
+            "planar_gradient<AffineOp FastFloat float float true>",
         ),
     ],
 )

@@ -26,7 +26,7 @@ class Places {
  public:
   Places(const Operand& operand, const Problem& problem) : bytes_(size_of(operand.dtype)) {
     for (int d = 0; d < problem.dims; ++d) add(problem.size[d], operand.stride[d]);
-    add(operand.planes, operand.plane_stride);
+    add(operand.num_parameters, operand.parameter_stride);
   }
 
   // From the first byte of the first to the last byte of the last.
@@ -133,8 +133,8 @@ class EmulatedDevice {
     if (batch_dims == problem.dims || is_empty(problem)) return run_on(nullptr);
     Operand sums;
     sums.data = logabsdet;
-    sums.dtype = problem.wide ? DType::float64 : DType::float32;
-    sums.planes = 1;
+    sums.dtype = problem.use_float64 ? DType::float64 : DType::float32;
+    sums.num_parameters = 1;
     Problem samples = problem;
     samples.dims = batch_dims;
     std::int64_t step = 1;

@@ -117,17 +117,17 @@ void print_approximations() {
   std::printf("exp2 %g\n", worst(-0.5, 0.5, emulator::exp2_approximately,
                                  [](double v) { return std::exp2(v); }));
   std::printf("division %g\n", worst(
-                                   1, 4, [](float v) { return (Single(1) / Single(v)).v; },
+                                   1, 4, [](float v) { return (FastFloat(1) / FastFloat(v)).v; },
                                    [](double v) { return 1 / v; }));
   std::printf("exponential %g\n", worst(
-                                      -80, 80, [](float v) { return exponential(Single(v)).v; },
+                                      -80, 80, [](float v) { return exponential(FastFloat(v)).v; },
                                       [](double v) { return std::exp(v); }));
   const float tiny = 1e-40f, huge = 3e38f;
   std::printf("flushed %g %g %g %g\n", emulator::reciprocal_approximately(tiny),
               emulator::reciprocal_approximately(-huge), emulator::square_root_approximately(tiny),
               emulator::exp2_approximately(tiny));
-  std::printf("nan %g %g %g\n", at_least(Single(0), Single(NAN)).v,
-              at_most(Single(NAN), Single(0)).v, emulator::square_root_approximately(-1));
+  std::printf("nan %g %g %g\n", max(FastFloat(0), FastFloat(NAN)).v,
+              min(FastFloat(NAN), FastFloat(0)).v, emulator::square_root_approximately(-1));
 }
 
 // ---- the choice --------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ inline namespace ROBUSTFLOW_ISA {
 
 // ---- arithmetic --------------------------------------------------------------------------------
 
-inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline float fused_multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 using emulator::exp2_approximately;
 using emulator::max_nan;
 using emulator::min_nan;
@@ -39,7 +39,7 @@ using emulator::square_root_approximately;
 }  // namespace ROBUSTFLOW_ISA
 }  // namespace robustflow
 
-#include "cuda/single.h"
+#include "cuda/fast_float.h"
 
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {

@@ -13,11 +13,11 @@ inline namespace ROBUSTFLOW_ISA {
 // Threads of a block. Two blocks must fit the registers of a multiprocessor: smaller ones where the
 // numbers of so many planes would spill from the 128 registers that larger ones leave a thread.
 template <class Op>
-inline constexpr int kPlanesThreads = Op::kPlanes > 8 ? 128 : 256;
-inline constexpr int kPlanesBlocks = 2;
+inline constexpr int kPlanarThreads = Op::kParameters > 8 ? 128 : 256;
+inline constexpr int kPlanarBlocks = 2;
 // Vectors of a thread in a tile: one logarithm, and one reduction, for all their elements.
-inline constexpr int kPlanesVectors = 4;
-static_assert(kPlanesVectors * 16 / sizeof(bfloat16) <= LogProduct<Single>::kMostFactors);
+inline constexpr int kPlanarVectors = 4;
+static_assert(kPlanarVectors * 16 / sizeof(bfloat16) <= LogProduct<FastFloat>::kMaxFactors);
 
 // Elements of a thread: as many as fit 16 bytes of the narrower type.
 template <class X, class P>
@@ -42,7 +42,7 @@ struct Tiling {
 
 // Operands by role; the parameters' views are one for each of the transform's groups.
 template <class Op>
-struct PlanesTransform {
+struct PlanarTransform {
   Op op;
   Space space;
   Tiling tiling;
@@ -51,7 +51,7 @@ struct PlanesTransform {
   double* partial;           // of each tile, in place of a logabsdet for each element
 };
 template <class Op>
-struct PlanesGradient {
+struct PlanarGradient {
   Op op;
   Space space;
   Tiling tiling;
@@ -79,15 +79,15 @@ struct Packed {
       store_words(p + i * (sizeof(Words) / sizeof(S)), words[i]);
     }
   }
-  ROBUSTFLOW_DEVICE Single operator[](int i) const {
+  ROBUSTFLOW_DEVICE FastFloat operator[](int i) const {
     if constexpr (sizeof(S) == 4) {
-      return Single(from_bits(static_cast<std::int32_t>(words[i / 4].word[i % 4])));
+      return FastFloat(from_bits(static_cast<std::int32_t>(words[i / 4].word[i % 4])));
     } else {
       const std::uint32_t word = words[i / 8].word[i % 8 / 2];
-      return Single(widen(S{static_cast<std::uint16_t>(i % 2 ? word >> 16 : word)}));
+      return FastFloat(widen(S{static_cast<std::uint16_t>(i % 2 ? word >> 16 : word)}));
     }
   }
-  ROBUSTFLOW_DEVICE static Packed from(const Single (&v)[N]) {
+  ROBUSTFLOW_DEVICE static Packed from(const FastFloat (&v)[N]) {
     Packed out;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
@@ -125,47 +125,47 @@ ROBUSTFLOW_DEVICE Packed<S, N> load_cotangent(const View& view, std::uint32_t of
   return Packed<S, N>::load(p);
 }
 
-ROBUSTFLOW_DEVICE std::uint32_t plane_offset(const View& view, int plane) {
-  return static_cast<std::uint32_t>(view.plane_stride) * plane;
+ROBUSTFLOW_DEVICE std::uint32_t parameter_offset(const View& view, int parameter) {
+  return static_cast<std::uint32_t>(view.parameter_stride) * parameter;
 }
 
 // The parameters of N elements, as they lie in memory: planes of the groups one after another.
 template <class Op, class P, int N>
 struct PackedParameters {
-  static constexpr int kEach = Op::kPlanes / Op::kGroups;
-  Packed<P, N> plane[Op::kPlanes];
+  static constexpr int kPerGroup = Op::kParameters / Op::kGroups;
+  Packed<P, N> packed[Op::kParameters];
 
   ROBUSTFLOW_DEVICE PackedParameters(const View* groups, const std::uint32_t* offsets) {
 #pragma unroll
-    for (int k = 0; k < Op::kPlanes; ++k) {
-      const View& group = groups[k / kEach];
-      plane[k] = Packed<P, N>::load(
-          at<const P>(group, offsets[k / kEach] + plane_offset(group, k % kEach)));
+    for (int k = 0; k < Op::kParameters; ++k) {
+      const View& group = groups[k / kPerGroup];
+      packed[k] = Packed<P, N>::load(
+          at<const P>(group, offsets[k / kPerGroup] + parameter_offset(group, k % kPerGroup)));
     }
   }
   // Those of element j.
   struct Element {
     const PackedParameters& all;
     int j;
-    ROBUSTFLOW_DEVICE Single operator()(int group, int k) const {
-      return all.plane[group * kEach + k][j];
+    ROBUSTFLOW_DEVICE FastFloat operator()(int group, int k) const {
+      return all.packed[group * kPerGroup + k][j];
     }
   };
   ROBUSTFLOW_DEVICE Element element(int j) const { return {*this, j}; }
 };
 
 template <class Op, class X, class P, bool inverse>
-ROBUSTFLOW_KERNEL(kPlanesThreads<Op>, kPlanesBlocks)
-planes_transform(ROBUSTFLOW_PARAMETER PlanesTransform<Op> p) {
+ROBUSTFLOW_KERNEL(kPlanarThreads<Op>, kPlanarBlocks)
+planar_transform(ROBUSTFLOW_PARAMETER PlanarTransform<Op> p) {
   constexpr int N = kVector<X, P>;
   for (std::uint32_t tile = block_index(); tile < p.tiling.tiles; tile += grid_blocks()) {
     const auto [begin, end] = p.tiling.range(tile);
-    LogProduct<Single> slopes;
+    LogProduct<FastFloat> slopes;
     for (std::uint32_t e = begin + thread_index() * N; e < end; e += block_threads() * N) {
       const Offsets offsets(p.space, p.in, p.out, e);
       const auto x = Packed<X, N>::load(at<const X>(p.in[0], offsets.in[0]));
       const PackedParameters<Op, P, N> parameters(p.in + 1, offsets.in + 1);
-      Single y[N], logabsdet[N];
+      FastFloat y[N], logabsdet[N];
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         const auto point = p.op.template transform<inverse>(x[j], parameters.element(j), nullptr);
@@ -179,15 +179,15 @@ planes_transform(ROBUSTFLOW_PARAMETER PlanesTransform<Op> p) {
       } else {
 #pragma unroll
         for (int j = 0; j < N; ++j) {
-          const Single log = p.op.log_slope(parameters.element(j), logabsdet[j]);
-          logabsdet[j] = inverse ? Single(0) - log : log;
+          const FastFloat log = p.op.log_slope(parameters.element(j), logabsdet[j]);
+          logabsdet[j] = inverse ? FastFloat(0) - log : log;
         }
         Packed<float, N>::from(logabsdet).store(at<float>(p.out[1], offsets.out[1]));
       }
     }
     if (p.partial) {
       const auto parts = slopes.parts();
-      const Single log = log_of_split(parts.mantissa, parts.exponent);
+      const FastFloat log = log_of_split(parts.mantissa, parts.exponent);
       const double sum = block_sum(inverse ? -log.v : log.v, shared_memory<float>());
       if (thread_index() == 0) p.partial[tile] = sum;
       barrier();
@@ -196,9 +196,9 @@ planes_transform(ROBUSTFLOW_PARAMETER PlanesTransform<Op> p) {
 }
 
 template <class Op, class X, class P, bool inverse>
-ROBUSTFLOW_KERNEL(kPlanesThreads<Op>, kPlanesBlocks)
-planes_gradient(ROBUSTFLOW_PARAMETER PlanesGradient<Op> p) {
-  constexpr int N = kVector<X, P>, kEach = Op::kPlanes / Op::kGroups;
+ROBUSTFLOW_KERNEL(kPlanarThreads<Op>, kPlanarBlocks)
+planar_gradient(ROBUSTFLOW_PARAMETER PlanarGradient<Op> p) {
+  constexpr int N = kVector<X, P>, kPerGroup = Op::kParameters / Op::kGroups;
   const int inner = p.space.dims - 1;
   for (std::uint32_t tile = block_index(); tile < p.tiling.tiles; tile += grid_blocks()) {
     const auto [begin, end] = p.tiling.range(tile);
@@ -206,23 +206,24 @@ planes_gradient(ROBUSTFLOW_PARAMETER PlanesGradient<Op> p) {
       const Offsets offsets(p.space, p.in, p.out, e);
       const auto x = Packed<X, N>::load(at<const X>(p.in[0], offsets.in[0]));
       const PackedParameters<Op, P, N> parameters(p.in + 1, offsets.in + 1);
-      const int gy_at = 1 + Op::kGroups, gl_at = gy_at + 1;
-      const auto gy = load_cotangent<N, X>(p.in[gy_at], offsets.in[gy_at], inner);
-      const auto gl = load_cotangent<N, float>(p.in[gl_at], offsets.in[gl_at], inner);
-      Single gx[N], by_parameter[Op::kPlanes][N];
+      const int gy_index = 1 + Op::kGroups, gl_index = gy_index + 1;
+      const auto gy = load_cotangent<N, X>(p.in[gy_index], offsets.in[gy_index], inner);
+      const auto gl = load_cotangent<N, float>(p.in[gl_index], offsets.in[gl_index], inner);
+      FastFloat gx[N], by_parameter[Op::kParameters][N];
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         gx[j] = p.op.template gradient<inverse>(
             x[j], parameters.element(j), nullptr, gy[j], gl[j],
-            [&](int group, int k, Single v) { by_parameter[group * kEach + k][j] = v; });
+            [&](int group, int k, FastFloat v) { by_parameter[group * kPerGroup + k][j] = v; });
       }
       if (p.out[0].data) Packed<X, N>::from(gx).store(at<X>(p.out[0], offsets.out[0]));
 #pragma unroll
-      for (int k = 0; k < Op::kPlanes; ++k) {
-        const View& group = p.out[1 + k / kEach];
+      for (int k = 0; k < Op::kParameters; ++k) {
+        const View& group = p.out[1 + k / kPerGroup];
         if (!group.data) continue;
         Packed<P, N>::from(by_parameter[k])
-            .store(at<P>(group, offsets.out[1 + k / kEach] + plane_offset(group, k % kEach)));
+            .store(at<P>(group,
+                         offsets.out[1 + k / kPerGroup] + parameter_offset(group, k % kPerGroup)));
       }
     }
   }
