@@ -1,10 +1,10 @@
 // robustflow._autograd: eager calls of the native operators, with gradients, in C++.
 //
-// It does in C++ what `_python_function` of robustflow/ops/registry.py does for any operator. A call of
-// 200 x 5 with ten bins and its gradient take 39 us in place of 55, a call without gradients 10.3
-// in place of 13.3 (benchmarks/results/README.md says on which machine). It needs more of torch
-// than the stable ABI, so it is a library of its own, and robustflow/_native.py loads it only into
-// the exact PyTorch that it was built against.
+// It is a faster `_python_function` (robustflow/ops/registry.py). For an input of 200 x 5 with ten
+// bins, a call and its gradient take 39 us instead of 55, and a call without gradients 10.3 us
+// instead of 13.3 (benchmarks/results/README.md names the machine). It needs more of torch than the
+// stable ABI has. So it is a library of its own, which robustflow/_native.py loads only into the
+// exact PyTorch that it was built against.
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -20,9 +20,9 @@ namespace {
 
 using torch::autograd::AutogradContext;
 
-// Autograd sees only the tensors that are defined; `present` says which arguments those are.
+// Undefined tensors are not passed to autograd. Bit i of `present` says that argument i is defined.
 struct Node : torch::autograd::Function<Node> {
-  static constexpr bool is_traceable = true;  // all that the backward pass reads is in ctx
+  static constexpr bool is_traceable = true;  // the backward pass reads nothing but ctx
 
   static variable_list of(const Operator& operation, const variable_list& tensors,
                           const Stack& config) {
@@ -82,7 +82,7 @@ struct Node : torch::autograd::Function<Node> {
   }
 };
 
-// Whether any of some tensors, or None, is a dual number of forward mode.
+// Whether any argument is a dual tensor of forward-mode AD. Arguments may be None.
 bool any_dual(const py::args& tensors) {
   for (const py::handle value : tensors)
     if (THPVariable_Check(value.ptr()) && THPVariable_Unpack(value.ptr())._fw_grad(0).defined())

@@ -1,6 +1,6 @@
-// robustflow._C: functions that are not operators. The operators register themselves
-// (csrc/ops_cpu.cpp) when this library is loaded. It uses torch's own copy of pybind11, which
-// supports every Python that torch supports; no tensor or torch type passes through it.
+// robustflow._C: the native functions that are not operators. (Operators register themselves when
+// this library is loaded: csrc/ops_cpu.cpp.) pybind11 is torch's own copy, so that it supports
+// every Python that torch supports. No tensor or other torch type passes through this file.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -18,7 +18,7 @@ namespace {
 using robustflow::cpu::Magnitudes;
 using robustflow::cpu::Shape;
 
-// Addresses come from Python as numbers; robustflow._native checks the tensors.
+// Python passes addresses as integers, after robustflow._native has checked the tensors.
 template <class T>
 T* at(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
@@ -48,7 +48,7 @@ void find_crossings(std::uintptr_t before, std::uintptr_t after, std::uintptr_t 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "What is no operator: instruction sets, loops; see robustflow._native.";
+  m.doc() = "Native functions that are not operators; robustflow._native wraps them.";
   m.def("isa_name", robustflow::cpu::isa_name);
   m.def("set_isa", robustflow::cpu::set_isa, py::arg("name"));
   m.def("isa_built", robustflow::cpu::isa_built);

@@ -49,13 +49,14 @@ inline py::tuple to_python(const variable_list& tensors) {
   return wrapped;
 }
 
-// An operator, its backward operator, and the source of gradients of gradients. Lives as long as
-// the process.
+// An operator, its backward operator, and a Python function for second derivatives. Lives as long
+// as the process.
 class Operator {
  public:
-  // `num_tensors` tensors come first among the arguments, of which the first `num_gradients` have
-  // gradients. `reference_gradients(tensors, config, needed, cotangents)` gives differentiable ones.
-  // `python_function` takes the calls that Python may override: subclasses of Tensor, function modes.
+  // The first `num_tensors` arguments are tensors, and the first `num_gradients` of these have
+  // gradients. `reference_gradients(tensors, config, needed, cotangents)` returns gradients that
+  // can be differentiated again. `python_function` handles calls with a subclass of Tensor or
+  // within a TorchFunctionMode.
   Operator(const std::string& forward, const std::string& backward, size_t num_tensors,
            size_t num_gradients, py::function reference_gradients, py::function python_function)
       : forward_(find(forward)),
@@ -85,7 +86,7 @@ class Operator {
     return {std::move(stack[0]).toTensor(), std::move(stack[1]).toTensor()};
   }
 
-  // Of the tensors that `needed` asks for; the others are undefined.
+  // Bit i of `needed` asks for the gradient of tensor i; the other gradients are undefined.
   variable_list gradients(const variable_list& tensors, const Stack& config, int64_t needed,
                           const variable_list& cotangents) const {
     if (at::GradMode::is_enabled())  // create_graph=True: this gradient is differentiated again
@@ -103,7 +104,7 @@ class Operator {
     return grads;
   }
 
-  // The configuration that a Python sequence holds.
+  // The operator's arguments after the tensors, from a Python sequence.
   Stack to_config(const py::sequence& numbers, size_t first = 0) const {
     Stack config;
     config.reserve(config_.size());

@@ -1,11 +1,11 @@
-// The operators that robustflow/ops defines, for any device: checks and allocation, then the
-// device's driver runs the problem. This file and the two that register the operators (ops_cpu.cpp,
-// ops_cuda.cpp) use torch's stable ABI and nothing else of torch.
+// The operators that robustflow/ops defines, for any device. They check the arguments and allocate
+// the outputs; the device's driver does the rest. Of torch, this file and the two that register the
+// operators (ops_cpu.cpp, ops_cuda.cpp) use only the stable ABI.
 //
-// A Device says where its tensors live and runs their problems:
+// The interface of a Device:
 //
-//   explicit Device(const Tensor& x);  // makes the device of x the current one while it lives
-//   bool owns(const Tensor& t) const;
+//   explicit Device(const Tensor& x);  // makes the device of x current for its own lifetime
+//   bool owns(const Tensor& t) const;  // whether t is on this device
 //   void run_transform(const Problem& problem, int batch_dims, void* logabsdet);
 //   void run_gradient(const Problem& problem);
 #pragma once
@@ -76,16 +76,17 @@ std::vector<int64_t> sizes_of(const Tensor& t) {
   return {sizes.begin(), sizes.end()};
 }
 
-// A dense tensor in the memory order of t.
+// A tensor without gaps, with the dimensions of t in the same order in memory.
 Tensor dense_like(const Tensor& t) {
   if (!t.is_contiguous()) return torch::stable::empty_like(t);
   const std::vector<int64_t> sizes = sizes_of(t);
   return empty_strided(t, sizes, contiguous_strides(sizes), t.scalar_type());
 }
 
+// For an output that is not needed.
 Tensor placeholder(const Tensor& like) { return empty_strided(like, {0}, {1}, like.scalar_type()); }
 
-// Builds a problem from tensors in canonical form (robustflow/ops/__init__.py), and runs it.
+// Builds a problem from tensors in canonical form (robustflow/ops/__init__.py) and runs it.
 template <class Device>
 class Call {
  public:
@@ -100,19 +101,19 @@ class Call {
     input(x, 0);
   }
 
-  // A tensor over the leading dimensions of x, or none.
+  // A tensor with the leading dimensions of x, or none.
   void input(const MaybeTensor& t) {
     if (t) return input(*t, 0);
     problem_.in[problem_.num_inputs++].num_parameters = 1;
   }
-  // A tensor of parameters, whose last dimension has `num_parameters` of them.
+  // A tensor of parameters: its last dimension has the size `num_parameters`.
   void parameters(const Tensor& t, int64_t num_parameters) {
     STD_TORCH_CHECK(t.dim() == problem_.dims + 1 && t.size(t.dim() - 1) == num_parameters,
                     "robustflow: parameters must have x's dimensions and a last one of ",
                     num_parameters, ".");
     input(t, num_parameters);
   }
-  // Numbers that are the same for every element. They must outlive the problem's run.
+  // Numbers that are the same for every element. `values` must stay valid until the run has ended.
   void constants(const double* values, int count) {
     Operand& operand = problem_.in[problem_.num_inputs++];
     operand.data = const_cast<double*>(values);
@@ -121,7 +122,7 @@ class Call {
     operand.parameter_stride = 1;
     operand.on_host = true;
   }
-  // Some num_parameters of the previous parameter tensor, in place of a tensor.
+  // Parameters that are in the tensor of the earlier operand `input` (or `output`).
   void part_of_input(int first_parameter, int num_parameters, int input) {
     part(problem_.in[problem_.num_inputs++], first_parameter, num_parameters, input);
   }
@@ -219,8 +220,9 @@ class Call {
 
 bool is_needed(int64_t needed, int gradient) { return needed >> gradient & 1; }
 
-// An operator and its backward operator. NUMBERS are the types of the schema's numbers, before the
-// last ones, and OTHERS count its tensors behind x and the first group of parameters.
+// An operator and its backward operator. `Numbers` are the types of the arguments that
+// Description::settings takes after x's dtype. `Others` counts the optional tensors after x and the
+// first group of parameters.
 template <class Device, Transform TRANSFORM, class Description, class Numbers, class Others>
 struct Operator;
 
@@ -275,7 +277,7 @@ struct Operator<Device, TRANSFORM, Description,
   }
 
  private:
-  // The groups of parameters and the constants; null: not given.
+  // The groups of parameters, then the constants; null where the caller passed none.
   struct Tensors {
     const Tensor* group[1 + sizeof...(OTHERS)];
   };
@@ -332,7 +334,7 @@ using OperatorOf =
     Operator<Device, TRANSFORM, Description, decltype(&Description::settings),
              std::make_index_sequence<Description::kGroups - 1 + (Description::kConstants > 0)>>;
 
-// Registers all operators for a device, inside STABLE_TORCH_LIBRARY_IMPL.
+// Registers all operators for a device; called inside STABLE_TORCH_LIBRARY_IMPL.
 template <class Device, class Library>
 void register_operators(Library& library) {
 #define ROBUSTFLOW_ENTRY(name, Description)                        \

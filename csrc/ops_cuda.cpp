@@ -9,8 +9,8 @@
 namespace robustflow {
 namespace {
 
-// Makes the device of x the current one while it lives, and gives the kernels torch's stream and
-// memory.
+// Makes the device of x current for its own lifetime. The kernels run on torch's current stream,
+// and their memory comes from torch's allocator.
 class CudaDevice {
  public:
   explicit CudaDevice(const Tensor& x) : x_(x) {
@@ -38,7 +38,8 @@ class CudaDevice {
     context.owner = this;
     return context;
   }
-  // From torch's allocator, which reuses it for later work of this stream only.
+  // The tensor is freed before the kernels have run. That is safe: torch's allocator reuses its
+  // memory only for later work on this stream.
   void* allocate(int64_t bytes) {
     memory_.push_back(empty_strided(x_, {(bytes + 7) / 8}, {1}, ScalarType::Double));
     return memory_.back().mutable_data_ptr();

@@ -1,4 +1,4 @@
-// The order in which a device visits the elements of a problem.
+// The order in which a device computes the elements of a problem.
 #pragma once
 
 #include <algorithm>
@@ -7,7 +7,7 @@
 
 namespace robustflow {
 
-// Dimensions from the outermost in, those of size 1 left out.
+// Dimensions from the outermost to the innermost, without those of size 1.
 struct Order {
   int dims = 0;
   int dim[kMaxDims];
@@ -22,8 +22,8 @@ struct Order {
   }
 };
 
-// The first `fixed` dimensions as they are, the others as the first output has them in memory;
-// `keep(d)` says which dimensions to take.
+// The first `fixed` dimensions keep their order; the others are sorted by the strides of the first
+// output, the largest first. Dimensions for which keep(d) is false are left out.
 template <class Keep>
 Order visiting_order(const Problem& problem, int fixed, const Keep& keep) {
   int rest[kMaxDims], count = 0;

@@ -8,8 +8,9 @@
 
 namespace robustflow {
 
-// f(first, last) for parts of at least `grain`. at::parallel_for is a plain loop in a file that is
-// compiled without OpenMP, as all here are; this one is compiled in PyTorch.
+// Calls f(first, last) on parts of [begin, end), each at least `grain` long. Not at::parallel_for:
+// it is a template, and becomes a plain loop in files that are compiled without OpenMP, as all of
+// this project's are. torch_parallel_for is compiled in PyTorch.
 template <class F>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const F& f) {
   if (end - begin <= grain) return f(begin, end);

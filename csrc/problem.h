@@ -1,5 +1,5 @@
-// What the operators (csrc/ops.h) pass to a device: tensors as pointers and strides, and the
-// transform to run on them. Independent of torch.
+// What the operators (csrc/ops.h) pass to a device: the transform, and its tensors as pointers and
+// strides. Independent of torch.
 #pragma once
 
 #include <cstddef>
@@ -11,23 +11,24 @@ namespace robustflow {
 
 inline constexpr int kMaxDims = 16;
 
-// One tensor of a problem, over the problem's dimensions and an axis of planes (an element's
-// parameters).
+// One tensor of a problem. It has the problem's dimensions and, last, one for the parameters of an
+// element. x, y, the log-determinant and their cotangents count as one parameter.
 struct Operand {
-  void* data = nullptr;  // null: a zero input, or an output that is not wanted
+  void* data = nullptr;  // null: an input of zeros, or an output that is not needed
   DType dtype = DType::float32;
   std::int64_t stride[kMaxDims] = {};  // 0 where the tensor is broadcast
   int num_parameters = 0;
   std::int64_t parameter_stride = 0;
-  // If not -1: this operand is a part of that earlier operand, from its `first_parameter` on.
+  // If not -1: the index of an earlier operand that has these parameters, from `first_parameter`
+  // on. Its own `data` and strides are then not used.
   int part_of = -1;
   int first_parameter = 0;
-  bool on_host = false;  // numbers for every element, in the host's memory
+  bool on_host = false;  // one row of float64 in host memory, the same for every element
 };
 
-// Operands of a problem. Inputs are x, the groups of parameters, and, of a backward problem, the
-// cotangents of y and of the log-determinant. Outputs are y and the log-determinant, or the gradients
-// by x and by the groups.
+// Operands of a problem. Forward: x and the groups of parameters give y and the log-determinant.
+// Backward: x, the groups, and the cotangents of y and of the log-determinant give the gradients of
+// x and of the groups.
 inline constexpr int kMaxInputs = 7;
 inline constexpr int kMaxOutputs = 4;
 
@@ -36,8 +37,8 @@ enum class Transform : int;  // csrc/transforms.h
 struct Problem {
   Transform transform;
   bool inverse;
-  const void* config;        // the transform's own, from csrc/math
-  std::size_t config_bytes;  // its size
+  const void* config;        // the transform's own struct, from csrc/math
+  std::size_t config_bytes;  // sizeof of that struct
   bool use_float64;          // compute in float64
 
   int dims = 0;
@@ -47,7 +48,7 @@ struct Problem {
 };
 
 // The dimensions over which a backward problem's parameters are shared, so that their gradients are
-// sums: those in which no wanted gradient of a parameter has a stride.
+// sums: those where every gradient of parameters that is needed has the stride 0.
 struct SharedDims {
   bool dim[kMaxDims] = {};
   bool any = false;

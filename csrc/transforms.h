@@ -1,6 +1,6 @@
-// The list of transforms. To add one, write its header (csrc/math/transform.h says what it must
-// have), add an include and a line here, and a file like csrc/cuda/affine.cu:
-// docs/adding-a-transform.md.
+// The list of transforms. To add one, write its header (csrc/math/transform.h describes the
+// interface), include it and list it here, and write a file like csrc/cuda/affine.cu.
+// docs/adding-a-transform.md has all the steps.
 #pragma once
 
 #include "math/affine.h"

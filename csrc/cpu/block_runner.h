@@ -1,5 +1,5 @@
-// Runs one kernel on a problem, block by block. kernels.h says what planes are: a block's inputs are
-// copied into planes unless they are planes already, and its outputs are copied back.
+// Runs one kernel on a problem, block by block. A block's operands must be planes (kernels.h).
+// Where a tensor's own memory is not, inputs are copied into buffers, and outputs from them.
 #pragma once
 
 #include <cstdlib>
@@ -25,8 +25,8 @@ struct Free {
   void operator()(void* p) const { std::free(p); }
 };
 
-// A thread's memory for planes; it only grows. Only one BlockRunner of a thread may use it at a
-// time.
+// A thread's memory for planes, which is kept for later calls. It belongs to one BlockRunner at a
+// time: a thread must not have two.
 template <class T>
 T* buffer(Index elements) {
   static thread_local std::unique_ptr<void, Free> memory;
@@ -45,7 +45,7 @@ T* buffer(Index elements) {
 template <class T>
 class BlockRunner {
  public:
-  // `order`: the elements and their order. `gradient`: whether to run the backward kernel.
+  // `order`: the elements to compute, and in which order. `gradient`: run the backward kernel.
   BlockRunner(const Problem& problem, const Order& order, bool gradient)
       : problem_(problem), kernel_(kernel_of(problem, gradient)) {
     Index num_planes = 0;
@@ -80,21 +80,20 @@ class BlockRunner {
   // The largest number of elements in a block.
   Index capacity() const { return capacity_; }
 
-  // From now on the kernel adds each block's log-determinants to *sum instead of writing them.
+  // From now on the kernel adds the sum of each block's log-determinants to *sum, and writes none.
   void sum_logabsdet_into(double* sum) {
     sums_logabsdet_ = true;
     block_.logabsdet_sum = sum;
   }
 
-  // From now on output i stays in a buffer. After each block the caller can read it from
-  // kept_output(i), where its planes are capacity() apart.
+  // From now on output i stays in its buffer. After each block the caller can read it there:
+  // kept_output(i) is the first plane, and planes are capacity() apart.
   void keep_output(int i) { kept_[i] = true; }
   const T* kept_output(int i) const { return out_buffer_[i]; }
 
-  // For parameters that several elements share. The runner's order then goes through the parameters,
-  // and `sharers` through the elements that share one of them. After move_to_sharer(s), a block has
-  // element s of those that share each parameter: it uses the x, the cotangents and the gradient of
-  // x of these elements. The parameters stay the same.
+  // For parameters that several elements share. The runner's order then has the dimensions of the
+  // parameters, and `sharers` has the dimensions over which these are shared. After
+  // move_to_sharer(s), every parameter is combined with number s of the elements that share it.
   void share_parameters(const Order& sharers) {
     const auto add = [&](View& view, const Operand& operand) {
       if (view.data) sharers_.push_back({&view, view.data, View(operand, sharers)});
@@ -111,13 +110,14 @@ class BlockRunner {
     fill_repeating_inputs();
   }
 
-  // Runs the elements [start, end) of the order. `done(start, size)` is called after each block.
+  // Runs the elements [start, end) of the order, and calls after_block(start, size) for each block.
   template <class AfterBlock>
   void run(Index start, Index end, const AfterBlock& after_block) {
     while (start < end) {
       Index size = std::min(capacity_, end - start);
       if (run_ >= kLongRun) size = std::min(size, run_ - start % run_);
-      // A remainder that does not fill whole packs goes through buffers, which are padded.
+      // A remainder that does not fill a pack becomes a block of its own. It uses buffers, which
+      // are padded.
       if (size > lanes_) size -= size % lanes_;
       run_block(start, size);
       after_block(start, size);
@@ -125,17 +125,17 @@ class BlockRunner {
     }
   }
 
-  // Writes the elements [start, start + size) of output i from planes that are `stride` apart.
+  // Copies planes that are `stride` apart to the elements [start, start + size) of output i.
   void store_output(int i, Index start, Index size, const T* from, Index stride) const {
     store(out_[i], start, size, from, stride, false);
   }
 
  private:
-  // Where an operand's memory lies for each of the elements that share a parameter.
+  // An operand that differs between the elements that share a parameter.
   struct Sharer {
-    View* view;   // over the parameters
-    char* start;  // the memory for the first sharer
-    View elements;
+    View* view;     // over the parameters' dimensions
+    char* start;    // view->data for the first sharer
+    View elements;  // over the dimensions of the sharers
   };
 
   static Kernel<T> kernel_of(const Problem& problem, bool gradient) {
@@ -149,7 +149,7 @@ class BlockRunner {
     if (operand.data && !view.period()) run_ = std::min(run_, view.run());
     return operand.num_parameters;
   }
-  // Elements from plane to plane of an input's buffer; each plane aligned at a cache line.
+  // The distance between planes of an input's buffer; each plane begins at a cache line.
   Index plane_stride(const View& view) const {
     return view.period() > 1 ? capacity_ + kLongestPeriod : capacity_;
   }
@@ -158,8 +158,8 @@ class BlockRunner {
     if (buffer) memory += operand.num_parameters * stride;
   }
 
-  // Fills the planes of inputs that repeat, so that a whole block can start anywhere in the first
-  // period.
+  // Fills the buffers of inputs that repeat (View::period). A block can then start at any element
+  // of the first period.
   void fill_repeating_inputs() {
     for (int i = 0; i < problem_.num_inputs; ++i) {
       const View& view = in_[i];
@@ -182,7 +182,7 @@ class BlockRunner {
     }
   }
 
-  // Whether a block consists of planes in the operand's own memory; `data` is then their address.
+  // Whether a block's elements are planes in the operand's own memory. If so, sets `data` to them.
   bool in_place(const View& view, Index start, Index size, T*& data) const {
     if (!view.data || view.dtype != dtype_of<T> || view.stride[view.dims - 1] != 1) return false;
     if (size % lanes_ || start % view.run() + size > view.run()) return false;
@@ -198,11 +198,11 @@ class BlockRunner {
            (count == 1 || aligned(planes.stride * Index(sizeof(T))));
   }
 
-  // Whether the gaps between rows are so small that prefetching whole rows is worth it.
+  // Whether the gaps between rows are at most as large as the rows, so that prefetching pays.
   static bool dense(const Strided& rows) { return rows.stride <= 2 * rows.num_planes; }
 
-  // Prefetches the next block's rows, assuming that they follow these. Rows of which several
-  // operands are slices are prefetched once.
+  // Lets the kernel prefetch the next block's rows, assuming that they follow these in memory. If
+  // several operands are slices of the same rows, they are prefetched once.
   void add_prefetch_of_next_rows(const Strided& rows, Index size) {
     if (rows.plane_stride != 1 || rows.num_planes == 1 || !dense(rows)) return;
     const Index bytes = rows.stride * size_of(rows.dtype);
@@ -213,7 +213,7 @@ class BlockRunner {
     }
     block_.prefetches[block_.num_prefetches++] = {next, bytes, false};
   }
-  // Prefetches the rows to which an output is copied after the kernel.
+  // Lets the kernel prefetch the rows to which an output will be copied.
   void add_prefetch_of_output_rows(const Strided& rows) {
     if (rows.plane_stride != 1 || rows.num_planes == 1 || !dense(rows)) return;
     block_.prefetches[block_.num_prefetches++] = {static_cast<const char*>(rows.data),
@@ -235,7 +235,7 @@ class BlockRunner {
     }
   }
 
-  // The planes of an input for the block, copied into the buffer if necessary.
+  // Returns the planes of an input; copies them to its buffer first, if necessary.
   Planes<const T> load_input(int i, Index start, Index size) {
     const Operand& operand = problem_.in[i];
     if (operand.part_of >= 0) return part(block_.in[operand.part_of], operand);
@@ -256,8 +256,8 @@ class BlockRunner {
     return {in_buffer_[i], stride};
   }
 
-  // The planes to which the kernel writes an output. Sets `in_memory` if they are in the operand's
-  // own memory, not in the buffer.
+  // Returns the planes to which the kernel writes an output. Sets `in_memory` if they are the
+  // tensor's own memory and not a buffer.
   Planes<T> place_output(int i, Index start, Index size, bool& in_memory) {
     const Operand& operand = problem_.out[i];
     if (operand.part_of >= 0) return part(block_.out[operand.part_of], operand);

@@ -1,4 +1,4 @@
-// Copies between strided memory of any dtype and planes of the compute type.
+// Copies between strided memory of any dtype and planes of the compute type (kernels.h).
 #pragma once
 
 #include "../math/half.h"
@@ -31,7 +31,7 @@ ROBUSTFLOW_FN void narrow(float v, float16& out) {
   out = narrow_portably(v, out);
 #endif
 }
-// No float computation has double tensors; a double one may have half tensors.
+// A float64 computation may have 16-bit tensors. (A float32 one has no float64 tensors.)
 template <class Half>
 ROBUSTFLOW_FN void narrow(double v, Half& out) {
   narrow(static_cast<float>(v), out);
@@ -70,7 +70,7 @@ ROBUSTFLOW_FN void store8(float8 v, float16* p) {
 }
 #endif
 
-// Eight rows of eight become eight columns.
+// Transposes an 8 x 8 matrix.
 ROBUSTFLOW_FN void transpose8(float8 r[8]) {
   float8 a[8], b[8];
   for (int i = 0; i < 4; ++i) {  // pairs of rows
@@ -89,7 +89,8 @@ ROBUSTFLOW_FN void transpose8(float8 r[8]) {
   }
 }
 
-// Separates the numbers at even and odd positions of two registers, and back.
+// deinterleave: of the 16 numbers in a and b, those at even positions go to a, the others to b.
+// interleave is the inverse.
 ROBUSTFLOW_FN void deinterleave(float8& a, float8& b) {
   const float8 even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
   b = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
@@ -101,8 +102,8 @@ ROBUSTFLOW_FN void interleave(float8& a, float8& b) {
   a = first;
 }
 
-// Eight adjacent rows of two or four numbers become columns, and back. Separated once, the
-// registers hold even and odd columns in turn; separated again, one column each.
+// rows_to_columns: registers that hold eight contiguous rows of two (or four) numbers then hold one
+// column each. columns_to_rows is the inverse.
 ROBUSTFLOW_FN void rows_to_columns(float8 (&r)[2]) { deinterleave(r[0], r[1]); }
 ROBUSTFLOW_FN void columns_to_rows(float8 (&c)[2]) { interleave(c[0], c[1]); }
 ROBUSTFLOW_FN void rows_to_columns(float8 (&r)[4]) {
@@ -118,6 +119,7 @@ ROBUSTFLOW_FN void columns_to_rows(float8 (&c)[4]) {
   interleave(c[0], c[1]);
 }
 
+// For contiguous rows of COLUMNS numbers. Copies a multiple of eight rows; returns how many.
 template <int COLUMNS, class S>
 ROBUSTFLOW_FN std::int64_t load_short_rows(const S* from, std::int64_t size, float* to,
                                            std::int64_t to_stride) {
@@ -147,8 +149,8 @@ ROBUSTFLOW_FN std::int64_t store_short_rows(const float* from, std::int64_t from
   return i;
 }
 
-// Rows of `planes` adjacent numbers to planes, eight by eight in registers. Reading eight numbers
-// may run past a row's end, so rows near the end of the memory are copied one by one.
+// Copies rows to planes: column k of the rows becomes plane k. Works on 8 x 8 blocks in registers.
+// Reading eight numbers may go beyond a row's end, so the last rows are copied number by number.
 template <class S>
 ROBUSTFLOW_FN void load_rows(const S* from, std::int64_t stride, int columns, std::int64_t size,
                              float* to, std::int64_t to_stride) {
@@ -158,7 +160,8 @@ ROBUSTFLOW_FN void load_rows(const S* from, std::int64_t stride, int columns, st
   if (stride == columns && columns == 4) i = load_short_rows<4>(from, size, to, to_stride);
   for (; i + 8 <= size; i += 8) {
     for (int offset = 0; offset < columns; offset += 8) {
-      // The last eight overlap the ones before, if there are at least eight.
+      // With at least eight columns, the last block begins early enough to end with the last
+      // column.
       const int k = offset + 8 > columns && columns >= 8 ? columns - 8 : offset;
       if ((i + 7) * stride + k + 8 > end) goto rest;
       float8 r[8];
@@ -180,8 +183,8 @@ rest:
     for (int k = 0; k < columns; ++k) to[k * to_stride + i] = widen(from[i * stride + k]);
 }
 
-// Planes to rows. Eight numbers are written at a time if the next row, written later, overwrites
-// the excess.
+// Copies planes to rows. Where writing eight numbers goes beyond a row's end, the next row, written
+// later, overwrites the excess.
 template <class S>
 ROBUSTFLOW_FN void store_rows(const float* from, std::int64_t from_stride, int columns,
                               std::int64_t size, S* to, std::int64_t stride) {
@@ -213,7 +216,8 @@ ROBUSTFLOW_FN void store_rows(const float* from, std::int64_t from_stride, int c
     for (int k = 0; k < columns; ++k) narrow(from[k * from_stride + i], to[i * stride + k]);
 }
 
-// Streams bytes from an aligned buffer to aligned memory; a partial last line is stored normally.
+// Copies bytes to aligned memory with streaming stores; a remainder smaller than a register is
+// stored normally.
 ROBUSTFLOW_FN void stream_bytes(const char* from, std::int64_t size, char* to) {
   std::int64_t i = 0;
   for (; i + kRegisterBytes <= size; i += kRegisterBytes) {
@@ -224,8 +228,8 @@ ROBUSTFLOW_FN void stream_bytes(const char* from, std::int64_t size, char* to) {
   __builtin_memcpy(to + i, from + i, size - i);
 }
 
-// Planes to rows without gaps, by streaming stores. This many rows fill whole cache lines, whatever
-// their length.
+// Copies planes to contiguous rows with streaming stores, kStreamedRows at a time: that many rows
+// fill whole cache lines, whatever their length.
 inline constexpr int kStreamedRows = 32, kMaxStreamedRowBytes = 512;
 
 template <class S>

@@ -1,8 +1,8 @@
-// Runs a kernel over tensors: cuts them into blocks, shares the blocks out to threads, reduces.
+// Runs a problem on the CPU: cuts it into blocks, distributes these to threads, adds up sums.
 //
-// Handles strides, dtypes, broadcasting and order; kernels have the formulas, and the caller has
-// torch. Results do not depend on the number of threads, because a tensor is cut by its shape and
-// layout alone.
+// The driver handles strides, dtypes, broadcasting and the order of elements; kernels have the
+// formulas; the caller talks to torch. Blocks depend only on shape and layout, so results do not
+// depend on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -11,16 +11,18 @@
 
 namespace robustflow::cpu {
 
-// Calls task(begin, end, context) on ranges that cover [begin, end), perhaps in parallel.
+// Calls task(begin, end, context) on ranges that together are [begin, end), possibly in parallel.
 using ParallelFor = void (*)(std::int64_t begin, std::int64_t end, std::int64_t grain,
                              void (*task)(std::int64_t, std::int64_t, void*), void* context);
 
-// y and the log-determinant. With batch_dims == dims the latter is output 1; else output 1 is null
-// and `logabsdet` (contiguous, compute type) gets its sum for every index of the first batch_dims.
+// Computes y and the log-determinant. If batch_dims == dims, the log-determinant is output 1. If
+// not, output 1 is null, and `logabsdet` (contiguous, of the compute type) gets sums of it: over
+// all dimensions but the first batch_dims.
 void run_transform(const Problem& problem, int batch_dims, void* logabsdet, ParallelFor parallel);
 
-// Gradients by x and by the parameters. A parameter's output has the stride 0 in the dimensions
-// over which it is shared, the same ones for all, and gets the sum.
+// Computes the gradients of x and of the parameters. In dimensions over which parameters are
+// shared, their outputs have the stride 0 and get sums. All parameters are shared over the same
+// dimensions.
 void run_gradient(const Problem& problem, ParallelFor parallel);
 
 }  // namespace robustflow::cpu

@@ -1,5 +1,5 @@
-// Gradients by x and by the parameters; those of parameters that elements share are summed in a fixed
-// order.
+// The driver's backward pass: gradients of x and of the parameters. The gradients of shared
+// parameters are sums, added in a fixed order.
 #include <vector>
 
 #include "driver.h"
@@ -8,11 +8,11 @@
 namespace robustflow::cpu {
 namespace {
 
-// Whether output i has gradients of parameters in memory of its own.
+// Whether output i is a tensor of its own, not a part of another output.
 bool has_own_memory(const Problem& problem, int i) { return problem.out[i].part_of < 0; }
 
-// Many parameters, each shared by some elements: blocks of parameters; the elements of each are
-// summed in order.
+// For many parameters: the blocks are blocks of parameters. For each, the elements that share its
+// parameters are computed one after the other, and their gradients added.
 template <class T>
 void gradient_many_shared(const Problem& problem, const SharedDims& shared, ParallelFor parallel) {
   const Order parameters = visiting_order(problem, 0, [&](int d) { return !shared.dim[d]; });
@@ -51,10 +51,10 @@ void gradient_many_shared(const Problem& problem, const SharedDims& shared, Para
   });
 }
 
-// Sums of a block's gradients by the parameters that its elements share.
+// Adds the gradients of a block's elements to the sums of the parameters that these elements share.
 class SharedSums {
  public:
-  // `view` is over the sums: its planes, and along the elements that come.
+  // `view` maps an element to its sums, one per parameter. `capacity`: of the blocks.
   void begin(const View& view, Index capacity) {
     view_ = view;
     period_ = view.period();
@@ -62,10 +62,12 @@ class SharedSums {
     if (period_) periodic_sums_.assign(view.num_planes * width_, 0.0);
   }
 
-  // The elements from `at` on, in planes.
+  // Adds the gradients, in planes, of the elements [at, at + size).
   template <class T>
   void add(const T* planes, Index stride, Index at, Index size) {
-    if (period_) {  // each place of a block for itself: no sum waits for another
+    // If elements share parameters periodically, each position in a block has a sum of its own
+    // until finish(): these additions vectorise.
+    if (period_) {
       for (int k = 0; k < view_.num_planes; ++k) {
         kernels<T>().add(planes + k * stride, size,
                          periodic_sums_.data() + k * width_ + at % period_);
@@ -122,8 +124,8 @@ class SharedSums {
   std::vector<double> periodic_sums_;
 };
 
-// Few parameters, shared by many elements: slabs of elements, each with its own sums, which are
-// added in order.
+// For few parameters, each shared by many elements: every task sums over a slab of the elements,
+// and the slabs' sums are added in a fixed order.
 template <class T>
 void gradient_few_shared(const Problem& problem, const SharedDims& shared, ParallelFor parallel) {
   const Order order = visiting_order(problem, 0);

@@ -29,8 +29,8 @@ struct Isa {
 };
 
 #ifdef ROBUSTFLOW_HAS_AVX2
-// By CPUID: older Clangs do not know "f16c" in __builtin_cpu_supports. That the system saves the
-// wide registers is part of its answer for "avx2".
+// Asks CPUID, because __builtin_cpu_supports("f16c") is an error in older versions of Clang. That
+// the operating system saves the 256-bit registers need not be asked here: has_avx2() does.
 bool has_f16c() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
@@ -43,7 +43,7 @@ bool has_avx2() {
 #endif
 
 #ifdef ROBUSTFLOW_HAS_AVX512
-// What -march=skylake-avx512 lets the compiler use in arithmetic.
+// The extensions that the compiler may use with -march=skylake-avx512.
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
@@ -53,6 +53,7 @@ bool has_avx512() {
 
 [[maybe_unused]] bool always() { return true; }
 
+// The fastest first. The last one is always supported.
 constexpr Isa kIsas[] = {
 #ifdef ROBUSTFLOW_HAS_AVX512
     {"avx512", has_avx512, kernel_table_avx512, magnitude_table_avx512},
@@ -71,7 +72,7 @@ constexpr Isa kIsas[] = {
 const Isa* best() {
   for (const Isa& isa : kIsas)
     if (isa.supported()) return &isa;
-  return nullptr;  // not reached: the last set is always supported
+  return nullptr;  // never reached
 }
 
 std::atomic<const Isa*>& active() {

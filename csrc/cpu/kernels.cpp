@@ -1,7 +1,7 @@
 // The kernels of one instruction set: a loop over a block around the formulas of csrc/math.
 //
-// Compiled once per set with -DROBUSTFLOW_ISA=<name>. Includes nothing but our own headers, so that
-// no function compiled for one set can be shared with the rest of the program.
+// Compiled once per instruction set, with -DROBUSTFLOW_ISA=<name>. It includes only this project's
+// headers, so that the linker cannot use a function compiled for one set elsewhere in the program.
 #include "kernels.h"
 
 #include "../math/log_product.h"
@@ -21,7 +21,7 @@ using cpu::Planes;
 constexpr bool is_inverse(Direction d) { return d == cpu::kInverse || d == cpu::kInverseGradient; }
 constexpr bool is_gradient(Direction d) { return d >= cpu::kForwardGradient; }
 
-// The registers of a transform's lane, on this instruction set.
+// The number of registers in a transform's lane, for this instruction set.
 constexpr Registers registers_of(const Packs& packs) {
 #if defined(__AVX512F__)
   return packs.avx512;
@@ -36,7 +36,7 @@ inline constexpr int kRegisters =
     is_gradient(direction) ? registers_of(Transform::kPacks).gradient
                            : registers_of(Transform::kPacks).transform;
 
-// A multiple of all pack sizes.
+// A multiple of the number of registers in every pack.
 constexpr int pack_multiple() {
   int multiple = 1;
   const auto fit = [&](const Packs& packs) {
@@ -50,7 +50,7 @@ constexpr int pack_multiple() {
 }
 inline constexpr int kPackMultiple = pack_multiple();
 
-// Prefetches the part of a plane that a lane V will read.
+// Prefetches what a lane V will read from a plane kPrefetchBytes later.
 template <class V, class T>
 ROBUSTFLOW_FN void prefetch(const T* lane) {
   constexpr int kLines = (sizeof(V) + kCacheLine - 1) / kCacheLine;
@@ -59,7 +59,7 @@ ROBUSTFLOW_FN void prefetch(const T* lane) {
   });
 }
 
-// Prefetches the rows that are copied soon: the part for the lane from i on.
+// Prefetches the rows of the elements from i on: as many as a lane V has.
 template <class V, class T>
 ROBUSTFLOW_FN void prefetch_rows(const Block<T>& block, std::int64_t i) {
   for (int k = 0; k < block.num_prefetches; ++k) {
@@ -84,7 +84,7 @@ ROBUSTFLOW_FN void store_or_stream(const Block<T>& block, V v, T* to) {
   }
 }
 
-// The log-determinant of all elements in a product.
+// The logarithm of the product over all elements of all lanes.
 template <class V>
 ROBUSTFLOW_FN double sum_of(LogProduct<V>& product) {
   using T = scalar_t<V>;
@@ -100,8 +100,8 @@ ROBUSTFLOW_FN double sum_of(LogProduct<V>& product) {
   return total + whole * 0.69314718055994531;
 }
 
-// The planes of an element's parameters, in groups. If their number is known at compile time, an
-// array of plane pointers.
+// The planes of the parameters. If the number of parameters is known at compile time, an array of
+// pointers to planes, else one pointer and one stride per group.
 template <class Op, class T, int GROUPS, bool KNOWN = (Op::kParameters > 0)>
 struct Parameters {
   Planes<T> group[GROUPS];
@@ -125,7 +125,7 @@ struct Parameters<Op, T, GROUPS, true> {
   ROBUSTFLOW_FN T* at(int g, int k) const { return plane[g * kPerGroup + k]; }
 };
 
-// The parameters of the elements from i on, as an adapter asks for them.
+// The parameters of the elements from i on: the `parameter` of csrc/math/transform.h.
 template <class V, class Source>
 struct ParametersAt {
   const Source& source;
@@ -133,7 +133,7 @@ struct ParametersAt {
   ROBUSTFLOW_FN V operator()(int g, int k) const { return V::load(source.at(g, k) + i); }
 };
 
-// Prefetches x and, if they are few enough, the parameters' planes.
+// Prefetches x and the parameters, if their number is known at compile time: those are few.
 template <class V, class Op, class T, class Source>
 ROBUSTFLOW_FN void prefetch_element(const T* x, const Source& source, std::int64_t i) {
   if constexpr (Op::kParameters > 0) {
@@ -143,7 +143,7 @@ ROBUSTFLOW_FN void prefetch_element(const T* x, const Source& source, std::int64
   }
 }
 
-// An array has at least one lane.
+// The length of the workspace, which is an array and so has at least one lane.
 template <class Op>
 inline constexpr int kWorkspace = Op::kMaxWorkspace > 0 ? Op::kMaxWorkspace : 1;
 
@@ -168,7 +168,7 @@ ROBUSTFLOW_FN void transform_block(const Block<T>& block, const Op& op) {
       store_or_stream(block, inverse ? V(0) - log : log, logabsdet + i);
       continue;
     }
-    if (i + V::lanes > block.size) {  // values beyond the block do not count
+    if (i + V::lanes > block.size) {  // elements after the end of the block do not count
       const auto counts = V::count_from(0) < V(double(block.size - i));
       out.slope = select(counts, out.slope, V(1));
     }
@@ -181,7 +181,7 @@ ROBUSTFLOW_FN void transform_block(const Block<T>& block, const Op& op) {
   if (!logabsdet) *block.logabsdet_sum += inverse ? -sum_of(product) : sum_of(product);
 }
 
-// The gradients by x and by the first GROUPS groups of parameters.
+// The gradients of x and of the first GROUPS groups of parameters.
 template <bool inverse, int GROUPS, class Op, class T>
 ROBUSTFLOW_FN void gradient_block(const Block<T>& block, const Op& op) {
   using V = typename Op::Lane;
@@ -198,7 +198,7 @@ ROBUSTFLOW_FN void gradient_block(const Block<T>& block, const Op& op) {
     const V by_x = op.template gradient<inverse>(
         V::load(x + i), ParametersAt<V, decltype(source)>{source, i}, workspace, V::load(gy + i),
         V::load(gl + i), [&](int g, int k, V v) ROBUSTFLOW_INLINE {
-          // With many groups no streaming stores: their branches alone cost a tenth of the kernel.
+          // With many parameters, the branch between store and stream costs a tenth of the kernel.
           if constexpr (Op::kParameters > 0) {
             store_or_stream(block, v, gradients.at(g, k) + i);
           } else {

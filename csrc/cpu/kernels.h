@@ -1,9 +1,9 @@
-// The interface of the CPU kernels: blocks of elements in planes, without strides.
+// The interface of the CPU kernels, which compute blocks of elements.
 //
-// The driver (driver.h) cuts a tensor into blocks. A block's operands are planes of contiguous
-// elements in the compute type, either the tensor's own memory or a small buffer that the driver
-// filled. So a kernel is one loop for every layout and dtype, and an element goes through the same
-// instructions wherever it lies.
+// The driver (driver.h) cuts a tensor into blocks. A block's operands are planes: the x, or
+// parameter number k, of all elements of the block, contiguous and of the compute type. Planes are
+// either the tensor's own memory or a small buffer that the driver has filled. So one loop serves
+// all layouts and dtypes, and the same instructions compute an element wherever it is in memory.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ namespace robustflow::cpu {
 
 inline constexpr int kCacheLine = 64;
 
-// A multiple of every pack of every instruction set: the driver's buffers are padded to it.
+// A multiple of the lanes of every pack of every instruction set. The driver pads buffers to it.
 inline constexpr int kBlockAlign = 64;
 
 template <class T>
@@ -23,11 +23,11 @@ struct Planes {
   std::int64_t stride;  // from plane to plane, in elements
 };
 
-// Rows that are copied soon; kernels prefetch them while they compute.
+// Rows that will be copied after the kernel. The kernel prefetches them while it computes.
 struct Prefetch {
   const char* data;
-  std::int64_t bytes;  // of an element
-  bool for_write;      // copied to, not from
+  std::int64_t bytes;  // per element
+  bool for_write;      // they are the destination of the copy
 };
 
 template <class T>
@@ -35,13 +35,13 @@ struct Block {
   std::int64_t size;  // elements
   Planes<const T> in[kMaxInputs];
   Planes<T> out[kMaxOutputs];
-  bool streaming;         // outputs are written past the caches; their planes are aligned to a line
-  double* logabsdet_sum;  // transforms without a plane for it add the block's sum here
+  bool streaming;         // use streaming stores; the outputs' planes are aligned to cache lines
+  double* logabsdet_sum;  // if out[1] is null: the block's sum is added here
   int num_prefetches;
   Prefetch prefetches[kMaxInputs + kMaxOutputs];
 };
 
-// Strided memory of any dtype, as the driver copies it to and from planes.
+// Strided memory of any dtype, which is copied to or from planes.
 struct Strided {
   void* data;
   DType dtype;
@@ -57,16 +57,18 @@ enum Direction { kForward, kInverse, kForwardGradient, kInverseGradient, kNumDir
 
 template <class T>
 struct Kernels {
-  // A multiple of every pack of this set: planes are read and written up to a multiple of it beyond
-  // a block's size, so a block in a tensor's own memory has a multiple of it.
+  // A multiple of the lanes of every pack of this instruction set. Kernels read and write planes up
+  // to the next multiple of it after a block's size. So a block in a tensor's own memory must have
+  // a multiple of it.
   int lanes;
   Kernel<T> transforms[kNumTransforms][kNumDirections];
-  // Copy `size` elements of every plane; rows without gaps may be written by streaming stores.
+  // Copy `size` elements of every plane. With `streaming`, contiguous rows are written with
+  // streaming stores.
   void (*load)(const Strided& from, std::int64_t size, T* to, std::int64_t to_stride);
   void (*store)(const T* from, std::int64_t from_stride, std::int64_t size, const Strided& to,
                 bool streaming);
   void (*add)(const T* from, std::int64_t size, double* to);
-  void (*finish_streaming)();  // before another thread reads streamed data
+  void (*finish_streaming)();  // a fence: call it before another thread reads streamed data
 };
 
 // One for each instruction set.

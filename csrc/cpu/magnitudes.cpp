@@ -1,8 +1,8 @@
 // The loops of magnitudes.h for one instruction set, -DROBUSTFLOW_ISA=<name>.
 //
-// Arrays of kLanes values become registers: the compiler may not add floats in another order by
-// itself. Includes only headers without functions, so that no function is shared with the rest of
-// the program.
+// The sums are arrays of kLanes partial sums, so that loops vectorise: a compiler may not reorder
+// additions of floats. The file includes only headers without functions, so that the linker cannot
+// use a function compiled for one set elsewhere in the program.
 #include "magnitudes.h"
 
 #include <cfloat>
@@ -18,9 +18,9 @@ using cpu::Shape;
 using Index = std::int64_t;
 
 constexpr int kLanes = 32;
-// Values to add in float32 before the sum goes on in double: enough to keep all lanes busy.
+// The number of values that are summed in float32 before the sum is added to one in float64.
 constexpr Index kRun = 2048;
-// Channels that go through a loop side by side.
+// The number of channels that one pass over the peaks reads.
 constexpr int kChannelsPerPass = 4;
 
 inline float absolute(float x) {
@@ -31,17 +31,17 @@ inline float absolute(float x) {
 #endif
 }
 
-// A run with values that are not finite, or so large that their squares overflow float32.
+// For runs with values that are not finite, or whose sum of squares overflows float32.
 void add_carefully(const float* x, Index size, float* peaks, Magnitudes& sums) {
   double total[kLanes] = {}, squares[kLanes] = {};
-  float finite[kLanes] = {};  // whole numbers, far below where float32 skips some
+  float finite[kLanes] = {};  // counts, small enough to be exact in float32
   const auto add = [&](Index i, int k) {
     const float value = x[i], counts = absolute(value) <= FLT_MAX ? 1.0f : 0.0f;
     const double kept = counts != 0 ? value : 0.0f;
     total[k] += kept;
     squares[k] += kept * kept;
     finite[k] += counts;
-    peaks[i] = value == value ? peaks[i] : value;  // NaN stays: nothing is larger
+    peaks[i] = value == value ? peaks[i] : value;  // NaN then stays: no comparison replaces it
   };
   Index i = 0;
   for (; i + kLanes <= size; i += kLanes)
@@ -55,7 +55,7 @@ void add_carefully(const float* x, Index size, float* peaks, Magnitudes& sums) {
   }
 }
 
-// Sums and peaks of kRows channels, `stride` apart: their peaks are read and written once.
+// Adds kRows channels, `stride` apart, to the sums and peaks. The peaks are read and written once.
 template <int kRows>
 void add(const float* x, Index stride, Index size, float* peaks, Magnitudes& sums) {
   float total[kLanes] = {}, squares[kLanes] = {};
@@ -85,7 +85,7 @@ void add(const float* x, Index stride, Index size, float* peaks, Magnitudes& sum
       peaks[j] = magnitude > peaks[j] ? magnitude : peaks[j];
     }
   }
-  if (all_squares <= FLT_MAX) {  // not where it is NaN, as it is where x has one
+  if (all_squares <= FLT_MAX) {  // false if it is NaN, as it is if any x is NaN
     sums.total += all;
     sums.squares += all_squares;
     return;
@@ -93,7 +93,7 @@ void add(const float* x, Index stride, Index size, float* peaks, Magnitudes& sum
   for (int row = 0; row < kRows; ++row) add_carefully(x + row * stride, size, peaks, sums);
 }
 
-// The largest of some peaks, without NaN.
+// The largest of the peaks that are not NaN.
 float largest(const float* peaks, Index size) {
   float maxima[kLanes] = {};
   Index i = 0;
@@ -128,7 +128,7 @@ Magnitudes summarise(const float* x, Shape shape, float* peaks) {
   return sums;
 }
 
-// 1 where a value crosses.
+// 1 if a value crosses: see MagnitudeTable::crossings.
 inline std::uint8_t crosses(float before, float after, float growth, float magnitude) {
   const float in = absolute(before), out = absolute(after);
   const float threshold = growth * (in > 1 ? in : 1);

@@ -1,8 +1,7 @@
-// The lanes of a CPU: packs of SIMD registers, by the compilers' vector extensions.
+// The lanes of a CPU: packs of SIMD registers, written with the compilers' vector extensions.
 //
-// One chain of dependent operations leaves a core waiting for latency. So a lane is a pack of
-// several registers that are computed side by side; the kernel chooses how many. A compiler without
-// vector extensions runs the same kernels on packs of one scalar.
+// A single chain of dependent operations would wait for the latency of each. So a pack has several
+// independent registers; the transform chooses how many (kPacks).
 #pragma once
 
 #if defined(__SSE2__)
@@ -35,9 +34,10 @@ using vec = typename Register<T>::type;
 template <class T>
 using bitvec = typename Register<T>::bits;
 
-// Instructions that the extensions have no operator for. max and min return their second argument
-// if one is NaN; written as a comparison they would become two instructions. Streaming stores
-// bypass the caches, need aligned memory, and must be fenced before another thread reads the data.
+// Instructions for which vector extensions have no operator. max and min return their second
+// argument if either is NaN; a comparison and a selection would be two instructions. Streaming
+// stores bypass the caches and need aligned memory; finish_streaming() must run before another
+// thread reads them.
 #if defined(__AVX512F__)
 #define ROBUSTFLOW_INTRINSIC(NAME, TYPE) _mm512_##NAME##_##TYPE
 #elif defined(__AVX__)
@@ -91,7 +91,7 @@ ROBUSTFLOW_FN R register_min(R a, R b) {
 }
 #endif
 
-// a b + c, a b - c and c - a b, rounded once.
+// a b + c, a b - c and c - a b, with one rounding.
 #if defined(__FMA__)
 #define ROBUSTFLOW_FUSED(NAME)                                                             \
   ROBUSTFLOW_FN vec<float> register_##NAME(vec<float> a, vec<float> b, vec<float> c) {     \
@@ -104,7 +104,7 @@ ROBUSTFLOW_FUSED(fmadd)
 ROBUSTFLOW_FUSED(fmsub)
 ROBUSTFLOW_FUSED(fnmadd)
 #undef ROBUSTFLOW_FUSED
-#else  // twice, or as the compiler likes
+#else  // one rounding or two, as the compiler chooses
 template <class R>
 ROBUSTFLOW_FN R register_fmadd(R a, R b, R c) {
   return a * b + c;
@@ -120,7 +120,7 @@ ROBUSTFLOW_FN R register_fnmadd(R a, R b, R c) {
 #endif
 #undef ROBUSTFLOW_INTRINSIC
 
-// A pack is a list, not an array: compilers keep its members in registers.
+// A pack is a recursive list (head, tail), not an array, so that compilers keep it in registers.
 template <class T, int COUNT>
 struct PackMask {
   bitvec<T> head;
@@ -170,7 +170,7 @@ struct Pack : PackTail<T, COUNT> {
     register_stream(p, head);
     if constexpr (COUNT > 1) this->tail.stream(p + kRegisterLanes<T>);
   }
-  // 0, 1, 2, ... from `first`.
+  // first, first + 1, first + 2, ...
   ROBUSTFLOW_FN static Pack count_from(int first) {
     Pack out;
     for (int i = 0; i < kRegisterLanes<T>; ++i) out.head[i] = static_cast<T>(first + i);
@@ -180,10 +180,10 @@ struct Pack : PackTail<T, COUNT> {
     return out;
   }
 
-  // A product that may still become part of a fused multiply-add. The expression decides what is
-  // fused: only an unnamed product added in place. A product with a name is rounded; of two unnamed
-  // products, the first is fused. (If the compiler decided, it could choose differently for two
-  // registers of a pack, and an element's bits would depend on its position.)
+  // A product that can still become part of a fused multiply-add. The source code determines what
+  // is fused: in a * b + c the product is; in V(a * b) + c it is not; in a * b + c * d the first
+  // one is. (A compiler could choose differently for two registers of a pack, and an element's bits
+  // would depend on its position.)
   struct Product {
     Pack a, b;
 
@@ -253,7 +253,7 @@ struct Pack : PackTail<T, COUNT> {
 #undef ROBUSTFLOW_PACK_COMPARISON
 };
 
-// A mask's registers hold whole numbers too.
+// PackMask is also the type of a pack of integers.
 template <class T, int COUNT>
 ROBUSTFLOW_FN PackMask<T, COUNT> operator+(const PackMask<T, COUNT>& a,
                                            const PackMask<T, COUNT>& b) {
@@ -329,8 +329,8 @@ ROBUSTFLOW_FN Pack<T, COUNT> power_of_two(const Pack<T, COUNT>& shifted) {
 template <class T, int COUNT>
 ROBUSTFLOW_FN void split(const Pack<T, COUNT>& v, Pack<T, COUNT>& mantissa,
                          Pack<T, COUNT>& exponent) {
-  // Adding the rounding constant's bits turns a small whole number into a floating one without a
-  // conversion, which AVX2 lacks for 64 bits.
+  // Adding the bits of round_to_integer converts a small integer to floating point. AVX2 has no
+  // such instruction for 64 bits.
   const bitvec<T> magic = (bitvec<T>)(vec<T>{} + ieee<T>::round_to_integer);
   const bitvec<T> e = ((bitvec<T>)v.head - ieee<T>::sqrt_half) >> ieee<T>::mantissa_bits;
   exponent.head = (vec<T>)(e + magic) - ieee<T>::round_to_integer;

@@ -8,7 +8,8 @@ namespace robustflow::cpu {
 
 inline Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
-// Calls work(begin, end) on ranges of tasks, so that buffers are created once for a range.
+// Calls work(begin, end) on ranges of tasks, in parallel. `work` creates its buffers once per
+// range.
 template <class Work>
 void parallel_tasks(ParallelFor parallel, Index count, const Work& work) {
   if (count == 1) return work(0, 1);
@@ -20,18 +21,18 @@ void parallel_tasks(ParallelFor parallel, Index count, const Work& work) {
       const_cast<void*>(static_cast<const void*>(&work)));
 }
 
-// For BlockRunner::run, if nothing is to be done after a block.
+// An after_block for BlockRunner::run that does nothing.
 inline constexpr auto kNoCallback = [](Index, Index) {};
 
-// Elements of one task. It depends on the problem alone, so that sums are the same on any number
-// of threads.
+// The number of elements in a task. It does not depend on the number of threads, so that sums do
+// not either.
 inline Index task_elements(const Problem& problem) {
   Index numbers = 0;
   for (int i = 0; i < problem.num_inputs; ++i) numbers += problem.in[i].num_parameters;
   return std::max(kTaskNumbers / numbers / kBlockAlign, Index(1)) * kBlockAlign;
 }
 
-// Runs a kernel without sums.
+// Runs a kernel whose outputs are not sums.
 template <class T>
 void run_each(const Problem& problem, bool gradient, ParallelFor parallel) {
   const Order order = visiting_order(problem, 0);

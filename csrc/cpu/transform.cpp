@@ -1,4 +1,4 @@
-// y and the log-determinant.
+// The driver's forward pass: y and the log-determinant.
 #include <vector>
 
 #include "driver.h"
@@ -7,7 +7,7 @@
 namespace robustflow::cpu {
 namespace {
 
-// Long samples: several tasks in a sample, whose sums are added in order.
+// Long samples: each is divided into tasks, and the tasks' sums are added in a fixed order.
 template <class T>
 void transform_long_samples(const Problem& problem, const Order& order, Index samples, T* sums,
                             ParallelFor parallel) {
@@ -29,8 +29,8 @@ void transform_long_samples(const Problem& problem, const Order& order, Index sa
   }
 }
 
-// Short samples: tasks of many whole samples; every element's log-determinant passes through a
-// buffer.
+// Short samples: each task has several whole samples. The kernel writes the elements'
+// log-determinants to a buffer, where they are summed.
 template <class T>
 void transform_short_samples(const Problem& problem, const Order& order, Index samples, T* sums,
                              ParallelFor parallel) {

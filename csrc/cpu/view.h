@@ -1,4 +1,4 @@
-// Where the elements of an operand lie, in the order in which they are visited.
+// Where an operand's elements lie in memory, in the order of computation (csrc/order.h).
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,8 @@ namespace robustflow::cpu {
 template <class T>
 inline constexpr DType dtype_of = sizeof(T) == 8 ? DType::float64 : DType::float32;
 
-// An operand along the order, with as few dimensions as its strides allow.
+// An operand with its dimensions in that order. Neighbouring dimensions are merged if the strides
+// allow.
 struct View {
   char* data = nullptr;
   DType dtype = DType::float32;
@@ -52,13 +53,14 @@ struct View {
 
   Index run() const { return size[dims - 1]; }  // elements along the innermost dimension
   bool constant() const { return dims == 1 && stride[0] == 0; }
-  // After how many elements a view repeats; 0 if it does not, or not so soon.
+  // The number of elements after which a view repeats; 0: never, or after more than kLongestPeriod.
   Index period() const {
     if (constant()) return 1;
     return dims == 2 && stride[0] == 0 && run() <= kLongestPeriod ? run() : 0;
   }
 
-  // Calls f(offset, elements from `done` on, how many) for each run within [start, start + count).
+  // Calls f(offset, done, length) for each run within [start, start + count): the elements
+  // [start + done, start + done + length) begin at `offset` in memory, one stride apart.
   template <class F>
   void for_runs(Index start, Index count, const F& f) const {
     Index index[kMaxDims];
@@ -82,7 +84,7 @@ struct View {
     }
   }
 
-  // Copies one plane, element by element.
+  // Copies one plane element by element, for views with short runs.
   template <class T>
   void gather(Index start, Index count, T* to) const {
     const Index length = size[1], step = stride[1];

@@ -1,7 +1,7 @@
-// Gradients of parameters that several elements share: sums, in a fixed order.
+// Gradients of shared parameters: sums over the elements that share them, in a fixed order.
 //
-// The elements that share a parameter are divided among `slabs` threads. Each sums its own in
-// double precision; if there are several slabs, a second kernel (partials.h) adds them.
+// The elements that share a parameter are divided into slabs. A thread sums over one slab, in
+// float64. If there are several slabs, a second kernel (partials.h) adds their sums.
 #pragma once
 
 #include "cuda/staged.h"
@@ -14,18 +14,19 @@ inline constexpr int kBroadcastThreads = 128;
 template <class Op>
 struct Broadcast {
   Op op;
-  Space own, others;  // parameters, and the elements that share each of them
+  Space own, others;  // dimensions of the parameters; dimensions over which they are shared
   Divisor num_own;
   std::uint32_t num_others;
-  std::uint32_t slabs, first_slab = 0, all_slabs = 1;  // of this launch, among those of all
-  View x[2], gy[2], gl[2], gx[2];  // over own and over others; the memory is the first one's
-  View in[Op::kGroups];            // parameters, over own
+  std::uint32_t slabs, first_slab = 0, all_slabs = 1;  // of this launch; of all launches
+  View x[2], gy[2], gl[2], gx[2];  // [0] over `own`, [1] over `others`; only [0].data is used
+  View in[Op::kGroups];            // parameters, over `own`
   int column[Op::kGroups];
-  int row = 0, num_gradients = 0,
-      workspace = 0;          // numbers of a row, those with a gradient, of scratch
-  int threads = 0;            // that work, of a block
-  double* partial = nullptr;  // (planes, own, all slabs), or null for a single one:
-  View out[Op::kGroups];      // the gradients, over own
+  int row = 0;                // parameters per element
+  int num_gradients = 0;      // those that have a gradient
+  int workspace = 0;          // lanes of scratch memory per element
+  int threads = 0;            // threads of a block that work
+  double* partial = nullptr;  // with several slabs: (num_gradients, own, all_slabs)
+  View out[Op::kGroups];      // with one slab: the gradients, over `own`
 };
 
 template <class Op>
@@ -39,7 +40,8 @@ ROBUSTFLOW_KERNEL(kBroadcastThreads, 1)
 broadcast_gradient(ROBUSTFLOW_PARAMETER Broadcast<Op> p) {
   using V = typename Op::Lane;
   const int t = thread_index(), threads = p.threads;
-  // Everything a thread keeps is strided by the number of threads: no two share a bank.
+  // All arrays of a thread have the number of threads as their stride, so that the threads of a
+  // warp use different banks.
   double* const sums = shared_memory<double>();
   V* const rows = reinterpret_cast<V*>(sums + threads * p.num_gradients);
   V* const scratch = rows + threads * p.row;

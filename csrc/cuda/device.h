@@ -1,8 +1,7 @@
-// The device: everything of a GPU that is not C++, and nothing else. PTX, intrinsics, barriers,
-// shuffles, shared memory, launches.
+// All CUDA that the kernels use: PTX, intrinsics, barriers, shuffles, shared memory, launches.
 //
-// Kernels reach the hardware through this header alone, so that the tests can run their sources on
-// a host (tests/backends/emulated puts a header of the same name before this one).
+// The rest of csrc/cuda is plain C++ on top of it. So the tests can compile and run the kernels on
+// a CPU, with another header in place of this one (tests/backends/emulated/shim).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,9 +14,10 @@
 #include "../math/half.h"
 #include "../math/lane.h"
 
-// A kernel for at most `threads` a block, compiled so that `blocks` of them fit a multiprocessor.
+// A kernel with at most `threads` threads per block. The compiler limits registers so that `blocks`
+// blocks fit on a multiprocessor.
 #define ROBUSTFLOW_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
-// A kernel's parameter, read in place from constant memory.
+// For a kernel's parameter: it is read from constant memory and not copied.
 #define ROBUSTFLOW_PARAMETER __grid_constant__ const
 
 #define ROBUSTFLOW_DEVICE __device__ __forceinline__
@@ -28,7 +28,7 @@ inline namespace ROBUSTFLOW_ISA {
 // ---- arithmetic --------------------------------------------------------------------------------
 
 ROBUSTFLOW_DEVICE float fused_multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
-// The larger and the smaller of two; NaN where one is.
+// NaN if either argument is NaN.
 ROBUSTFLOW_DEVICE float max_nan(float a, float b) {
   float out;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
@@ -39,7 +39,7 @@ ROBUSTFLOW_DEVICE float min_nan(float a, float b) {
   asm("min.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
   return out;
 }
-// 1/v and the square root within 1 ulp, 2^v within 2; subnormal numbers count as zero.
+// Errors: 1 ulp for 1/v and the square root, 2 ulp for 2^v. Subnormal numbers count as zero.
 ROBUSTFLOW_DEVICE float reciprocal_approximately(float v) {
   float out;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
@@ -87,7 +87,7 @@ ROBUSTFLOW_DEVICE void narrow(double v, Half& out) {
   narrow(static_cast<float>(v), out);
 }
 
-// Two numbers in the halves of a word, the first in the lower one.
+// Two 16-bit floats in one word, the first in the lower half.
 ROBUSTFLOW_DEVICE std::uint32_t narrow_pair(float first, float second, bfloat16) {
   std::uint32_t out;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(second), "f"(first));
@@ -99,8 +99,8 @@ ROBUSTFLOW_DEVICE std::uint32_t narrow_pair(float first, float second, float16) 
   return out;
 }
 
-// 16 bytes of global memory in one access: of inputs, which no kernel writes and none reads twice,
-// and of outputs.
+// 16 bytes of global memory in one access. Loads go past the L1 cache: inputs are read only once.
+// No kernel may write the memory that load_words() reads.
 struct alignas(16) Words {
   std::uint32_t word[4];
 };
@@ -115,8 +115,8 @@ ROBUSTFLOW_DEVICE void store_words(void* p, Words w) {
   *static_cast<uint4*>(p) = make_uint4(w.word[0], w.word[1], w.word[2], w.word[3]);
 }
 
-// Asynchronous copy of 16 bytes from global to shared memory; wait_for_copies() waits for this
-// thread's.
+// Starts to copy 16 bytes from global to shared memory; wait_for_copies() waits for all copies that
+// this thread has started.
 ROBUSTFLOW_DEVICE void copy_async(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
                    static_cast<std::uint32_t>(__cvta_generic_to_shared(shared))),
@@ -134,14 +134,15 @@ ROBUSTFLOW_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
 ROBUSTFLOW_DEVICE std::uint32_t block_index() { return blockIdx.x; }
 ROBUSTFLOW_DEVICE std::uint32_t grid_blocks() { return gridDim.x; }
 
-// All threads of the block wait here, and see what the others wrote.
+// Waits until all threads of the block are here. Each then sees what the others wrote.
 ROBUSTFLOW_DEVICE void barrier() { __syncthreads(); }
-// The value of the thread of this warp whose index differs in the bits of `mask`. All take part.
+// The v of the thread in this warp whose index is this thread's index ^ mask. All threads of the
+// warp must call it.
 template <class T>
 ROBUSTFLOW_DEVICE T shuffle_xor(T v, int mask) {
   return __shfl_xor_sync(0xffffffffu, v, mask);
 }
-// The block's shared memory, as many bytes as its launch asked for; aligned to 16.
+// The block's dynamic shared memory, aligned to 16 bytes; launch() sets its size.
 template <class T>
 ROBUSTFLOW_DEVICE T* shared_memory() {
   extern __shared__ Words robustflow_shared[];
@@ -158,11 +159,11 @@ inline void check(cudaError_t status, const char* what) {
                            " failed: " + cudaGetErrorString(status) + ".");
 }
 
-// What a launch may use of the current device.
+// Limits of the current device.
 struct DeviceLimits {
   int multiprocessors;
-  int shared_bytes;                 // of a block
-  int multiprocessor_shared_bytes;  // of all blocks on it
+  int shared_bytes;                 // maximum per block
+  int multiprocessor_shared_bytes;  // for all blocks on a multiprocessor
 };
 inline DeviceLimits device_limits() {
   int device = 0;
@@ -177,12 +178,12 @@ inline DeviceLimits device_limits() {
   return limits;
 }
 
-// Launches a kernel on at most `blocks` blocks, and no more than can be resident at once: kernels
-// walk over their work in steps of the grid.
+// Launches a kernel with `blocks` blocks, but no more than can be resident at once: the kernels are
+// grid-stride loops.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), std::int64_t blocks, int threads, int shared_bytes,
             Stream stream, const Arguments&... arguments) {
-  constexpr int kDefaultSharedBytes = 48 * 1024;  // what a block gets without asking
+  constexpr int kDefaultSharedBytes = 48 * 1024;  // a launch with more needs the attribute
   if (shared_bytes > kDefaultSharedBytes) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
           "cudaFuncSetAttribute");

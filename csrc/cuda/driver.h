@@ -1,29 +1,32 @@
-// Runs a problem on the current CUDA device: the counterpart of csrc/cpu/driver.h.
+// Runs a problem on the current CUDA device, as csrc/cpu/driver.h does on the CPU.
 #pragma once
 
 #include "../problem.h"
 
 namespace robustflow::cuda {
 
-// What a call may use. Kernels are enqueued on `stream` (a cudaStream_t); nothing waits for them.
+// The stream and the allocator of a call. Kernels are enqueued on `stream` (a cudaStream_t); no
+// call waits for them.
 struct Context {
   void* stream = nullptr;
-  // Memory of the device for the kernels of this call, valid in the stream's order.
+  // Allocates device memory for this call's kernels. It stays valid for work enqueued by the call.
   void* (*allocate)(std::int64_t bytes, void* owner) = nullptr;
   void* owner = nullptr;
 };
 
-// y and the log-determinant. With batch_dims == dims the latter is output 1; else output 1 is null
-// and `logabsdet` (contiguous, compute type) gets its sum for every index of the first batch_dims.
-// Throws std::runtime_error where the device refuses.
+// Computes y and the log-determinant. If batch_dims == dims, the log-determinant is output 1. If
+// not, output 1 is null, and `logabsdet` (contiguous, of the compute type) gets sums of it: over
+// all dimensions but the first batch_dims. Both functions throw std::runtime_error if CUDA reports
+// an error.
 void run_transform(const Problem& problem, int batch_dims, void* logabsdet, const Context& context);
 
-// Gradients by x and by the parameters. A parameter's output has the stride 0 in the dimensions
-// over which it is shared, the same ones for all, and gets the sum.
+// Computes the gradients of x and of the parameters. In dimensions over which parameters are
+// shared, their outputs have the stride 0 and get sums. All parameters are shared over the same
+// dimensions.
 void run_gradient(const Problem& problem, const Context& context);
 
-// Elements of the largest launch, below 2^31: kernels number elements in 32 bits, and a larger
-// problem takes several launches. The tests lower it.
+// The maximal number of elements in a launch, below 2^31, because kernels number elements in 32
+// bits. Larger problems take several launches. Tests set it to small numbers.
 extern std::int64_t largest_launch;
 
 }  // namespace robustflow::cuda

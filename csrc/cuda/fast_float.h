@@ -1,6 +1,6 @@
-// The lane of a GPU's thread in single precision, on the instructions that cuda/device.h defines
-// before it includes this: fused, max_nan, min_nan, reciprocal_approximately, exp2_approximately and
-// square_root_approximately.
+// The float32 lane of a GPU thread, with approximate division and square root. cuda/device.h
+// includes this header after it has defined the instructions used here: fused_multiply_add,
+// max_nan, min_nan, reciprocal_approximately, exp2_approximately and square_root_approximately.
 #pragma once
 
 #include "../math/lane.h"
@@ -8,9 +8,9 @@
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
-// A float whose division is a reciprocal with one refinement step: within 1.5 ulp. Exact division
-// calls a function for cases that these formulas never have. A divisor beyond 2^126, or 0, gives a
-// result that is not finite.
+// A float whose division is an approximate reciprocal with one Newton step: within 1.5 ulp. IEEE
+// division would call a function to handle cases that these formulas never have. The result is not
+// finite if the divisor is 0 or beyond 2^126.
 struct FastFloat {
   using scalar = float;
   using mask = bool;
@@ -59,8 +59,8 @@ ROBUSTFLOW_FN FastFloat power_of_two(FastFloat shifted) {
   return FastFloat(power_of_two(shifted.v));
 }
 ROBUSTFLOW_FN void split(FastFloat v, FastFloat& mantissa, FastFloat& exponent) {
-  // Adding the rounding constant's bits turns the small whole number into a floating one without a
-  // conversion, which is four times slower than an addition.
+  // Adding the bits of round_to_integer converts a small integer to floating point. The conversion
+  // instruction has a quarter of an addition's throughput.
   constexpr int kMagic = 0x4b40007f;  // ieee<float>::round_to_integer
   const int e = (to_bits(v.v) - ieee<float>::sqrt_half) >> ieee<float>::mantissa_bits;
   exponent = FastFloat(from_bits(e + kMagic) - ieee<float>::round_to_integer);
@@ -69,8 +69,8 @@ ROBUSTFLOW_FN void split(FastFloat v, FastFloat& mantissa, FastFloat& exponent) 
 ROBUSTFLOW_FN FastFloat mantissa_field(FastFloat v) { return FastFloat(mantissa_field(v.v)); }
 ROBUSTFLOW_FN std::int32_t exponent_field(FastFloat v) { return exponent_field(v.v); }
 ROBUSTFLOW_FN void convert(std::int32_t n, FastFloat& out) { out = FastFloat(n); }
-// e^x for x within +-87: 2^t, with a first-order correction for the rounding of t = x log2(e). At
-// worst 3.6 ulp: 2 of 2^t and 1.6 of its own.
+// e^x for x within +-87: 2^t with t = x log2(e), and a first-order correction for the rounding of
+// t. The error is at most 3.6 ulp: 2 from 2^t, 1.6 from the rest.
 ROBUSTFLOW_DEVICE FastFloat exponential(FastFloat x) {
   const float t = x.v * 1.44269502f;
   const float lost = fused_multiply_add(t, 1.90465421e-9f,
@@ -78,7 +78,7 @@ ROBUSTFLOW_DEVICE FastFloat exponential(FastFloat x) {
   const float power = exp2_approximately(t);
   return FastFloat(fused_multiply_add(power, lost, power));
 }
-// 2^t, within 2 ulp; t may have any value, so neither needs a limit.
+// 2^t, within 2 ulp. t may have any value, so neither function clamps it.
 ROBUSTFLOW_DEVICE FastFloat exp2_within_limit(FastFloat t) {
   return FastFloat(exp2_approximately(t.v));
 }

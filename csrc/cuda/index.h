@@ -1,4 +1,4 @@
-// Elements by number: where they lie in each tensor of a call.
+// From an element's number to its offset in each tensor of a call.
 #pragma once
 
 #include "../problem.h"
@@ -23,7 +23,8 @@ struct Divisor {
   }
 };
 
-// The dimensions over which elements are numbered, the last one fastest.
+// The dimensions over which elements are numbered, as in a contiguous tensor: the last one varies
+// fastest.
 struct Space {
   int dims = 1;
   Divisor size[kMaxDims];
@@ -31,7 +32,7 @@ struct Space {
 
 // A tensor over a space, with a stride of 0 where it is broadcast.
 struct View {
-  char* data = nullptr;  // null: nothing to read (a zero) or to write
+  char* data = nullptr;  // null: an input of zeros, or an output that is not needed
   DType dtype = DType::float32;
   int num_parameters = 1;
   std::int64_t stride[kMaxDims] = {};
@@ -43,7 +44,7 @@ ROBUSTFLOW_DEVICE S* at(const View& view, Offset offset) {
   return reinterpret_cast<S*>(view.data) + offset;
 }
 
-// Element number e in some tensors: each(coordinate, dimension) is called for every dimension.
+// Calls each(index, dimension) for every dimension, with the indices of element number e.
 template <class F>
 ROBUSTFLOW_DEVICE void for_coordinates(const Space& space, std::uint32_t e, F&& each) {
 #pragma unroll 1
@@ -61,7 +62,7 @@ ROBUSTFLOW_DEVICE std::int64_t offset_of(const Space& space, const View& view, s
   return offset;
 }
 
-// The same for all tensors of a call at once, in 32 bits: where fits_32_bits() says so.
+// The offsets of element e in all tensors of a call, in 32 bits. fits_32_bits() must hold for each.
 template <int INPUTS, int OUTPUTS>
 struct Offsets {
   std::uint32_t in[INPUTS] = {}, out[OUTPUTS] = {};
@@ -79,7 +80,7 @@ struct Offsets {
   }
 };
 
-// work(S()) with the type S of the storage. A computation in float never meets a double.
+// Calls work(S()) with the C++ type S of the dtype. In a float32 computation, no tensor is float64.
 template <class T, class F>
 ROBUSTFLOW_DEVICE void with_storage(DType dtype, F&& work) {
   switch (dtype) {

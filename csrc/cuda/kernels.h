@@ -1,11 +1,11 @@
-// The transforms' entry points, instantiated in a file of their own each.
+// The entry points of a transform. One .cu file per transform instantiates them.
 #pragma once
 
 #include "cuda/driver.h"
 
 namespace robustflow::cuda {
 
-// `Description` is a transform's (csrc/transforms.h).
+// `Description`: one of csrc/transforms.h.
 template <class Description>
 void transform(const Problem& problem, int batch_dims, void* logabsdet, const Context& context);
 template <class Description>

@@ -1,4 +1,5 @@
-// Fills the kernels' parameters from a problem, and launches them: once for all transforms.
+// Chooses kernels for a problem, fills their arguments, and launches them. Templates over the
+// transform.
 #pragma once
 
 #include <functional>
@@ -16,28 +17,30 @@ inline namespace ROBUSTFLOW_ISA {
 using cuda::Context;
 using Index = std::int64_t;
 
-// The least length of a sample for the planar kernels, so that a block has enough work for each.
+// The planar kernels sum only samples of at least this length: a block needs enough work per
+// sample.
 inline constexpr Index kMinPlanarSample = 1024;
-// Tiles that keep a whole device busy; larger problems take larger tiles.
+// This many tiles keep a whole device busy. Problems that would have more use larger tiles.
 inline constexpr Index kManyTiles = 512;
-// Threads that do so, and the least number of elements worth a slab of its own.
+// This many threads keep a whole device busy; and the minimal number of elements in a slab.
 inline constexpr Index kManyThreads = 262144, kMinSlabElements = 16;
 
 inline Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
-// Where the cotangents stand among a problem's inputs: behind x and the parameters.
+// The index of the cotangent of y among a problem's inputs; that of logabsdet follows.
 template <class Op>
 inline constexpr int kGradYIndex = 1 + Op::kGroups;
 
-// A launch that is complete except for the memory of its partial sums.
+// A launch that lacks only the memory for its partial sums.
 struct Prepared {
   Index tiles_per_sample;
   std::function<void(double* partial)> run;
 };
 
-// ---- planes ------------------------------------------------------------------------------------
+// ---- the planar layout --------------------------------------------------------------------------
 
-// f(X(), P()) with the storage types of x and of the parameters, where the planar kernels have them.
+// Calls f(X(), P()) with the C++ types of x and of the parameters. Returns nothing if there is no
+// planar kernel for these types.
 template <class F>
 std::optional<Prepared> with_planar_types(DType x, DType p, const F& f) {
   if (x == DType::float32 && p == DType::float32) return f(float(), float());
@@ -48,8 +51,8 @@ std::optional<Prepared> with_planar_types(DType x, DType p, const F& f) {
   return {};
 }
 
-// Views, numbering and tiles of a piece for a planar kernel; false where its layout is another.
-// Inputs from `optional` on may be absent, or the same for all neighbours.
+// Fills a planar kernel's arguments for a piece. Returns false if the layout is not planar. Inputs
+// from number `optional` on may be absent, or broadcast along the innermost dimension.
 template <class Params>
 bool plan_planar(Params& p, const Problem& problem, const Piece& piece, int optional, int vector) {
   std::vector<View*> views;
@@ -133,7 +136,8 @@ inline Staging staging_of(const View& view, const Space& space) {
   return Staging::dense;
 }
 
-// The groups of parameters among operands: a packed tensor is one group. Returns their columns.
+// Fills `groups` from operands; several groups in one packed tensor become one. Returns the number
+// of columns in a row.
 template <int COUNT>
 int plan_groups(Group (&groups)[COUNT], const Operand* operands, int count, const Piece& piece) {
   int column = 0;
@@ -147,7 +151,7 @@ int plan_groups(Group (&groups)[COUNT], const Operand* operands, int count, cons
   return column;
 }
 
-// All but tiles, shared memory and sums.
+// The arguments of a staged kernel, except for tiles, shared memory and sums.
 template <class Op>
 Staged<Op> plan_staged(const Problem& problem, const Op& op, const Piece& piece, bool gradient) {
   Staged<Op> p{op};
@@ -174,7 +178,8 @@ Staged<Op> plan_staged(const Problem& problem, const Op& op, const Piece& piece,
   return p;
 }
 
-// Elements of a tile, and the kernel's shared memory for it.
+// Sets the workspace's size; returns the number of elements in a tile, so that shared memory
+// suffices.
 template <class Op>
 Index plan_shared(Staged<Op>& p) {
   p.workspace = p.op.workspace();
@@ -196,7 +201,7 @@ Prepared prepare_staged(const Problem& problem, const Op& op, const Piece& piece
   using T = scalar_t<typename Op::Lane>;
   Staged<Op> p = plan_staged(problem, op, piece, false);
   const Index tile = plan_shared(p);
-  // Short samples, whole ones: a tile has several.
+  // Short samples: a tile has several.
   if (sums && piece.length == length && length <= tile) {
     p.sums = static_cast<T*>(sums) + piece.first_sample;
     p.sample = static_cast<int>(length);
@@ -251,8 +256,9 @@ void run_transform(const Problem& problem, const Op& op, int batch_dims, void* l
                               : prepare_staged<Op, inverse>(problem, op, piece, length,
                                                             summed ? logabsdet : nullptr, stream));
   }
-  // Partial sums lie sample after sample. All samples are cut alike, so the first one tells how
-  // many each has; a piece has whole samples, or lies in one behind the pieces before it.
+  // The partial sums are a matrix, samples x count. All samples are cut alike, so the pieces of the
+  // first one determine `count`. If a sample has several pieces, `offset` is the sum of the tiles
+  // of its earlier pieces.
   Index count = 0;
   for (std::size_t i = 0; i < pieces.size(); ++i) {
     if (pieces[i].first_sample == pieces[0].first_sample) count += prepared[i].tiles_per_sample;
@@ -289,7 +295,7 @@ void run_gradient_each(const Problem& problem, const Op& op, const Context& cont
   }
 }
 
-// A tensor over the parameters' own dimensions and over those that share them.
+// Sets a tensor's views over the parameters' dimensions and over those of the sharing elements.
 inline void set_views(View (&views)[2], const Operand& operand, const Piece& own,
                       const Piece& others) {
   views[0] = view_of(operand, own);
@@ -369,20 +375,20 @@ void run_gradient_shared(const Problem& problem, const SharedDims& shared, const
 
 // ---- the entry points --------------------------------------------------------------------------
 
-// The group of constants where all elements share it, or null.
+// The constants if all elements share them, else null.
 inline const double* constants_of(const Problem& problem, int group) {
   const Operand& operand = problem.in[1 + group];
   return operand.on_host ? static_cast<const double*>(operand.data) : nullptr;
 }
 
-// An adapter for a problem.
+// Creates an adapter for a problem.
 template <class Op>
 Op make_adapter(const Problem& problem) {
   const auto& config = *static_cast<const typename Op::Config*>(problem.config);
   return Op(config, constants_of(problem, Op::kGroups - 1));
 }
 
-// work(op) with the fastest adapter for a problem of a transform.
+// Calls work(op) with the fastest adapter for a problem.
 template <class Description, class Work>
 void with_adapter(const Problem& problem, const Work& work) {
   const auto& config = *static_cast<const typename Description::Config*>(problem.config);
@@ -399,7 +405,7 @@ void run_gradient(const Problem& problem, const Context& context) {
   const SharedDims shared(problem);
   with_adapter<Description>(problem, [&]<class Op>(const Op& op) {
     if (!shared.any) return run_gradient_each<Op, inverse>(problem, op, context);
-    // The adapter for every configuration: one kernel is enough here.
+    // One kernel for all configurations: more would not pay here.
     using Any = typename Description::template Op<typename Op::Lane>;
     run_gradient_shared<Any, inverse>(problem, shared, make_adapter<Any>(problem), context);
   });

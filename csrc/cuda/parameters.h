@@ -1,4 +1,4 @@
-// An element's parameters as the kernels keep them, for the adapters of csrc/math.
+// How the kernels pass an element's parameters to the adapters of csrc/math.
 #pragma once
 
 #include "../transforms.h"
@@ -7,7 +7,7 @@
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
-// Every n-th number of an array.
+// A pointer to every `stride`-th number of an array.
 template <class V>
 struct StridedPointer {
   V* data;
@@ -16,7 +16,8 @@ struct StridedPointer {
   ROBUSTFLOW_DEVICE StridedPointer operator+(int n) const { return {data + n * stride, stride}; }
 };
 
-// A workspace is strided by the threads of a block: no two share a bank of shared memory.
+// The stride of a workspace is the number of threads in the block, so that the threads of a warp
+// use different banks of shared memory.
 template <>
 struct WorkspaceOf<FastFloat> {
   using type = StridedPointer<FastFloat>;
@@ -26,7 +27,7 @@ struct WorkspaceOf<double> {
   using type = StridedPointer<double>;
 };
 
-// Parameters in a row: an array, or what has [] as one.
+// Parameters in a row. `Array` is a pointer or a class with operator[].
 template <class Op, class Array>
 struct Row {
   const Op& op;

@@ -6,7 +6,7 @@ inline namespace ROBUSTFLOW_ISA {
 
 inline constexpr int kPartialsThreads = 256;
 
-// A warp a row.
+// One warp adds up one row.
 ROBUSTFLOW_KERNEL(kPartialsThreads, 4) add_partial_sums(ROBUSTFLOW_PARAMETER Partials p) {
   const std::uint32_t warps = block_threads() / kWarp;
   const std::uint32_t lane = thread_index() % kWarp;

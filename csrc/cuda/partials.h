@@ -1,4 +1,4 @@
-// The second pass of sums: partial sums of a first pass, added in their order.
+// The second pass of a sum: adds the partial sums of the first pass, in a fixed order.
 #pragma once
 
 #include "cuda/index.h"
@@ -6,12 +6,13 @@
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
-// Row after row of `count` partial sums. Row (plane, element) goes to that place of `out`.
+// A matrix of partial sums, `rows` x `count`. Each row is added up; row parameter * elements +
+// element goes to out[element, parameter].
 struct Partials {
   const double* partial;
   std::uint32_t rows, count;
-  Divisor elements;  // a plane
-  Space space;       // the elements
+  Divisor elements;  // number of elements
+  Space space;       // their dimensions
   View out;
 };
 

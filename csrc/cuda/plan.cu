@@ -15,7 +15,7 @@ Index product(const Index* begin, const Index* end) {
   return n;
 }
 
-// Cuts dimension d, and those behind it where one index of d is too large.
+// Cuts a piece along dimension d, and along later ones if a single index of d is still too large.
 void cut(const Order& order, int batch, int d, Piece piece, std::vector<Piece>& out) {
   const Index* sizes = piece.order.size;
   const int dims = piece.order.dims;

@@ -1,4 +1,4 @@
-// How a problem is cut into launches: pieces, numberings of their elements, tiles.
+// How a problem is divided into launches (pieces), and a launch into tiles.
 #pragma once
 
 #include <vector>
@@ -10,41 +10,43 @@
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
-// A box of the elements that an order visits, with less than 2^31 of them.
+// A part of a problem, for one launch: a range of indices in every dimension. It has fewer than
+// 2^31 elements.
 struct Piece {
-  Order order;                        // its dimensions, of its sizes
-  std::int64_t start[kMaxDims] = {};  // where it begins
-  // Its samples: the leading dimensions number them. A piece has whole samples or lies in one.
+  Order order;                        // the problem's, with the piece's sizes
+  std::int64_t start[kMaxDims] = {};  // its first index in every dimension
+  // A piece has `samples` whole samples of `length` elements, or `length` elements of one sample.
   std::int64_t samples = 1, length = 1, first_sample = 0;
 };
-// `batch_dims` of the problem's dimensions number the samples.
+// The leading `batch_dims` dimensions of the problem number the samples.
 std::vector<Piece> pieces_of(const Order& order, int batch_dims);
 
-// An operand over a piece.
+// An operand, restricted to a piece.
 View view_of(const Operand& operand, const Piece& piece);
-// The same, where the operand may be some planes of another one.
+// The same for an operand that may be a part of another one (Operand::part_of).
 View view_of(const Operand* operands, int index, const Piece& piece);
 
-// Numbers the elements of an order, with as few dimensions as all the views allow; their strides
-// come to fit.
+// Returns the dimensions of an order, with neighbours merged where the strides of all views allow,
+// and adapts the views' strides to the merged dimensions.
 Space number(const Order& order, const std::vector<View*>& views);
 
-// Tiles of at most `tile` elements, each within one of the samples of this length.
+// Divides samples of this length into tiles of at most `tile` elements.
 Tiling tiles_of(std::int64_t samples, std::int64_t length, std::int64_t tile);
 
 // Whether all offsets into a view, in elements, are below 2^32.
 bool fits_32_bits(const View& view, const Space& space);
 
-// Whether `width` neighbours of a view lie side by side, aligned for 16-byte accesses.
+// Whether every group of `width` neighbouring elements of a view is contiguous and aligned for
+// 16-byte accesses.
 bool aligned(const View& view, const Space& space, int width);
 
-// Halves `threads` until their shared memory leaves room for a second block; `bytes(n)` is what n of
-// them take.
+// Halves `threads` until two blocks' shared memory fits on a multiprocessor. `bytes(n)` is what a
+// block of n threads needs.
 template <class Bytes>
 int threads_that_fit(int threads, const Bytes& bytes) {
   const DeviceLimits limits = device_limits();
-  const std::int64_t half =
-      limits.multiprocessor_shared_bytes / 2 - 1024;  // less what every block takes
+  // CUDA reserves 1024 bytes per block.
+  const std::int64_t half = limits.multiprocessor_shared_bytes / 2 - 1024;
   const std::int64_t max_bytes = half < limits.shared_bytes ? half : limits.shared_bytes;
   while (threads > 1 && bytes(threads) > max_bytes) threads /= 2;
   return threads;

@@ -1,5 +1,6 @@
-// Kernels for parameter planes that are contiguous in space: 16-byte accesses, one thread for a few
-// neighbouring elements.
+// Kernels for the planar layout: each parameter is contiguous over the elements (as in NCHW
+// images), so that a thread reads the parameters of a few neighbouring elements in 16-byte
+// accesses.
 #pragma once
 
 #include "../math/log_product.h"
@@ -10,24 +11,25 @@
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
-// Threads of a block. Two blocks must fit the registers of a multiprocessor: smaller ones where the
-// numbers of so many planes would spill from the 128 registers that larger ones leave a thread.
+// Threads of a block. Two blocks must fit on a multiprocessor, which leaves a thread 128 registers
+// with blocks of 256 threads. Transforms with many parameters need more, so their blocks are
+// smaller.
 template <class Op>
 inline constexpr int kPlanarThreads = Op::kParameters > 8 ? 128 : 256;
 inline constexpr int kPlanarBlocks = 2;
-// Vectors of a thread in a tile: one logarithm, and one reduction, for all their elements.
+// A thread computes at most this many vectors of a tile, and one logarithm for all their elements.
 inline constexpr int kPlanarVectors = 4;
 static_assert(kPlanarVectors * 16 / sizeof(bfloat16) <= LogProduct<FastFloat>::kMaxFactors);
 
-// Elements of a thread: as many as fit 16 bytes of the narrower type.
+// Elements of a vector: as many as 16 bytes of the narrower type hold.
 template <class X, class P>
 inline constexpr int kVector = 16 / (sizeof(X) < sizeof(P) ? sizeof(X) : sizeof(P));
 
-// Elements in tiles, each within one sample.
+// Divides the elements into tiles, each within one sample.
 struct Tiling {
-  std::uint32_t tiles = 0, tile = 0;  // their number, and the elements of one
-  std::uint32_t length = 0;           // elements of a sample
-  Divisor per_sample;                 // tiles of a sample
+  std::uint32_t tiles = 0, tile = 0;  // number of tiles, elements per tile
+  std::uint32_t length = 0;           // elements per sample
+  Divisor per_sample;                 // tiles per sample
 
   struct Range {
     std::uint32_t begin, end;
@@ -40,7 +42,7 @@ struct Tiling {
   }
 };
 
-// Operands by role; the parameters' views are one for each of the transform's groups.
+// The kernels' arguments. There is one view of parameters per group.
 template <class Op>
 struct PlanarTransform {
   Op op;
@@ -48,7 +50,7 @@ struct PlanarTransform {
   Tiling tiling;
   View in[1 + Op::kGroups];  // x, parameters
   View out[2];               // y, logabsdet
-  double* partial;           // of each tile, in place of a logabsdet for each element
+  double* partial;  // if not null: one sum of logabsdet per tile, and out[1] is not written
 };
 template <class Op>
 struct PlanarGradient {
@@ -56,10 +58,10 @@ struct PlanarGradient {
   Space space;
   Tiling tiling;
   View in[1 + Op::kGroups + 2];  // x, parameters, cotangents of y and of logabsdet
-  View out[1 + Op::kGroups];     // gradients by x, by the parameters
+  View out[1 + Op::kGroups];     // gradients of x and of the parameters
 };
 
-// N neighbouring numbers of storage type S, as they lie in memory.
+// N contiguous numbers of storage type S, in registers.
 template <class S, int N>
 struct Packed {
   static constexpr int kWords = N * sizeof(S) / sizeof(Words);
@@ -116,7 +118,7 @@ struct Packed {
   }
 };
 
-// A cotangent, which may be absent, or one for all neighbours.
+// Loads a cotangent, which may be absent (zero) or the same for all N elements.
 template <int N, class S>
 ROBUSTFLOW_DEVICE Packed<S, N> load_cotangent(const View& view, std::uint32_t offset, int inner) {
   if (!view.data) return Packed<S, N>::broadcast(S{});
@@ -129,7 +131,7 @@ ROBUSTFLOW_DEVICE std::uint32_t parameter_offset(const View& view, int parameter
   return static_cast<std::uint32_t>(view.parameter_stride) * parameter;
 }
 
-// The parameters of N elements, as they lie in memory: planes of the groups one after another.
+// The parameters of N elements in their storage type, group after group.
 template <class Op, class P, int N>
 struct PackedParameters {
   static constexpr int kPerGroup = Op::kParameters / Op::kGroups;
@@ -143,7 +145,7 @@ struct PackedParameters {
           at<const P>(group, offsets[k / kPerGroup] + parameter_offset(group, k % kPerGroup)));
     }
   }
-  // Those of element j.
+  // The `parameter` of csrc/math/transform.h, for element j.
   struct Element {
     const PackedParameters& all;
     int j;

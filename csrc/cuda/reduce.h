@@ -6,7 +6,7 @@
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
-// Over the threads of a warp; every thread gets it. All of them take part.
+// The sum over the threads of a warp, returned to each. All threads of the warp must call it.
 template <class T>
 ROBUSTFLOW_DEVICE T warp_sum(T v) {
 #pragma unroll
@@ -14,8 +14,8 @@ ROBUSTFLOW_DEVICE T warp_sum(T v) {
   return v;
 }
 
-// Over the threads of a block, of whole warps; thread 0 gets it. `shared` holds a number a warp and
-// may be used again after the next barrier.
+// The sum over the threads of a block, returned to thread 0. The block has whole warps. `shared`
+// has one number per warp; it may be used again after the next barrier.
 template <class T>
 ROBUSTFLOW_DEVICE double block_sum(T v, T* shared) {
   v = warp_sum(v);

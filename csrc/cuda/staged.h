@@ -1,5 +1,5 @@
-// Kernels for any layout: the parameters of a tile of elements pass through shared memory, one row
-// an element, so that each byte is read and written once and in order.
+// Kernels for any layout. The parameters of a tile are staged in shared memory, one row per
+// element, so that accesses to global memory are coalesced.
 #pragma once
 
 #include "cuda/planar.h"
@@ -9,40 +9,40 @@ inline namespace ROBUSTFLOW_ISA {
 
 inline constexpr int kStagedThreads = 128;
 
-// How a group of parameters lies in memory.
+// The layout of a group of parameters in global memory.
 enum class Staging : int {
-  planar,  // one parameter of all elements side by side: adjacent threads read adjacent elements
-  rows,    // an element's parameters side by side
-  dense,   // the same, and the rows of all elements without gaps
+  planar,  // any other: adjacent threads access adjacent elements
+  rows,    // an element's parameters are contiguous
+  dense,   // the same, and the rows of all elements are contiguous
 };
 
 struct Group {
   View view;
   Staging staging = Staging::planar;
-  int column = 0;          // of its first parameter in a row
+  int column = 0;          // the column of its first parameter in a row
   Divisor num_parameters;  // = view.num_parameters
 };
 
-// A row of shared memory has `row` numbers, an odd one, so that the rows of a warp lie in different
-// banks. Behind the rows of a tile come its workspace, a number an element, one a warp, and the
-// offsets of rows.
+// A row in shared memory has `row` numbers; `row` is odd, so that the rows of a warp begin in
+// different banks. After the rows of a tile, shared memory holds: the workspaces, a log-determinant
+// per element, a sum per warp, and the offsets of the rows in global memory.
 template <class Op>
 struct Staged {
   Op op;
   Space space;
   Tiling tiling;
-  int row = 0, workspace = 0;  // numbers an element
-  int offsets_at = 0;          // in numbers of 8 bytes
-  View x, y, logabsdet;        // of a backward problem: x, the gradient by x, nothing
+  int row = 0, workspace = 0;  // numbers per element
+  int offsets_at = 0;          // where the offsets begin, in units of 8 bytes
+  View x, y, logabsdet;        // for the backward kernel, y is the gradient of x
   View gy, gl;                 // cotangents
   Group in[Op::kGroups];       // parameters
   Group out[Op::kGroups];      // their gradients
-  double* partial = nullptr;   // a sum for each tile,
-  void* sums = nullptr;        // or one for each sample of a tile of whole ones, of type T
-  int sample = 0;              // elements of those
+  double* partial = nullptr;   // if not null: one sum of logabsdet per tile
+  void* sums = nullptr;        // if not null: one sum per sample; tiles then have whole samples
+  int sample = 0;              // elements per sample, if `sums` is not null
 };
 
-// Where the offsets begin, and what all takes, for tiles of `tile` elements.
+// offsets_at, and the size of shared memory, for tiles of `tile` elements.
 template <class Op>
 std::int64_t staged_offsets_at(const Staged<Op>& p, std::int64_t tile) {
   const std::int64_t numbers = tile * (p.row + p.workspace + 1) + kWarp;
@@ -53,8 +53,8 @@ std::int64_t staged_bytes(const Staged<Op>& p, std::int64_t tile) {
   return (staged_offsets_at(p, tile) + tile) * 8;
 }
 
-// The tile's part of a group: calls move(number in the rows, offset in the view's memory) for each
-// number except the first `done`, which the caller has moved.
+// Calls move(index in the rows, offset in global memory) for each parameter of a group in the tile,
+// except for the first `done`, which the caller has moved.
 template <class Op, class Move>
 ROBUSTFLOW_DEVICE void for_numbers(const Staged<Op>& p, const Group& group, std::uint32_t begin,
                                    int count, int done, std::int64_t* offsets, Move&& move) {
@@ -68,7 +68,7 @@ ROBUSTFLOW_DEVICE void for_numbers(const Staged<Op>& p, const Group& group, std:
     return;
   }
   if (group.staging == Staging::rows) {
-    barrier();  // the offsets of the group before this one have been used
+    barrier();  // before the previous group's offsets are overwritten
     if (thread_index() < count) {
       offsets[thread_index()] = offset_of(p.space, group.view, begin + thread_index());
     }
@@ -83,8 +83,8 @@ ROBUSTFLOW_DEVICE void for_numbers(const Staged<Op>& p, const Group& group, std:
   }
 }
 
-// Numbers that move by 16 bytes at a time, from the start of a tile's part of a group: where the
-// group is all there is to a row, rows are copied as one run.
+// How many of a group's numbers in a tile can be copied 16 bytes at a time. It is 0 unless rows
+// hold nothing but this group, so that global and shared memory have the same contents.
 template <class S, class Op>
 ROBUSTFLOW_DEVICE int run_length(const Staged<Op>& p, const Group& group, const S* memory,
                                  int count) {
@@ -95,8 +95,8 @@ ROBUSTFLOW_DEVICE int run_length(const Staged<Op>& p, const Group& group, const 
   return count * group.view.num_parameters / N * N;
 }
 
-// A run of numbers into shared memory. Enough accesses are in flight to hide the latency: all of
-// them if nothing is converted, else a few of each thread.
+// Copies a run of numbers to shared memory. To hide the latency, copies are asynchronous if they
+// need no conversion; if not, a thread loads several vectors before it stores the first.
 template <class S, class V>
 ROBUSTFLOW_DEVICE void load_run(const S* from, V* to, int run) {
   constexpr int N = sizeof(Words) / sizeof(S), kLoadsInFlight = 2;
@@ -120,7 +120,7 @@ ROBUSTFLOW_DEVICE void load_run(const S* from, V* to, int run) {
   }
 }
 
-// Parameters of `count` elements from `begin` on, into rows.
+// Copies the parameters of `count` elements, from `begin` on, to the rows.
 template <class Op, class V>
 ROBUSTFLOW_DEVICE void stage(const Staged<Op>& p, std::uint32_t begin, int count, V* rows,
                              std::int64_t* offsets) {
@@ -141,7 +141,7 @@ ROBUSTFLOW_DEVICE void stage(const Staged<Op>& p, std::uint32_t begin, int count
   barrier();
 }
 
-// Gradients from rows to memory.
+// Copies gradients from the rows to global memory.
 template <class Op, class V>
 ROBUSTFLOW_DEVICE void unstage(const Staged<Op>& p, std::uint32_t begin, int count, const V* rows,
                                std::int64_t* offsets) {
@@ -209,7 +209,7 @@ staged(ROBUSTFLOW_PARAMETER Staged<Op> p) {
       const double sum = block_sum(value_of(logabsdet), reinterpret_cast<T*>(warps));
       if (t == 0) p.partial[tile] = sum;
     } else if (p.sums) {
-      // Whole samples: a warp sums one at a time.
+      // The tile has whole samples, and each warp sums some of them.
       if (t < count) logs[t] = logabsdet;
       barrier();
       const int samples = count / p.sample;

@@ -1,5 +1,5 @@
-// The conditional affine transform: y = (x + shift) s, or x s + shift. Two parameters an element:
-// shift and scale logit.
+// The conditional affine transform: y = (x + shift) s, or x s + shift. Two parameters per element:
+// the shift, and a logit a that determines the scale s.
 #pragma once
 
 #include "elementary.h"
@@ -22,7 +22,7 @@ struct AffineConfig {
   Scale scale;
   double eps, clamp;
   bool shift_first;  // (x + shift) s rather than x s + shift
-  bool reciprocal;   // use 1 / s for s
+  bool reciprocal;   // the scale is 1 / s
 };
 
 template <class V>
@@ -45,7 +45,7 @@ struct Affine {
         shift_first(c.shift_first),
         reciprocal(c.reciprocal) {}
 
-  // The exponent of a scale that is an exponential, and its derivative by the logit.
+  // The logarithm of a scale that is an exponential, and its derivative with respect to the logit.
   struct Exponent {
     V value, slope;
   };
@@ -69,7 +69,7 @@ struct Affine {
     }
   }
 
-  // The scale before the reciprocal, and the derivative of its logarithm by the logit.
+  // s, before `reciprocal` is applied, and d log s / d logit.
   struct Scaled {
     V value, log_slope;
   };
@@ -93,7 +93,7 @@ struct Affine {
     }
   }
 
-  // logabsdet of the forward transform, given its slope.
+  // The logarithm of the forward transform's slope: its logabsdet.
   ROBUSTFLOW_FN V log_slope(V a, V slope) const {
     if (scale == Scale::sigmoid || scale == Scale::softplus) return logarithm(slope);
     const V e = min(V(kLogitLimit), max(V(-kLogitLimit), exponent(a).value));
@@ -107,7 +107,7 @@ struct Affine {
     const V scaled_key = reciprocal != inverse ? key / s : key * s;
     const V value =
         shift_first == inverse ? scaled_key + (inverse ? V(0) - shift : shift) : scaled_key;
-    // NaN in an element is NaN in its log-determinant too, which depends on the logit alone.
+    // The slope depends only on the logit. Where x is NaN, the slope is made NaN, too.
     return {value, select(x == x, reciprocal ? V(1) / s : s, x)};
   }
 
@@ -117,7 +117,7 @@ struct Affine {
     const V key = shift_first != inverse ? x + (inverse ? V(0) - shift : shift) : x;
     const V scaled_key = reciprocal != inverse ? key / s.value : key * s.value;
     const V grad_x = reciprocal != inverse ? grad_y / s.value : grad_y * s.value;
-    // scaled_key is the scale's share of the output: d scaled_key / d log s = +-scaled_key.
+    // d scaled_key / d log s = +-scaled_key.
     const V grad_log_scale = grad_y * scaled_key + grad_logabsdet;
     const V grad_logit =
         (reciprocal != inverse ? V(0) - grad_log_scale : grad_log_scale) * s.log_slope;

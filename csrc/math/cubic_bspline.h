@@ -6,8 +6,8 @@
 // There are twelve knot spacings, in the box and around it, and ten differences D of the control
 // points. The middle four spacings and the middle six differences are free; all others have the
 // smallest size m. Let S_j be the sum of the three spacings that D_j spans. Then the derivative is
-// three times the quadratic B-spline of q_j = D_j / S_j. The value r of that B-spline at a knot is a
-// weighted mean of the two q beside the knot. In a bin of width h, at the fraction t of the width
+// three times the quadratic B-spline of q_j = D_j / S_j. The value r of that B-spline at a knot is
+// a weighted mean of the two q beside the knot. In a bin of width h, at the fraction t of the width
 // from its left knot and with c = 1 - t,
 //
 //   T = dy/dx = 3 (r0 c^2 + 2 q c t + r1 t^2)
@@ -58,13 +58,13 @@ ROBUSTFLOW_FN V rough_cube_root(V v) {
   return power_of_two(shifted) * (V(1) + r * (V(0.6931) + V(0.2402) * r));
 }
 
-// The t at which the curve of a bin has risen by `distance`, at most half of the bin's height.
+// The t at which the curve of a bin has risen by `distance`, which is at most half of its height.
 //
-// In units of the height, the first guess is the smaller of the solutions of 3 r0 t + 3 q t^2 = v
-// and r1 t^3 = v, which approximate the curve near the knot and where r1 is much larger than r0 and
-// q. Then Halley steps. On 400,000 adversarial bins, with min_bin from 1e-5 to 0.1, the residual
-// after one, two and three steps was 2e-2, 7e-7 and 7e-16 of the height, and the denominator stayed
-// above 0.8 slope^2, so that no bracket is needed.
+// The first guess, in units of the height, is the smaller solution of two equations: 3 r0 t + 3 q
+// t^2 = v, which approximates the curve near the knot, and r1 t^3 = v, which approximates it where
+// r1 is much larger than r0 and q. Then come Halley steps. On 400,000 adversarial bins, with
+// min_bin from 1e-5 to 0.1, the residual after one, two and three steps was 2e-2, 7e-7 and 7e-16 of
+// the height, and the denominator stayed above 0.8 slope^2, so that no bracket is needed.
 template <class V>
 ROBUSTFLOW_FN V cubic_root(const CubicBin<V>& bin, V distance) {
   constexpr int kSteps = 3;
@@ -108,12 +108,12 @@ struct AroundShares {
   }
 };
 
-// Two functions add the gradient with respect to each logit i of a softmax, without the factor
-// share_i. It is sum_j share_j (C_i - C_j), where C_i is the gradient with respect to the size of
-// interval i. Nearly equal numbers are never subtracted.
+// The next two functions add the gradient of each logit i of a softmax to `grad`, divided by
+// share_i: sum_j share_j (C_i - C_j), where C_i is the gradient of the size of interval i. They
+// never subtract nearly equal numbers.
 //
-// The first function gets the differences grad_point[i] = C_i - C_(i+1), the gradient with respect to
-// the point between intervals i and i + 1. Points after the last of `grad_point` have gradient 0.
+// This one gets the differences grad_point[i] = C_i - C_(i+1): the gradient of the point between
+// the intervals i and i + 1. Points after the end of `grad_point` have the gradient 0.
 template <int N, int POINTS, class V>
 ROBUSTFLOW_FN void add_point_gradients(V (&grad)[N], const AroundShares<N, V>& around,
                                        const V (&grad_point)[POINTS]) {
@@ -128,7 +128,7 @@ ROBUSTFLOW_FN void add_point_gradients(V (&grad)[N], const AroundShares<N, V>& a
     grad[i] = grad[i] - before;
   });
 }
-// The second function gets grad_size[i] = C_i itself, which is 0 after the last of `grad_size`.
+// This one gets grad_size[i] = C_i itself, which is 0 after the end of `grad_size`.
 template <int N, int SIZES, class V>
 ROBUSTFLOW_FN void add_size_gradients(V (&grad)[N], const AroundShares<N, V>& around,
                                       const V (&share)[N], const V (&grad_size)[SIZES]) {
@@ -148,11 +148,11 @@ ROBUSTFLOW_FN void add_size_gradients(V (&grad)[N], const AroundShares<N, V>& ar
 
 template <class V>
 struct CubicBspline {
-  static constexpr int kKnots = 4, kControls = 6;  // logits
-  static constexpr int kBins = 4;                  // of a half
+  static constexpr int kKnots = 4, kControls = 6;  // numbers of logits
+  static constexpr int kBins = 4;                  // in each half of the box
 
   V left, right;
-  V smallest, free;  // the smallest size, and the length that a softmax shares out beyond it
+  V smallest, free;  // the minimal size m, and the length that a softmax divides beyond it
 
   // One formula serves both halves of the box. It goes from the edge of the box to the middle knot.
   // An element in the upper half is mirrored: x and y change sign, and all arrays are reversed. The
@@ -160,10 +160,10 @@ struct CubicBspline {
   struct Element {
     V knot_share[kKnots], control_share[kControls];
     V f[kKnots];                   // free spacings
-    V q[kBins + 2];                // of this half's bins, and of one bin on either side
+    V q[kBins + 2];                // for this half's bins, and for one bin on either side
     mask_t<V> reached[kBins - 1];  // whether the element lies past an inner knot
-    CubicBin<V> bin;               // measured from its outer knot
-    V x0, x1, y0, y1;              // its knots
+    CubicBin<V> bin;               // the element's bin, measured from its outer knot
+    V x0, x1, y0, y1;              // the bin's knots
     mask_t<V> upper, outside;
 
     ROBUSTFLOW_FN V mirrored(V v) const { return select(upper, V(0) - v, v); }
@@ -254,8 +254,8 @@ struct CubicBspline {
     return select(before < after, edge + before, other_edge - after);
   }
 
-  // All knots of the half, from the sizes of its bins. middle: distances of the middle knot, which
-  // is the half's last one, from both edges.
+  // Computes all knots of a half from the sizes of its bins. middle: the distances of the middle
+  // knot, which is the half's last one, from the near and from the far edge of the box.
   struct Sizes {
     V of_bin[kBins];
   };
@@ -275,7 +275,7 @@ struct CubicBspline {
     });
   }
 
-  // The element's place in its bin, measured from the nearer knot.
+  // An element's position in its bin, measured from the nearer knot.
   struct Point {
     mask_t<V> near_edge;  // whether the nearer knot is the bin's outer one
     CubicBin<V> bin;
@@ -329,13 +329,14 @@ struct CubicBspline {
       const V two0 = V(1) / (before + width), two1 = V(1) / (width + after);
       const V three0 = V(1) / (m + before + width), three1 = V(1) / (before + width + after);
       const V three2 = V(1) / (width + after + further);
-      // The quadratic B-spline T / 3. First the weights of q0 and q1 in the mean u, and of q1 and
-      // q2 in the mean w; then the means; then the weights of q0, q1 and q2 in T / 3.
+      // The quadratic B-spline, T / 3 = c u + t w. b0 and a0 are the weights of q0 and q1 in the
+      // mean u, b1 and a1 those of q1 and q2 in the mean w. B0, B1 and B2 are the weights of q0, q1
+      // and q2 in T / 3.
       const V b0 = b * two0, a0 = a_before * two0, b1 = b_after * two1, a1 = a * two1;
       const V u = q0 * b0 + q1 * a0, w = q1 * b1 + q2 * a1, third = c * u + t * w;
       const V B0 = c * b0, B1 = c * a0 + t * b1, B2 = t * a1;
-      // The cubic B-spline: each of these weights is divided between the control points after and
-      // before its difference.
+      // The cubic B-spline: each weight B is divided between the control point after its
+      // difference (up) and the one before it (down).
       const V up0 = B0 * ((a_before + m) * three0), down0 = B0 * (b * three0);
       const V up1 = B1 * (a_before * three1), down1 = B1 * (b_after * three1);
       const V up2 = B2 * (a * three2), down2 = B2 * ((b_after + further) * three2);
@@ -363,7 +364,7 @@ struct CubicBspline {
   };
 
   // Gradients of grad_y * y + grad_logabsdet * logabsdet, where y is the output of this direction.
-  // Returns the one with respect to x; that of parameter i goes to sink(i, v).
+  // Returns the gradient of x and calls sink(i, v) with that of parameter i.
   template <bool inverse, class Logit, class Sink>
   ROBUSTFLOW_FN V gradient(V x, const Logit& logit, V shift, V grad_y, V grad_logabsdet,
                            Sink&& sink) const {
@@ -388,9 +389,9 @@ struct CubicBspline {
     const auto grad_difference = [&](int i) ROBUSTFLOW_INLINE {
       return V(l_cotangent * d.l_difference[i]);
     };
-    // Gradients with respect to the knots, control points and differences that the logits move. One
-    // bin further from the edge, the same knot has an index smaller by one in d.l_knot and
-    // d.y_knot; likewise for the others.
+    // Gradients of the knots, control points and differences that depend on the logits. `d` counts
+    // them from the element's bin: for each bin between that and the edge, the same knot's index in
+    // d.l_knot and d.y_knot is smaller by one. The same holds for control points and differences.
     const V knot0 = grad_knot(0), knot1 = grad_knot(1), knot2 = grad_knot(2), knot3 = grad_knot(3);
     const V grad_knots[] = {e.of_bin(knot3, knot2, knot1, knot0),
                             e.of_bin(zero, knot3, knot2, knot1),

@@ -1,7 +1,7 @@
-// exp, log and functions of them, for lanes. 1-2 ulp on the ranges that the transforms use.
+// exp, log and functions of them, for lanes. Errors are 1-2 ulp on the ranges that transforms use.
 //
-// Polynomials are near-minimax fits (Chebyshev nodes at 40 digits) to the named series; the stated
-// errors are relative.
+// The polynomials interpolate at Chebyshev nodes, computed with 40 digits, which is near-minimax.
+// The number beside a polynomial is its relative error.
 #pragma once
 
 #include "lane.h"
@@ -9,10 +9,10 @@
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
-// Beyond this limit a logit changes nothing in float32: sigmoids and exponentials saturate, and
-// their gradient is zero.
+// Logits are clamped to this limit. Beyond it a sigmoid no longer changes in float32; the gradient
+// is zero.
 inline constexpr double kLogitLimit = 40.0;
-// The same for softplus, which grows linearly.
+// The limit for softplus, which grows linearly and so needs a much larger one.
 inline constexpr double kSoftplusLimit = 1152921504606846976.0;  // 2^60
 
 template <class V>
@@ -40,7 +40,7 @@ ROBUSTFLOW_FN V exp_series(V r) {
 
 inline constexpr double kLog2E = 1.4426950408889634;
 
-// x = n log 2 + r: returns r and 2^n, for x within +-87 (single) or +-700.
+// x = n log 2 + r: returns r and 2^n, for x within +-kExponentLimit.
 template <class V>
 ROBUSTFLOW_FN V reduce_exp(V x, V& power) {
   using T = scalar_t<V>;
@@ -54,7 +54,7 @@ ROBUSTFLOW_FN V reduce_exp(V x, V& power) {
   }
 }
 
-// The largest exponent that a normal number can hold.
+// e^x is a normal number for |x| up to this.
 template <class V>
 inline constexpr double kExponentLimit = is_float32<V> ? 87.0 : 700.0;
 
@@ -80,8 +80,8 @@ ROBUSTFLOW_FN V exp2_series(V r) {
   }
 }
 
-// 2^t for t within +-kExponentLimit / log 2. With t = x log2(e), rounded, this is a cheap e^x: its
-// error is that of moving x by half an ulp.
+// 2^t for t within +-kExponentLimit / log 2. With t = x log2(e) it is a cheap e^x: rounding t has
+// the effect of changing x by half an ulp.
 template <class V>
 ROBUSTFLOW_FN V exp2_within_limit(V t) {
   const V shifted = t + V(ieee<scalar_t<V>>::round_to_integer);
@@ -95,7 +95,7 @@ ROBUSTFLOW_FN V exp2_of_negative(V t) {
   return exp2_within_limit(max(V(-kExponentLimit<V> * kLog2E), t));
 }
 
-// e^x and e^x - 1 for x within +-kExponentLimit, neither with cancellation.
+// e^x and e^x - 1 for x within +-kExponentLimit, without cancellation near 0.
 template <class V>
 struct ExponentialPair {
   V value, minus_one;
@@ -108,12 +108,13 @@ ROBUSTFLOW_FN ExponentialPair<V> exponential_pair(V x) {
   return {power + power * p, power * p + (power - V(1))};
 }
 
-// log(1 + f) for 1 + f in [sqrt 1/2, sqrt 2]: with s = f / (2 + f) it is 2 atanh s, and 2s = f - s f.
+// log(1 + f) for 1 + f in [sqrt 1/2, sqrt 2]: with s = f / (2 + f) it is 2 atanh s, and 2s = f - s
+// f.
 template <class V>
 ROBUSTFLOW_FN V log_one_plus_reduced(V f) {
   const V s = f / (V(2) + f);
   const V z = s * s;
-  V series;                       // 2 atanh(s) / s - 2, over z
+  V series;                       // (2 atanh(s) / s - 2) / z
   if constexpr (is_float32<V>) {  // 3e-9
     series = horner(z, V(0.66666685095429069), 0.39988757716604847, 0.29580985929974423);
   } else {  // 3e-20
@@ -124,7 +125,7 @@ ROBUSTFLOW_FN V log_one_plus_reduced(V f) {
   return f - s * (f - z * series);
 }
 
-// log of mantissa * 2^exponent, as split() gives them.
+// log(mantissa * 2^exponent), with the mantissa in [sqrt 1/2, sqrt 2).
 template <class V>
 ROBUSTFLOW_FN V log_of_split(V mantissa, V exponent) {
   const V low = is_float32<V> ? V(-2.1219444005469058e-4) : V(1.90821492927058770002e-10);
@@ -148,23 +149,24 @@ ROBUSTFLOW_FN V log_one_plus(V u) {
   return log_one_plus_reduced(f) + select(big, V(0.69314718055994531), V(0));
 }
 
-// e^logit, saturating.
+// e^logit, with the logit clamped to +-kLogitLimit.
 template <class V>
 ROBUSTFLOW_FN V saturating_exponential(V logit) {
   return exponential(min(V(kLogitLimit), max(V(-kLogitLimit), logit)));
 }
-// The derivative's factor: 1, or 0 strictly beyond the limit.
+// d clamped logit / d logit: 1, or 0 strictly beyond the limit.
 template <class V>
 ROBUSTFLOW_FN V saturation(V logit) {
   return select(absolute(logit) > V(kLogitLimit), V(0), V(1));
 }
 
-// A sigmoid and its complement, each from its own formula; logits beyond the limit saturate.
+// A sigmoid and 1 - sigmoid, computed separately so that neither cancels. Logits are clamped to
+// +-kLogitLimit.
 template <class V>
 struct Sigmoid {
   V value, complement;
 
-  // d value / d logit, zero strictly beyond the limit.
+  // d value / d logit: zero strictly beyond the limit.
   ROBUSTFLOW_FN V slope(V logit) const {
     return select(absolute(logit) > V(kLogitLimit), V(0), V(value * complement));
   }
@@ -197,7 +199,8 @@ struct SoftClip {
 };
 template <class V>
 ROBUSTFLOW_FN SoftClip<V> soft_clip(V x, V inverse_bound) {
-  // Beyond this the bound is reached to the last bit; near the largest number q would underflow.
+  // Beyond `largest` the result equals the bound to the last bit; without the clamp, q would
+  // underflow for the largest x.
   const V largest = V(is_float32<V> ? 1e30 : 1e200);
   const V clipped = min(largest, max(V(0) - largest, x));
   const V q = V(1) / (V(1) + absolute(clipped) * inverse_bound);
@@ -225,7 +228,7 @@ struct Arctangent {
 template <class V>
 ROBUSTFLOW_FN Arctangent<V> arctangent(V a) {
   const V t = absolute(a);
-  // |a| > 1: pi/2 - atan(1/|a|); then u > tan(pi/8): pi/4 + atan((u - 1) / (u + 1)).
+  // If |a| > 1, atan|a| = pi/2 - atan(1/|a|). If u > tan(pi/8), atan u = pi/4 + atan((u-1)/(u+1)).
   const auto steep = t > V(1);
   const V u = select(steep, V(1) / t, t);
   const auto middle = u > V(0.41421356237309505);

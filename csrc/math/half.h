@@ -1,4 +1,4 @@
-// The half types as storage, and their conversions in portable code.
+// The 16-bit float types as they lie in memory, and their conversions in portable code.
 #pragma once
 
 #include "../dtype.h"
@@ -18,7 +18,8 @@ ROBUSTFLOW_FN float widen(bfloat16 v) {
   return from_bits(std::int32_t(std::uint32_t(v.bits) << 16));
 }
 ROBUSTFLOW_FN float widen_portably(float16 v) {
-  // Shift the exponent into place and let a multiplication by 2^112 do the bias and the subnormals.
+  // Shift the bits to where a float has them. The multiplication by 2^112 corrects the exponent's
+  // bias and normalises subnormal numbers.
   const std::uint32_t magnitude = std::uint32_t(v.bits & 0x7fff) << 13;
   const std::uint32_t sign = std::uint32_t(v.bits & 0x8000) << 16;
   const std::uint32_t scaled =
@@ -27,7 +28,7 @@ ROBUSTFLOW_FN float widen_portably(float16 v) {
   return from_bits(std::int32_t((special ? magnitude | 0x7f800000u : scaled) | sign));
 }
 
-// Round to nearest, ties to even; NaN stays NaN.
+// Rounds to nearest, ties to even; NaN stays NaN.
 ROBUSTFLOW_FN bfloat16 narrow_portably(float v, bfloat16) {
   const std::uint32_t bits = std::uint32_t(to_bits(v));
   const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -41,7 +42,7 @@ ROBUSTFLOW_FN float16 narrow_portably(float v, float16) {
     half = 0x7e00u;
   } else if (magnitude >= 0x477ff000u) {  // rounds to 65536 or more
     half = 0x7c00u;
-  } else if (magnitude < 0x38800000u) {  // subnormal: adding 1/2 rounds at the right place
+  } else if (magnitude < 0x38800000u) {  // subnormal: adding 1/2 rounds at the last bit of a half
     half = std::uint32_t(to_bits(from_bits(std::int32_t(magnitude)) + 0.5f)) - 0x3f000000u;
   } else {
     half = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
@@ -49,8 +50,8 @@ ROBUSTFLOW_FN float16 narrow_portably(float v, float16) {
   return {std::uint16_t(half | sign)};
 }
 
-// A floating-point format: its significant bits, with the leading one, and the exponent of its
-// smallest normal number.
+// A floating-point format: the number of its significant bits (with the implicit leading one), and
+// the exponent of its smallest normal number.
 struct Format {
   int digits, min_exponent;
 };
@@ -75,8 +76,8 @@ ROBUSTFLOW_FN constexpr bool is_narrower(Format format) {
   return format.digits <= ieee<scalar_t<V>>::mantissa_bits;
 }
 
-// A lane's numbers rounded as their conversion to a narrower format rounds them. Those beyond 2^100,
-// or beyond the range of float16, stay finite.
+// Rounds as a conversion to the narrower `format` would, but stays in the lane's type. Unlike a
+// conversion, it never overflows to infinity, and it leaves numbers beyond 2^100 as they are.
 template <class V>
 ROBUSTFLOW_FN V rounded_to(V v, Format format) {
   using I = ieee<scalar_t<V>>;
@@ -84,7 +85,7 @@ ROBUSTFLOW_FN V rounded_to(V v, Format format) {
   const V at_normal = max(V(__builtin_ldexp(1.0, format.min_exponent)), magnitude);
   V exponent;  // with the bias
   convert(exponent_field(at_normal), exponent);
-  // Beside this power of two, the lane has no bits below the format's last.
+  // Adding this power of two shifts all bits below the format's last one out of the lane.
   const int above = I::mantissa_bits + 1 - format.digits - int(I::bias);
   const V power = power_of_two(exponent + V(double(I::round_to_integer) + above));
   const V rounded = select(magnitude < V(0x1p100), (magnitude + power) - power, magnitude);

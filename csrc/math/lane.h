@@ -1,9 +1,9 @@
 // The lane: the number type of the formulas in this folder.
 //
 // A lane V is a float, a double, or a pack of SIMD registers of them (csrc/cpu/simd.h). Formulas
-// use the operators + - * / and comparisons; everything else is one of the primitives below, which
-// are branch-free and pass NaN through. The product of two packs has a type of its own
-// (Pack::Product), so that it can be fused with a sum: pass V(a * b) to templates and primitives.
+// use the operators + - * /, comparisons, and the primitives below, which are branch-free and pass
+// NaN through. The product of two packs has a type of its own, Pack::Product, which becomes a fused
+// multiply-add when something is added to it. Templates do not accept it: pass them V(a * b).
 #pragma once
 
 #include <cstdint>
@@ -13,9 +13,10 @@
 #else
 #define ROBUSTFLOW_FN inline __attribute__((always_inline))
 #endif
-#define ROBUSTFLOW_INLINE __attribute__((always_inline))  // a lambda's
+#define ROBUSTFLOW_INLINE __attribute__((always_inline))  // for lambdas
 
-// One inline namespace for each instruction set keeps the linker from sharing code between them.
+// Code compiled for several instruction sets has an inline namespace for each, so that the linker
+// cannot merge their functions.
 #ifndef ROBUSTFLOW_ISA
 #define ROBUSTFLOW_ISA one_thread
 #endif
@@ -24,7 +25,7 @@ namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
 template <class V>
-struct lane_traits {  // a pack defines these itself
+struct lane_traits {  // packs and FastFloat have these as members
   using scalar = typename V::scalar;
   using mask = typename V::mask;
   using integer = typename V::integer;
@@ -46,12 +47,12 @@ using scalar_t = typename lane_traits<V>::scalar;
 template <class V>
 using mask_t = typename lane_traits<V>::mask;
 template <class V>
-using integer_t = typename lane_traits<V>::integer;  // whole numbers, which can be added
+using integer_t = typename lane_traits<V>::integer;  // integers, which can be added
 template <class V>
 inline constexpr bool is_float32 = sizeof(scalar_t<V>) == 4;
 
-// The layout of IEEE numbers, as the exponent tricks below need it. Adding and subtracting
-// round_to_integer rounds; after the addition alone, the last bits are a biased exponent.
+// The layout of IEEE numbers. Adding round_to_integer and subtracting it again rounds to an
+// integer. After the addition alone, the lowest bits are that integer plus the exponent's bias.
 template <class T>
 struct ieee;
 template <>
@@ -77,8 +78,8 @@ struct ieee<double> {
 
 #define ROBUSTFLOW_SCALAR_LANE(T)                                                             \
   ROBUSTFLOW_FN T select(bool mask, T yes, T no) { return mask ? yes : no; }                  \
-  ROBUSTFLOW_FN T max(T limit, T v) { return limit > v ? limit : v; } /* NaN stays */         \
-  ROBUSTFLOW_FN T min(T limit, T v) { return limit < v ? limit : v; } /* NaN stays */         \
+  ROBUSTFLOW_FN T max(T limit, T v) { return limit > v ? limit : v; } /* NaN in v stays */    \
+  ROBUSTFLOW_FN T min(T limit, T v) { return limit < v ? limit : v; } /* NaN in v stays */    \
   ROBUSTFLOW_FN ieee<T>::integer to_bits(T v) {                                               \
     ieee<T>::integer bits;                                                                    \
     __builtin_memcpy(&bits, &v, sizeof v);                                                    \
@@ -89,18 +90,18 @@ struct ieee<double> {
     __builtin_memcpy(&v, &bits, sizeof v);                                                    \
     return v;                                                                                 \
   }                                                                                           \
-  /* 2^n of n + round_to_integer, n a whole number within the normal exponents. */            \
+  /* 2^n from n + round_to_integer, for an integer n that is a normal exponent. */            \
   ROBUSTFLOW_FN T power_of_two(T shifted) {                                                   \
     using U = ieee<T>::bits;                                                                  \
     return from_bits(ieee<T>::integer(U(to_bits(shifted)) << ieee<T>::mantissa_bits));        \
   }                                                                                           \
-  /* v = mantissa * 2^exponent with mantissa in [sqrt 1/2, sqrt 2); v positive and normal. */ \
+  /* v = mantissa * 2^exponent, mantissa in [sqrt 1/2, sqrt 2), for v positive and normal. */ \
   ROBUSTFLOW_FN void split(T v, T& mantissa, T& exponent) {                                   \
     const auto e = (to_bits(v) - ieee<T>::sqrt_half) >> ieee<T>::mantissa_bits;               \
     exponent = static_cast<T>(e);                                                             \
     mantissa = from_bits(to_bits(v) - (e << ieee<T>::mantissa_bits));                         \
   }                                                                                           \
-  /* Cheaper: v = mantissa_field * 2^(exponent_field - bias) with the mantissa in [1, 2). */  \
+  /* Cheaper: v = mantissa_field * 2^(exponent_field - bias), mantissa_field in [1, 2). */    \
   ROBUSTFLOW_FN T mantissa_field(T v) {                                                       \
     constexpr auto kField = (ieee<T>::integer(1) << ieee<T>::mantissa_bits) - 1;              \
     return from_bits((to_bits(v) & kField) | ieee<T>::one);                                   \
@@ -118,7 +119,7 @@ ROBUSTFLOW_FN double absolute(double v) { return __builtin_fabs(v); }
 ROBUSTFLOW_FN float square_root(float v) { return __builtin_sqrtf(v); }
 ROBUSTFLOW_FN double square_root(double v) { return __builtin_sqrt(v); }
 
-// f(0), f(1), ... f(n - 1); unrolled where COUNT is known (and then n), a loop where it is 0.
+// f(FIRST), ... f(n - 1): unrolled if COUNT > 0, which then equals n; a loop if COUNT is 0.
 template <int COUNT, int FIRST = 0, class F>
 ROBUSTFLOW_FN void unroll(int n, F&& f) {
   if constexpr (COUNT == 0) {

@@ -1,5 +1,5 @@
-// The logarithm of a product of many factors by a single log: the product of the mantissas and the
-// sum of the exponents.
+// The logarithm of a product of many factors, with one log: the mantissas are multiplied, the
+// exponents added.
 #pragma once
 
 #include "elementary.h"
@@ -7,15 +7,16 @@
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
-// NaN and infinite factors make the result NaN.
+// Factors are positive and normal. A NaN or infinite factor makes the result NaN.
 template <class V>
 class LogProduct {
  public:
-  // The most factors before the product must be folded.
+  // After at most this many factors the caller calls fold(), so that the product of mantissas, each
+  // below 2, does not overflow.
   static constexpr int kMaxFactors = 64;
 
   ROBUSTFLOW_FN void multiply(V factor) {
-    // NaN and infinity have no mantissa.
+    // mantissa_field() is finite for NaN and infinity; (factor - factor) is then NaN, else 0.
     mantissa_ = mantissa_ * mantissa_field(factor) + (factor - factor);
     exponents_ = exponents_ + exponent_field(factor);
     ++factors_;
@@ -26,8 +27,8 @@ class LogProduct {
     mantissa_ = mantissa_field(mantissa_) + nan_or_zero;
     ++factors_;
   }
-  // The logarithm of the product is log(mantissa) + exponent log 2, with a mantissa as split()
-  // gives it.
+  // The logarithm of the product is log(mantissa) + exponent * log(2), with the mantissa in
+  // [sqrt 1/2, sqrt 2).
   struct Parts {
     V mantissa, exponent;
   };
@@ -43,7 +44,7 @@ class LogProduct {
 
  private:
   V mantissa_ = V(1);
-  integer_t<V> exponents_ = {};  // biased exponents
+  integer_t<V> exponents_ = {};  // a sum of biased exponents
   int factors_ = 0;
 };
 

@@ -1,6 +1,6 @@
 // The modified rational-quadratic spline of Hong, Park and Chun (arXiv:2212.04319): two bins in a
-// box, slope 1 at its edges, identity outside, and a shift. Four parameters an element: width,
-// height, derivative and shift logits.
+// box, slope 1 at its edges, the identity outside, and a shift of the result. Four parameters per
+// element: logits of width, height and derivative, and the shift.
 #pragma once
 
 #include "elementary.h"
@@ -13,22 +13,22 @@ inline namespace ROBUSTFLOW_ISA {
 struct ModifiedRqConfig {
   double left, right;
   double min_bin, min_derivative;
-  bool softclip;  // derivative exp(d / (1 + |d| / c)), c = -log(min_derivative), in place of exp
+  bool softclip;         // derivative exp(d / (1 + |d| / c)), c = -log(min_derivative)
   double inverse_bound;  // 1 / c
 };
 
 template <class V>
 struct ModifiedRq {
   V left, right;
-  V smallest, free;  // the size of the smallest bin, and the rest of the box, which the bins share
+  V smallest, free;  // the minimal size of a bin, and the size that both bins share beyond it
   V min_derivative, free_derivative, inverse_bound;
   bool softclip;
 
-  // Both bins lie between an edge of the box and the inner knot. Seen from the edge inwards they
-  // are one formula: the upper bin is mirrored, with the signs of x and y.
+  // Each bin lies between an edge of the box and the inner knot. One formula serves both, from the
+  // edge to the inner knot: in the upper bin, x and y change sign.
   struct Element {
     Sigmoid<V> width, height;
-    V derivative, exponential;  // d' and, for "exp", the exponential in it
+    V derivative, exponential;  // at the inner knot; e^d, or 1 with softclip
     RqShape<V> shape;           // from the edge to the inner knot
     V edge, inner_x, inner_y;   // the box is a square: its edges are the same on both axes
     mask_t<V> upper;            // the element lies in the second bin
@@ -71,7 +71,7 @@ struct ModifiedRq {
     const V W1 = smallest + free * e.width.complement;
     const V H0 = smallest + free * e.height.value;
     const V H1 = smallest + free * e.height.complement;
-    // From the nearer end, whose rounding is the smaller.
+    // Measured from the nearer edge, where the rounding error is smaller.
     e.inner_x = select(W0 < W1, left + W0, right - W1);
     e.inner_y = select(H0 < H1, left + H0, right - H1);
     e.upper = key >= (inverse ? e.inner_y : e.inner_x);
@@ -100,7 +100,8 @@ struct ModifiedRq {
     return {inverse ? value : value + shift, select(e.outside, V(1), point.slope)};
   }
 
-  // Gradients of grad_y * y + grad_logabsdet * logabsdet, where y is the output of either direction.
+  // Gradients of grad_y * y + grad_logabsdet * logabsdet, where y is the output of either
+  // direction.
   template <bool inverse>
   ROBUSTFLOW_FN Gradient gradient(V x, V w, V h, V d, V shift, V grad_y, V grad_logabsdet) const {
     const V key = inverse ? x - shift : x;

@@ -15,23 +15,24 @@
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
-// Width, height, and the derivatives at the left and at the right knot: the curve up to a shift.
+// A bin's width, height, and derivatives at the left and the right knot.
 template <class V>
 struct RqShape {
   V width, height, d0, d1;
 };
 
-// A bin with its knots, x0 < x1 and y0 < y1. Its shape is computed apart, because subtracting knots
-// would cancel.
+// A bin with its knots, x0 < x1 and y0 < y1. The shape is not computed from the knots, because
+// their difference would cancel.
 template <class V>
 struct RqBin {
   V x0, x1, y0, y1;
   RqShape<V> shape;
 };
 
-// Distances from both ends of an interval that sum to its size: the smaller one as it is, and size
-// minus that. (The ends are rounded, so the two distances as they are would not sum to the size. In
-// an interval smaller than the rounding even the smaller one may exceed it.)
+// Distances from both ends of an interval, which sum to its size: the smaller of `left` and
+// `right`, and size minus that. (The ends are rounded, so that left + right may differ from the
+// size. If the interval is shorter than the rounding error, even the smaller one may exceed the
+// size.)
 template <class V>
 struct Distances {
   V left, right;
@@ -48,13 +49,13 @@ ROBUSTFLOW_FN Distances<V> distances(V v, V v0, V v1, V size) {
   return distances(max(V(0), v - v0), max(V(0), v1 - v), size);
 }
 
-// T, in an order in which no factor overflows or underflows.
+// T = (g W)(g N): in this order no factor overflows or underflows.
 template <class V>
 ROBUSTFLOW_FN V rq_slope(V g, V width, V N) {
   return (g * width) * (g * N);
 }
 
-// The two factors that P, R and N share.
+// v and u, which P, R and N contain.
 template <class V>
 struct RqFactors {
   V v, u;
@@ -63,8 +64,8 @@ struct RqFactors {
       : v(a * s.height + s.d0 * s.width * b), u(b * s.height + s.d1 * s.width * a) {}
 };
 
-// A point of the curve: its distances from the left and the right knot along the result's axis,
-// which of them is nearer, and the slope dy/dx.
+// A point of the curve: its distances from the left and the right knot along the axis of the
+// result, whether the left knot is the nearer one, and the slope dy/dx.
 template <class V>
 struct RqPoint {
   V left, right;
@@ -101,7 +102,7 @@ ROBUSTFLOW_FN RqPoint<V> rq_inverse(const RqShape<V>& s, V p, V q) {
   return {a, b, t < c, rq_slope(slope_g, s.width, N)};
 }
 
-// x to y and back in a bin with knots; the result is measured from the nearer one.
+// x to y or y to x in a bin with knots. The result is the nearer knot plus or minus the distance.
 template <class V>
 struct RqValue {
   V value, slope;
@@ -119,16 +120,17 @@ ROBUSTFLOW_FN RqValue<V> rq_transform(const RqBin<V>& bin, V key) {
   }
 }
 
-// Gradients by x, the knots and the logarithms of the derivatives. x_knots is x0 + x1, the gradient
-// by a shift of both knots, and y_knots is y0 + y1: each from its own formula, since the two terms
-// of the sum may cancel.
+// Gradients of x, of the knots, and of the logarithms of the derivatives. x_knots = x0 + x1 is the
+// gradient of a shift of both knots, and y_knots = y0 + y1. Both have formulas of their own,
+// because the sums could cancel.
 template <class V>
 struct RqGradient {
   V x, x0, x1, y0, y1, log_d0, log_d1, x_knots, y_knots;
 };
 
-// The partial derivatives of the value y and of l = log T at a point, in shares of Q and N that sum
-// to one, so that nothing overflows. With D0 = d0 W, D1 = d1 W and Q = P + R:
+// The terms of the partial derivatives of y and of l = log T at a point. h, u and n are the terms
+// of the sums Q and N, divided by the sum, so that they are at most 1 and nothing overflows. With
+// D0 = d0 W, D1 = d1 W and Q = P + R:
 //
 //   h0 = a^2 H / Q     h1 = b^2 H / Q     u0 = D0 a b / Q    u1 = D1 a b / Q
 //   n0 = D0 b^2 / N    n1 = D1 a^2 / N    p = h0 + u0        r = h1 + u1
@@ -161,7 +163,7 @@ struct RqShares {
     r = h1 + u1;
   }
 
-  // Gradients of grad_y * y + grad_l * l.
+  // The gradients of grad_y * y + grad_l * l.
   ROBUSTFLOW_FN RqGradient<V> apply(V grad_y, V grad_l) const {
     const V one_over_W = V(1) / width;
     const V t = a * one_over_W, c = b * one_over_W;
@@ -175,24 +177,23 @@ struct RqShares {
     out.y1 = grad_y * (p * p + h0 * h1 + u0 * u1 + V(2) * h0 * u1) + l_y;
     out.log_d0 = grad_y * (height * u0 * r) + grad_l * (n0 - V(2) * u0);
     out.log_d1 = grad_l * (n1 - V(2) * u1) - grad_y * (height * u1 * p);
-    out.x_knots = V(0) - out.x;  // the curve moves with its knots
+    out.x_knots = V(0) - out.x;  // shifting both knots and x by the same amount changes nothing
     out.y_knots = grad_y;
     return out;
   }
 };
 
-// Gradients of the forward transform at distances a and b, from cotangents of y and of logabsdet =
-// l.
+// Gradients of the forward transform at distances a and b, from the cotangents of y and of
+// logabsdet = l.
 template <class V>
 ROBUSTFLOW_FN RqGradient<V> rq_forward_gradient(const RqShape<V>& s, V a, V b, V grad_y,
                                                 V grad_logabsdet) {
   return RqShares<V>(s, a, b).apply(grad_y, grad_logabsdet);
 }
 
-// Gradients of the inverse at distances p and q, by implicit differentiation, from cotangents of x
-// and of logabsdet = -l; the field x of the result is the gradient by y. The gradients by the knots
-// of x are written out, because large terms cancel in the sum of their parts through y and through
-// l.
+// Gradients of the inverse at distances p and q, by implicit differentiation, from the cotangents
+// of x and of logabsdet = -l. In the result, `x` is the gradient of y. The gradients of the x knots
+// are written out: in the sum of their terms from y and from l, large parts would cancel.
 template <class V>
 ROBUSTFLOW_FN RqGradient<V> rq_inverse_gradient(const RqShape<V>& shape, V p, V q, V grad_x,
                                                 V grad_logabsdet) {
@@ -214,7 +215,7 @@ ROBUSTFLOW_FN RqGradient<V> rq_inverse_gradient(const RqShape<V>& shape, V p, V 
   return out;
 }
 
-// Gradients of either direction, in a bin with knots.
+// Gradients of either direction in a bin with knots.
 template <bool inverse, class V>
 ROBUSTFLOW_FN RqGradient<V> rq_gradient(const RqBin<V>& bin, V key, V grad_value,
                                         V grad_logabsdet) {

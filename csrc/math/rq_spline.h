@@ -1,7 +1,8 @@
 // The rational-quadratic spline with K bins: Durkan et al. 2019 (arXiv:1906.04032).
 //
-// Parameters are K width logits, K height logits and D derivative logits, read through a source
-// with source(group, k), so that the formulas do not depend on where they lie. Sizes are kept unnormalised in a workspace of rq_workspace() lanes.
+// Parameters are K width logits, K height logits and D derivative logits. The formulas read them as
+// source(group, k), and so do not depend on the layout. The workspace, rq_workspace() lanes, holds
+// the unnormalised sizes of the bins.
 #pragma once
 
 #include <type_traits>
@@ -19,7 +20,7 @@ enum class Tails : int { none = 0, linear = 1, circular = 2 };
 enum class Parametrization : int {
   softmax = 0,   // softmax sizes with a minimum, softplus derivatives: nflows, normflows
   softclip = 1,  // soft-clipped logits, exp derivatives: zuko
-  knots = 2,     // sizes and derivatives as they are
+  knots = 2,     // the sizes and derivatives themselves, no logits
 };
 
 struct RqSplineConfig {
@@ -28,19 +29,18 @@ struct RqSplineConfig {
   Parametrization parametrization;
   double min_bin_width, min_bin_height, min_derivative;
   double logit_scale;
-  double inverse_bound;  // 1 / |log slope| of the soft clipping
+  double inverse_bound;  // 1 / -log(min_derivative): the inverse of the soft clipping's bound
   Format x_format;       // of x and y in memory
 };
 
-// Kernels keep their data of all bins in fast memory. The same number stands in
-// robustflow/_transforms.py.
+// The size of the kernels' arrays. robustflow/_transforms.py has the same number.
 inline constexpr int kMaxBins = 256;
 
 ROBUSTFLOW_FN int rq_num_derivatives(int num_bins, Tails tails) {
   return num_bins + (tails == Tails::linear ? -1 : tails == Tails::none ? 1 : 0);
 }
 
-// Numbers of an element's workspace: the sizes of the bins along both axes.
+// The lanes of an element's workspace: the sizes of the bins along both axes.
 ROBUSTFLOW_FN constexpr int rq_workspace(int num_bins) { return 2 * num_bins; }
 
 template <class V>
@@ -48,16 +48,16 @@ struct Box {
   V left, right, bottom, top;
 };
 
-// The groups of an element's parameters; the box is one of them where elements have their own.
+// The groups of an element's parameters. The box is a group only if each element has its own.
 enum RqGroup : int { kWidths, kHeights, kDerivatives, kBox };
 
-// BINS is the number of bins if it is known at compile time (then sizes are not ready-made), else 0.
-// Workspace is a pointer type with [] and +, so that a workspace may be strided.
+// BINS is the number of bins if it is known at compile time (has_explicit_sizes() is then false),
+// else 0. Workspace is a pointer type with [] and +; it may be strided.
 //
-// Knots are measured from the nearer end of the box, where their rounding errors are smaller. To have
-// one formula for both halves, an element beyond the middle knot is mirrored: coordinates change
-// their sign, and bins are counted from the right. So there is one half of a box below, with knot 0
-// at the edge: bin k lies between its outer knot, k, and its inner knot, k + 1.
+// Knots are measured from the nearer edge of the box, where their rounding errors are smaller. One
+// formula serves both halves: for an element beyond the middle knot, coordinates change sign and
+// bins are counted from the right. In its half, knot 0 is the edge of the box, and bin k lies
+// between its outer knot k and its inner knot k + 1.
 template <class V, int BINS = 0, class Workspace = V*>
 struct RqSpline {
   using Mask = mask_t<V>;
@@ -84,17 +84,18 @@ struct RqSpline {
         x_format(c.x_format) {}
 
   ROBUSTFLOW_FN int bins() const { return BINS > 0 ? BINS : num_bins; }
-  // Ready-made sizes need not sum exactly to the box: all their knots are measured from the start,
-  // and the last knot is the end of the box.
+  // Whether the parameters are sizes, not logits. Such sizes may not sum exactly to the size of the
+  // box. So all knots are measured from its start, and the last knot is its end.
   ROBUSTFLOW_FN bool has_explicit_sizes() const {
     return BINS == 0 && parametrization == Parametrization::knots;
   }
-  // The bins left of the middle knot, and those of the longer half.
+  // The number of bins left of the middle knot, and of bins in the larger half. With explicit sizes
+  // there is only one half.
   ROBUSTFLOW_FN int left_bins() const { return has_explicit_sizes() ? bins() : bins() / 2; }
   ROBUSTFLOW_FN int half_bins() const {
     return has_explicit_sizes() ? bins() : bins() - bins() / 2;
   }
-  // f(1), ... f(half_bins() - 1).
+  // Calls f(1), ... f(half_bins() - 1).
   template <class F>
   ROBUSTFLOW_FN void for_inner_bins(F&& f) const {
     unroll<(BINS + 1) / 2, 1>(half_bins(), f);
@@ -103,12 +104,12 @@ struct RqSpline {
   // Bin k has the size step + slope * size[k].
   struct Axis {
     V start, end, step, slope;
-    V left_sum, right_sum;  // of the sizes on both sides of the middle knot
-    V middle;               // the middle knot
+    V left_sum, right_sum;  // sums of size[k], left and right of the middle knot
+    V middle;               // the coordinate of the middle knot
     Workspace size;
   };
 
-  // Sizes along an axis, from logits.
+  // Computes the sizes along an axis from their logits.
   template <class Source>
   ROBUSTFLOW_FN Axis axis(const Source& source, RqGroup group, V start, V end, V min_bin,
                           Workspace size) const {
@@ -118,7 +119,7 @@ struct RqSpline {
     };
     Axis a{start, end, V(0), V(1), V(0), V(0), end, size};
     const V length = end - start;
-    V total = length;  // of all sizes, in units of `size`
+    V total = length;  // what slope * (left_sum + right_sum) must be
     if (has_explicit_sizes()) {
       set_sizes([](V v) ROBUSTFLOW_INLINE { return v; });
     } else if (parametrization == Parametrization::softclip) {
@@ -142,7 +143,7 @@ struct RqSpline {
     return a;
   }
 
-  // In two chains: it is shorter, and more accurate.
+  // Two accumulators: half the latency, and smaller rounding errors.
   template <int COUNT>
   ROBUSTFLOW_FN static V sum(Workspace size, int count) {
     V even = V(0), odd = V(0);
@@ -154,12 +155,14 @@ struct RqSpline {
     return even + odd;
   }
 
-  // A size logit within +-half the bound; the slope is by logit_scale * logit.
+  // The soft-clipped logit of a size, within +-half the bound. Its slope is the derivative with
+  // respect to logit_scale * logit.
   ROBUSTFLOW_FN SoftClip<V> clipped(V logit) const {
     return soft_clip(V(logit_scale * logit), V(V(2) * inverse_bound));
   }
 
-  // The logit of the derivative at a knot. Linear tails have none at the box's edges.
+  // The logit of the derivative at a knot. With linear tails the edges have no logit, and the value
+  // is not used.
   template <class Source>
   ROBUSTFLOW_FN V derivative_logit(const Source& source, int knot) const {
     if (tails == Tails::linear) {
@@ -188,21 +191,22 @@ struct RqSpline {
     return d;
   }
 
-  // An element's place, in its half of the box.
+  // Where an element lies in its half of the box.
   struct Location {
-    Mask mirrored, last;  // `last`: its bin is the last one before the middle knot
-    V key, index;         // the element and the number of its bin
+    Mask mirrored, last;  // it is in the right half; its bin is the last before the middle knot
+    V key, index;         // its coordinate, negated if mirrored, and the index of its bin
   };
   ROBUSTFLOW_FN static V mirror(Mask mirrored, V v) { return select(mirrored, V(0) - v, v); }
 
-  // The part of an axis that an element sees.
+  // An element's bin along one axis.
   struct Bin {
-    V outer, inner, size;         // the knots, and the size of the bin
-    V sum_outer, own, sum_inner;  // unnormalised sizes: of the bins up to its own, of its own, and
-                                  // of all others
+    V outer, inner, size;  // its knots and its size
+    // Unnormalised sizes: the sum of the bins between the edge and this one, this bin, and the sum
+    // of all others.
+    V sum_outer, own, sum_inner;
   };
 
-  // Number k of the bins of an element's half, from the edge.
+  // The unnormalised size of bin k of the element's half, counted from the edge.
   ROBUSTFLOW_FN V size_at(const Axis& axis, Mask mirrored, int k) const {
     if (has_explicit_sizes()) return axis.size[k];
     return select(mirrored, axis.size[bins() - 1 - k], axis.size[k]);
@@ -211,7 +215,7 @@ struct RqSpline {
     return select(mirrored, V(0) - axis.end, axis.start);
   }
 
-  // The place of a key along its own axis. NaN lies in bin 0.
+  // Finds the bin of a key (x, or y for the inverse). NaN gets bin 0.
   ROBUSTFLOW_FN Location find_bin(const Axis& axis, V key) const {
     Location p;
     p.mirrored = key >= axis.middle;
@@ -223,7 +227,7 @@ struct RqSpline {
     for_inner_bins([&](int k) ROBUSTFLOW_INLINE {
       before = before + size_at(axis, p.mirrored, k - 1);
       V knot = axis.slope * before + (start + V(k) * axis.step);
-      // The right half has the bin in the middle of an odd number of them.
+      // Of an odd number of bins, the middle one belongs to the right half.
       if (k == left_bins()) knot = select(p.mirrored, knot, V(__builtin_inf()));
       p.index = select(p.key >= knot, V(k), p.index);
     });
@@ -255,7 +259,7 @@ struct RqSpline {
     return b;
   }
 
-  // Logits of the derivatives at the outer and the inner knot.
+  // Logits of the derivatives at a bin's outer and inner knot.
   struct KnotLogits {
     V outer, inner;
   };
@@ -286,11 +290,10 @@ struct RqSpline {
     }
   };
 
-  // Written so that NaN counts as inside and stays NaN.
+  // For NaN this is false, so that the spline's result, NaN, is used.
   ROBUSTFLOW_FN Mask outside(V key, V lower, V upper) const {
     if (tails == Tails::linear) return (key <= lower) | (key >= upper);
-    // The edges belong to the spline, and so do their roundings to x's dtype, which may lie
-    // outside.
+    // The edges are inside. So are the edges rounded to x's dtype, which may lie further out.
     if (is_narrower<V>(x_format)) {
       lower = min(lower, as_stored(lower));
       upper = max(upper, as_stored(upper));
@@ -298,7 +301,7 @@ struct RqSpline {
     return (key < lower) | (key > upper);
   }
   ROBUSTFLOW_FN V as_stored(V edge) const {
-    // Double precision is converted to half types through single precision.
+    // A float64 is converted to a 16-bit type by way of float32.
     if constexpr (!is_float32<V>) edge = rounded_to(edge, kFloat32);
     return rounded_to(edge, x_format);
   }
@@ -307,7 +310,8 @@ struct RqSpline {
     Axis x, y;
   };
 
-  // Along the key's axis first: with few bins the sizes of one axis at a time fit into registers.
+  // One axis after the other, so that the sizes of only one need registers. The key's axis comes
+  // first, because it determines the bin.
   template <bool inverse, class Source>
   ROBUSTFLOW_FN Element locate(V key, const Box<V>& box, const Source& source, Workspace workspace,
                                Axes& axes) const {
@@ -342,7 +346,7 @@ struct RqSpline {
     return e;
   }
 
-  // The result for an element outside the box.
+  // The result outside the box.
   ROBUSTFLOW_FN Output tails_of(V key) const {
     const V nan = V(__builtin_nan(""));
     return tails == Tails::none ? Output{nan, nan} : Output{key, V(1)};
@@ -356,14 +360,14 @@ struct RqSpline {
     const Output tail = tails_of(key);
     const RqValue<V> point = rq_transform<inverse>(e.bin(), e.location.key);
     V value = mirror(e.location.mirrored, point.value);
-    if (tails != Tails::linear) {  // an inner knot may be rounded past the end of the box
+    if (tails != Tails::linear) {  // an inner knot may be rounded to outside the box
       value = max(inverse ? box.left : box.bottom, min(inverse ? box.right : box.top, value));
     }
     return {select(e.outside, tail.value, value), select(e.outside, tail.slope, point.slope)};
   }
 
-  // Gradients of grad_y * y + grad_logabsdet * logabsdet, where y is the output of either
-  // direction; returns the one by the input and hands the others to sink(group, k, v).
+  // Gradients of grad_y * y + grad_logabsdet * logabsdet, where y is the output of this direction.
+  // Returns the gradient of the input and calls sink(group, k, v) with those of the parameters.
   template <bool inverse, class Source, class Sink>
   ROBUSTFLOW_FN V gradient(V key, const Box<V>& box, const Source& source, Workspace workspace,
                            V grad_y, V grad_logabsdet, const Sink& sink) const {
@@ -378,24 +382,24 @@ struct RqSpline {
                   mirror(e.location.mirrored, g.x));
   }
 
-  // The gradients by the outer knot of an element's bin, by the inner one, and by a shift of both.
+  // The gradients of a bin's outer knot, of its inner knot, and of a shift of both.
   struct KnotGradients {
     V outer, inner, both;
   };
 
-  // The gradient by size logit j is slope size_j (C_j - mean). C_j is the gradient by the knots
-  // that move with bin j: both of the element's if bin j is nearer to the edge than its own, the
-  // inner one for its own, else none. The mean is weighted by size. The differences are written
-  // out, because they cancel.
+  // The gradient of size logit j is slope * size_j * (C_j - mean). C_j is the gradient with respect
+  // to the size of bin j. A larger bin j moves both knots of the element's bin if it lies nearer to
+  // the edge, the inner knot if it is that bin, else neither. The mean of C is weighted by size.
+  // C_j - mean is written out for each case, because computing the difference would cancel.
   template <class Source, class Sink>
   ROBUSTFLOW_FN void size_gradients(const Axis& axis, const Element& e, const Bin& bin,
                                     const KnotGradients& grad, RqGroup group, const Source& source,
                                     const Sink& sink) const {
     const V zero = V(0);
     const auto mirrored = e.location.mirrored;
-    V outer, own, inner;  // slope (C_j - mean) for the three kinds of bin
+    V outer, own, inner;  // slope * (C_j - mean) in these three cases
     if (has_explicit_sizes()) {
-      // The last knot is the end of the box, whatever the sizes.
+      // The last knot does not depend on the sizes: it is the end of the box.
       own = select(e.location.last, zero, grad.inner);
       outer = select(e.location.last, grad.outer, grad.both);
       inner = zero;
@@ -410,7 +414,7 @@ struct RqSpline {
     const auto pick = [&](int k) ROBUSTFLOW_INLINE {
       return select(index > V(k), before, select(index == V(k), own, after));
     };
-    // An outside element's sizes may be NaN.
+    // Select, do not multiply by 0: the sizes may be NaN.
     const auto write_all = [&](auto&& value) ROBUSTFLOW_INLINE {
       unroll<BINS>(bins(), [&](int k) ROBUSTFLOW_INLINE {
         sink(group, k, select(e.outside, zero, V(value(k))));
@@ -425,7 +429,7 @@ struct RqSpline {
     });
   }
 
-  // The number of an element's bin, from the left.
+  // The index of an element's bin, counted from the left.
   ROBUSTFLOW_FN V number_of_bin(const Element& e) const {
     return select(e.location.mirrored, V(bins() - 1) - e.location.index, e.location.index);
   }
@@ -450,7 +454,7 @@ struct RqSpline {
   }
 };
 
-// BINS is the number of bins if it is known at compile time: the workspace is then in registers.
+// If BINS > 0, it is the number of bins, and the workspace is in registers.
 template <class V, int BINS>
 struct RqOp {
   using Lane = V;
@@ -470,7 +474,7 @@ struct RqOp {
   RqSpline<V, BINS, Pointer> math;
   int num_derivatives;
   bool box_in_row;
-  Box<V> box;  // of all elements, if it is not among the groups
+  Box<V> box;  // the same for all elements, unless box_in_row
 
   ROBUSTFLOW_FN explicit RqOp(const Config& config, const double* edges = nullptr)
       : math(config),
@@ -491,7 +495,7 @@ struct RqOp {
     return {p(kBox, 0), p(kBox, 1), p(kBox, 2), p(kBox, 3)};
   }
 
-  // A workspace in registers, or the given one.
+  // Calls f with a workspace in registers, or with `memory`.
   template <class F>
   ROBUSTFLOW_FN static auto with_workspace(workspace_t<V> memory, F&& f) {
     if constexpr (BINS > 0) {
@@ -529,7 +533,7 @@ struct RqTransform {
   template <class V>
   using Op = RqOp<V, 0>;
 
-  // The usual numbers of bins, in single precision, are known to the compiler.
+  // Adapters with a fixed number of bins for the usual numbers, in float32.
   template <class V, class F>
   static auto with_op(const Config& config, F&& f) {
     if constexpr (is_float32<V>) {

@@ -1,42 +1,44 @@
 // The interface of a transform for the operators and for the CPU's and GPU's kernels. A transform's
-// header in this folder ends with both parts below, and csrc/transforms.h lists it.
+// header in this folder ends with the two structs below, and csrc/transforms.h lists it.
 //
-// 1. An adapter for each lane type passes an element's parameters to the formulas:
+// 1. An adapter, a template over the lane, passes an element's parameters to the formulas:
 //
 //   template <class V> struct Op {
 //     Lane = V, Config
-//     kGroups         tensors of parameters, after x among the operands
-//     kParameters         parameters of an element, as many in each group; 0 where that is known at run
-//                     time only
-//     kMaxWorkspace   the most lanes of memory that an element takes beside them
-//     kMinBlocksPerMultiprocessor         of a GPU: blocks of 128 threads that the registers of a multiprocessor must
-//                     hold at once, for the transform and for its gradient: as many as do without
-//                     spilling (tests/backends/aot shows the registers)
-//     Op(config, constants)        `constants` is the group of constants where all elements share
-//                                  it; null: it is among the groups
-//     column(group)                where a group begins in a row of all an element's parameters
-//     workspace()                  lanes that an element takes, at most kMaxWorkspace
-//     transform<inverse>(x, parameter, workspace)           {value, slope}
-//     log_slope(parameter, slope)                           the logarithm of that slope
+//     kGroups         number of groups: tensors of parameters, which follow x among the operands
+//     kParameters     number of an element's parameters, equally many in each group; 0: it is known
+//                     only at run time
+//     kMaxWorkspace   the largest value of workspace()
+//     kMinBlocksPerMultiprocessor
+//                     for __launch_bounds__, with blocks of 128 threads: a value for the transform
+//                     and one for its gradient. As large as possible without register spills;
+//                     tests/backends/aot reports registers and spills
+//     Op(config, constants)  `constants` is the group of constants if all elements share it; null:
+//                            each element has its own, in the last group
+//     column(group)   index of the group's first parameter in a row of all of the element's
+//                     parameters
+//     workspace()     number of lanes of scratch memory that an element needs
+//     transform<inverse>(x, parameter, workspace)  returns {value, slope}
+//     log_slope(parameter, slope)                  returns the logarithm of that slope
 //     gradient<inverse>(x, parameter, workspace, gy, gl, sink)
-//       the gradient by x; those by the parameters go to sink(group, k, v)
+//                     returns the gradient of x, and calls sink(group, k, v) with those of the
+//                     parameters
 //   };
 //
-// parameter(group, k) is number k of a group. The sink may overwrite it.
+// parameter(group, k) returns parameter k of a group. sink(group, k, v) may overwrite it.
 //
 // 2. A description of the operator's arguments:
 //
 //   struct Transform {
 //     Config
-//     kGroups                      tensors of parameters with a gradient. The first must be there;
-//                                  where another is not, the first has the parameters of all
-//     kConstants                   numbers in a tensor of constants behind them, which may be left
-//                                  out; 0: there is no such tensor
-//     kPacks                       the CPU's lanes
-//     Op<V>                        the adapter for every configuration
-//     with_op<V>(config, f)        f.operator()<Op>() with the fastest adapter for this one
-//     settings(x's type, numbers)  from the operator's numbers, in the order of its schema
-//                                  (robustflow/_transforms.py)
+//     kGroups         number of groups of parameters with a gradient. The caller always passes the
+//                     first tensor; if it omits any other, the first holds the parameters of all
+//     kConstants      length of the optional tensor of constants, which follows the groups; 0: none
+//     kPacks          how many SIMD registers make a lane on the CPU
+//     Op<V>           an adapter that is right for every configuration
+//     with_op<V>(config, f)  calls f.operator()<Op>() with the fastest adapter for `config`
+//     settings(x's dtype, numbers)  the Settings below, from the operator's numbers in the order of
+//                                   its schema (robustflow/_transforms.py)
 //   };
 #pragma once
 
@@ -46,11 +48,10 @@
 namespace robustflow {
 inline namespace ROBUSTFLOW_ISA {
 
-// Groups of parameters with a gradient, and numbers in the group of constants.
+// The largest kGroups and kConstants of a description.
 inline constexpr int kMaxGroups = 3, kMaxConstants = 4;
 
-// A number that must lie within bounds, because kernels keep that many numbers in fixed-size
-// memory.
+// A setting that must lie within [min, max], because kernels have memory of a fixed size for it.
 struct Limit {
   const char* what;
   std::int64_t value, min, max;
@@ -65,7 +66,7 @@ struct Settings {
   Limit limit = {"", 0, 0, 0};
 };
 
-// Registers side by side in a lane: as many as hide the latency of a formula, until they spill.
+// SIMD registers in a lane: enough to hide the latency of the formulas, few enough not to spill.
 struct Registers {
   int transform, gradient;
 };
@@ -73,8 +74,7 @@ struct Packs {
   Registers avx512, avx, others;
 };
 
-// Memory that an element takes beside its parameters: an array of lanes. A GPU's header says what it
-// is there.
+// The type of an element's workspace: a pointer to lanes. csrc/cuda/parameters.h specialises it.
 template <class V>
 struct WorkspaceOf {
   using type = V*;
@@ -82,7 +82,7 @@ struct WorkspaceOf {
 template <class V>
 using workspace_t = typename WorkspaceOf<V>::type;
 
-// Of a description: one adapter for all configurations.
+// The base of descriptions with one adapter for all configurations.
 template <template <class> class OP>
 struct OneAdapter {
   template <class V>
