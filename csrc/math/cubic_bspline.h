@@ -302,9 +302,9 @@ struct CubicBspline {
     const Element e = locate<inverse>(key, logit);
     const Point p = point<inverse>(e, key);
     const V step = e.bin.width * (inverse ? p.t : p.bin.rise(p.t));
-    const V moved =
+    const V from_edge =
         select(p.near_edge, (inverse ? e.x0 : e.y0) + step, (inverse ? e.x1 : e.y1) - step);
-    const V value = select(e.outside, key, e.mirrored(moved));
+    const V value = select(e.outside, key, e.mirrored(from_edge));
     return {inverse ? value : value + shift, select(e.outside, V(1), p.bin.slope(p.t))};
   }
 

@@ -179,13 +179,13 @@ def cubic_bspline_transform(x, params, settings, INVERSE: tl.constexpr):
     upper, outside, _, width, _, x_knots, y_knots = location
     near_edge, curve, t = cubic_point(location, INVERSE)
     if INVERSE:
-        moved = tl.where(near_edge, tl.fma(width, t, x_knots[0]), tl.fma(-width, t, x_knots[1]))
+        from_edge = tl.where(near_edge, tl.fma(width, t, x_knots[0]), tl.fma(-width, t, x_knots[1]))
     else:
         rise = cubic_rise(curve, t)
-        moved = tl.where(
+        from_edge = tl.where(
             near_edge, tl.fma(width, rise, y_knots[0]), tl.fma(-width, rise, y_knots[1])
         )
-    value = tl.where(outside, key, tl.where(upper, right - moved, left + moved))
+    value = tl.where(outside, key, tl.where(upper, right - from_edge, left + from_edge))
     slope = tl.where(outside, 1.0, cubic_slope(curve, t))
     return value if INVERSE else value + shift, slope, tl.log(slope)
 

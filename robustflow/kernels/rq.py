@@ -51,15 +51,15 @@ def rq_transform(
         )  # fmt: skip
     if INVERSE:
         lower, upper = y_box
-        least, most = x_box
+        min_value, max_value = x_box
         value, slope = rq_inverse(spline_bin, x)
     else:
         lower, upper = x_box
-        least, most = y_box
+        min_value, max_value = y_box
         value, slope = rq_forward(spline_bin, x)
     outside = rq_outside(x, lower, upper, TAILS, X_DTYPE)
     if TAILS != "linear":  # an inner knot may be rounded past the end of the box
-        value = maximum(least, minimum(most, value))
+        value = maximum(min_value, minimum(max_value, value))
     if TAILS is None:
         value = tl.where(outside, float("nan"), value)
         slope = tl.where(outside, float("nan"), slope)
