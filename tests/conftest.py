@@ -3,6 +3,7 @@ how tests that need a GPU are run, or left out."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,11 +29,10 @@ hypothesis.settings.load_profile("robustflow")
 
 @pytest.fixture(autouse=True)
 def _one_thread_and_a_seed() -> Iterator[None]:
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -121,6 +121,10 @@ _config: pytest.Config | None = None
 def pytest_configure(config: pytest.Config) -> None:
     global _config  # a report does not know it
     _config = config
+    # For fixtures that outlive a test, and for processes that tests start: threads that share a
+    # core with another process of tests wait for one another, and use up its time while they do.
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
