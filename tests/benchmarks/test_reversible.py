@@ -31,7 +31,7 @@ def test_small_scales_of_an_affine_flow_spoil_them() -> None:
 
 def test_rebuilding_takes_less_memory() -> None:
     """In a process of its own, whose allocator hands back what is freed."""
-    shape = Shape(depths=(4, 16), side=8, memory_side=32)
+    shape = Shape(depths=(4, 16), side=8, memory_side=32, hidden=8)
     task = json.dumps({"shape": asdict(shape), "kind": "modified RQ"})
     few, many = (
         result["peak_bytes"]
