@@ -3,17 +3,17 @@
     python -m benchmarks.dropin [--filter TEXT] [--seconds S] [--threads N] [--json FILE] [--check]
 
 Three modes are timed: the patch off, the patch on, and "free", the same flow with a transform that
-costs nothing (robustflow/benchmarks/dropin_cases.py). What is left of the time is the conditioner,
-so the speed-up of "free" bounds what a faster transform can gain; "share" is the patch's speed-up
-over that bound. A patch also fuses layers into one call, so its share can exceed 100 %: "free" runs
-the library's layers. The last table compares with targets.
+costs nothing (robustflow/benchmarks/dropin_cases.py). What is left of the time is mostly the
+conditioner and the optimizer, so the speed-up of "free" bounds what a faster transform can gain;
+"share" is the patch's speed-up over that bound. A patch also fuses layers into one call, so its
+share can exceed 100 %: "free" runs the library's layers. The last table compares with targets.
 
 A training step is measured with PyTorch's default Adam and with ``fused=True``. No patch
 changes the optimizer.
 
-Times are medians of alternating runs. Each library and size runs in a process of its own, under the
-default allocator and under one that keeps its memory. Peak memory is that of a training step,
-without the flow itself.
+Times are medians of alternating runs. Each library, size and allocator, the default one and one
+that keeps its memory, has a process of its own. Peak memory is that of a training step without the
+flow itself, in a process for each mode, under an allocator that returns every freed block.
 """
 
 from __future__ import annotations
@@ -31,7 +31,15 @@ import torch
 
 from robustflow._arguments import output_file
 from robustflow.benchmarks import allocator, dropin_cases, machine, memory, peers
-from robustflow.benchmarks.dropin_cases import LIBRARIES, MODES, SIZES, TINY, WHATS, Size
+from robustflow.benchmarks.dropin_cases import (
+    LIBRARIES,
+    MODES,
+    SIZES,
+    TINY,
+    TRAINING_STEP,
+    WHATS,
+    Size,
+)
 from robustflow.benchmarks.rows import duration, table, write_json
 from robustflow.benchmarks.verdicts import Verdict, verdict_table
 
@@ -113,8 +121,8 @@ def time_flow(library: str, size: Size, policy: str, seconds: float) -> list[Dro
 
 def peak_of(library: str, size: Size, mode: str) -> int:
     """Peak bytes of one training step in this process."""
-    dropin_cases.make_run(library, TINY, WHATS[0], mode)()
-    run = dropin_cases.make_run(library, size, WHATS[0], mode)
+    dropin_cases.make_run(library, TINY, TRAINING_STEP, mode)()
+    run = dropin_cases.make_run(library, size, TRAINING_STEP, mode)
     with dropin_cases.mode_of(library, mode):
         return memory.peak_bytes(run.work)
 
@@ -151,7 +159,7 @@ def measure(
                 left_out[f"{policy} allocator"] = str(error)
                 continue
             for record in records:
-                training = record["what"] == WHATS[0]
+                training = record["what"] == TRAINING_STEP
                 rows.append(DropInRow(**{**record, "peak_bytes": peaks if training else {}}))
     return rows, left_out
 
@@ -237,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _work(task: str, library: str, size: str, *rest: str) -> None:
-    """The process that :func:`allocator.run` starts: writes JSON to the file, the last argument."""
+    """Run one measurement and write it to the last argument, a file; for :func:`allocator.run`."""
     *options, file = rest
     result: Any
     if task == "peak":

@@ -1,6 +1,7 @@
-// robustflow._autograd: eager calls of the native operators, with gradients, in C++.
+// robustflow._autograd: in C++, eager calls of the native operators with their gradients, the fused
+// layers, and the pool of their memory.
 //
-// It is a faster `_python_function` (robustflow/ops/registry.py). For an input of 200 x 5 with ten
+// Its Operator is a faster `_python_function` (robustflow/ops/registry.py). For an input of 200 x 5 with ten
 // bins, a call and its gradient take 39 us instead of 55, and a call without gradients 10.3 us
 // instead of 13.3 (benchmarks/results/README.md names the machine). It needs more of torch than the
 // stable ABI has. So it is a library of its own, which robustflow/_native.py loads only into the
@@ -20,9 +21,9 @@ namespace {
 
 using torch::autograd::AutogradContext;
 
-// Undefined tensors are not passed to autograd. Bit i of `present` says that argument i is defined.
-struct Node : torch::autograd::Function<Node> {
-  static constexpr bool is_traceable = true;  // the backward pass reads nothing but ctx
+// Undefined tensors are not passed to autograd. Bit i of `present` says that tensor i is defined.
+struct OperatorNode : torch::autograd::Function<OperatorNode> {
+  static constexpr bool is_traceable = true;  // all state of the backward pass is in ctx
 
   static variable_list of(const Operator& operation, const variable_list& tensors,
                           const Stack& config) {
@@ -94,9 +95,9 @@ bool any_dual(const py::args& tensors) {
 
 py::object Operator::call_from_python(const py::args& arguments) const {
   if (arguments.size() != num_tensors_ + config_.size())
-    throw py::type_error("robustflow: an operator got " + std::to_string(arguments.size()) +
-                         " arguments where it has " +
-                         std::to_string(num_tensors_ + config_.size()) + ".");
+    throw py::type_error("robustflow: an operator takes " +
+                         std::to_string(num_tensors_ + config_.size()) + " arguments, got " +
+                         std::to_string(arguments.size()) + ".");
   if (is_overridden_in_python(arguments)) return python_function_(*arguments);
   variable_list tensors;
   tensors.reserve(num_tensors_);
@@ -110,9 +111,10 @@ py::object Operator::call_from_python(const py::args& arguments) const {
 
   variable_list results;
   {
-    py::gil_scoped_release others_may_run;
-    results = differentiable && at::GradMode::is_enabled() ? Node::of(*this, tensors, config)
-                                                           : call(tensors, config);
+    const py::gil_scoped_release without_gil;
+    results = differentiable && at::GradMode::is_enabled()
+                  ? OperatorNode::of(*this, tensors, config)
+                  : call(tensors, config);
   }
   return to_python(results);
 }
@@ -122,7 +124,7 @@ py::object Operator::call_from_python(const py::args& arguments) const {
 PYBIND11_MODULE(_autograd, m) {
   namespace py = pybind11;
   using robustflow::Operator;
-  m.doc() = "Eager calls of the native operators, with gradients; for robustflow/ops/registry.py.";
+  m.doc() = "Eager calls of the native operators with gradients, and fused layers, in C++.";
   m.def("any_dual", &robustflow::any_dual);
   py::class_<Operator, std::unique_ptr<Operator, py::nodelete>>(m, "Operator")
       .def(py::init<const std::string&, const std::string&, size_t, size_t, py::function,

@@ -9,7 +9,7 @@
 #include "math/rq_spline.h"
 #include "problem.h"
 
-// ENTRY(name of the operator, its description)
+// ENTRY(name of the operator, the struct that describes it: csrc/math/transform.h)
 #define ROBUSTFLOW_TRANSFORMS(ENTRY)      \
   ENTRY(modified_rq, ModifiedRqTransform) \
   ENTRY(rq, RqTransform)                  \

@@ -1,8 +1,8 @@
-"""Measure the GPU kernels in at most eight minutes.
+"""Measure the GPU kernels, by default in at most eight minutes.
 
-First the GPU's copy bandwidth. Then every operation, direction, dtype and shape with both backends:
-the results are checked against the float64 reference, and timed in alternation with PyTorch and the
-installed peers. A short table of targets comes last.
+First the GPU's copy bandwidth. Then the cases of plan.py, the most important first, with the CUDA
+and the Triton backend. Each result is checked against the float64 reference; some cases are timed
+in alternation with PyTorch and the installed peers, too. A short table of targets comes last.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from robustflow.benchmarks.rows import write_json
 # Less than eight minutes: starting takes time, and the last task may take longer than planned.
 _BUDGET_S = 450.0
 _QUICK_BUDGET_S = 75.0
-_CASE_S = {FULL: 0.4, QUICK: 0.2, REHEARSAL: 0.005}
-_BACKENDS = {"cuda": GPU_BACKENDS, "cpu": ("cpu", "reference")}
+_SECONDS_PER_CASE = {FULL: 0.4, QUICK: 0.2, REHEARSAL: 0.005}
+_BACKENDS_OF_DEVICE = {"cuda": GPU_BACKENDS, "cpu": ("cpu", "reference")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,11 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{plan(FULL)[0].case.name}"
         )
     description = card.describe(device)
-    states = {"before": card.state(device)}
-    print(report.headline(description, states["before"]), flush=True)
+    gpu_states = {"before": card.state(device)}
+    print(report.headline(description, gpu_states["before"]), flush=True)
     meter = _meter(device)
     copies = card.copy_speeds(
-        meter, card.COPIES if on_gpu else card.REHEARSED_COPIES, _CASE_S[scale]
+        meter, card.COPIES if on_gpu else card.REHEARSED_COPIES, _SECONDS_PER_CASE[scale]
     )
     print(report.copies(copies), flush=True)
     suite = Suite(
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         backends,
         meter,
         card.best_copy(copies),
-        _CASE_S[scale],
+        _SECONDS_PER_CASE[scale],
         secrets.randbelow(2**31) if options.seed is None else options.seed,
     )
     results = suite.results
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "seconds": budget.spent,
             "budget_seconds": budget.seconds,
             "seed": suite.seed,
-            "states": states,
+            "states": gpu_states,
             "copies": copies,
             "copy_bytes_per_s": suite.copy_bytes_per_s,
             "targets": [judgement.to_json() for judgement in judgements()],
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write(complete=False)
 
     suite.run(tasks, budget, done)
-    states["after"] = card.state(device)
+    gpu_states["after"] = card.state(device)
     saved = write(complete=True)
     print("\n" + report.measured(results.rows))
     print("\n" + report.notes(results))
@@ -121,13 +121,13 @@ def _parser() -> argparse.ArgumentParser:
         "--against",
         default=",".join(AGAINST),
         metavar="NAMES",
-        help="what to compare with, of %(default)s",
+        help="competitors, separated by commas; %(default)s by default",
     )
     add("--seconds", type=float, help=f"the budget of time; {_BUDGET_S:g} without --quick")
     add("--seed", type=int, help="of the inputs; a fresh one by default")
-    add("--json", type=output_file, metavar="FILE", help="write the rows, verdicts and card here")
-    # For tests of this suite: tiny tensors on the CPU, and no figure that is a GPU's.
-    add("--device", default="cuda", choices=tuple(_BACKENDS), help=argparse.SUPPRESS)
+    add("--json", type=output_file, metavar="FILE", help="write the rows, targets and card here")
+    # For tests of this suite: tiny tensors on the CPU, whose figures say nothing about a GPU.
+    add("--device", default="cuda", choices=tuple(_BACKENDS_OF_DEVICE), help=argparse.SUPPRESS)
     return parser
 
 
@@ -140,11 +140,11 @@ def _backends(device: torch.device) -> list[str]:
             "`python -m benchmarks.foundation`."
         )
     reasons = robustflow.backends()
-    usable = [name for name in _BACKENDS[device.type] if reasons[name] is True]
+    usable = [name for name in _BACKENDS_OF_DEVICE[device.type] if reasons[name] is True]
     if not usable:
-        why = " ".join(f"{name}: {reasons[name]}" for name in _BACKENDS[device.type])
+        why = " ".join(f"{name}: {reasons[name]}" for name in _BACKENDS_OF_DEVICE[device.type])
         raise RuntimeError(f"No backend of robustflow can be measured here. {why}")
-    for name in _BACKENDS[device.type]:
+    for name in _BACKENDS_OF_DEVICE[device.type]:
         if name not in usable:
             print(f"Not measured: backend {name}. {reasons[name]}", flush=True)
     return usable

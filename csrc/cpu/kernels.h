@@ -1,8 +1,8 @@
 // The interface of the CPU kernels, which compute blocks of elements.
 //
-// The driver (driver.h) cuts a tensor into blocks. A block's operands are planes: the x, or
-// parameter number k, of all elements of the block, contiguous and of the compute type. Planes are
-// either the tensor's own memory or a small buffer that the driver has filled. So one loop serves
+// BlockRunner (block_runner.h) cuts a problem into blocks. A block's operands are planes. A plane holds
+// one number of every element of the block (x, y, one parameter, one gradient), contiguous and in the
+// compute type. It is either the tensor's own memory or a small buffer that BlockRunner fills. So one loop serves
 // all layouts and dtypes, and the same instructions compute an element wherever it is in memory.
 #pragma once
 
@@ -14,7 +14,7 @@ namespace robustflow::cpu {
 
 inline constexpr int kCacheLine = 64;
 
-// A multiple of the lanes of every pack of every instruction set. The driver pads buffers to it.
+// A multiple of the lanes of every pack of every instruction set. Buffers are padded to it.
 inline constexpr int kBlockAlign = 64;
 
 template <class T>
@@ -45,7 +45,7 @@ struct Block {
 struct Strided {
   void* data;
   DType dtype;
-  std::int64_t stride;        // from element to element
+  std::int64_t stride;        // from element to element, in numbers of `dtype`
   std::int64_t plane_stride;  // from plane to plane
   int num_planes;
 };
@@ -58,8 +58,8 @@ enum Direction { kForward, kInverse, kForwardGradient, kInverseGradient, kNumDir
 template <class T>
 struct Kernels {
   // A multiple of the lanes of every pack of this instruction set. Kernels read and write planes up
-  // to the next multiple of it after a block's size. So a block in a tensor's own memory must have
-  // a multiple of it.
+  // to the next multiple of it after a block's size. So a block that is read or written in place must
+  // have a multiple of `lanes` elements.
   int lanes;
   Kernel<T> transforms[kNumTransforms][kNumDirections];
   // Copy `size` elements of every plane. With `streaming`, contiguous rows are written with
@@ -67,6 +67,7 @@ struct Kernels {
   void (*load)(const Strided& from, std::int64_t size, T* to, std::int64_t to_stride);
   void (*store)(const T* from, std::int64_t from_stride, std::int64_t size, const Strided& to,
                 bool streaming);
+  // to[i] += from[i]
   void (*add)(const T* from, std::int64_t size, double* to);
   void (*finish_streaming)();  // a fence: call it before another thread reads streamed data
 };

@@ -1,11 +1,12 @@
-// The entry points of a transform. One .cu file per transform instantiates them.
+// Launch the kernels of one transform. The .cu files of a transform instantiate these (rq has two);
+// driver.h describes the arguments.
 #pragma once
 
 #include "cuda/driver.h"
 
 namespace robustflow::cuda {
 
-// `Description`: one of csrc/transforms.h.
+// `Description`: a struct that csrc/transforms.h lists.
 template <class Description>
 void transform(const Problem& problem, int batch_dims, void* logabsdet, const Context& context);
 template <class Description>

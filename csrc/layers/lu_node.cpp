@@ -99,7 +99,7 @@ py::object LULinear::call(const py::handle& x, const py::handle& lower, const py
   bool differentiable = false;
   for (const py::handle& each : {x, lower, upper, diagonal, bias}) {
     if (!each.is_none() && !THPVariable_CheckExact(each.ptr()))
-      return py::str("a tensor is of a subclass");
+      return py::str("an argument is of a subclass of Tensor");
     all_tensors.push_back(to_tensor(each));
     differentiable =
         differentiable || (all_tensors.back().defined() && all_tensors.back().requires_grad());

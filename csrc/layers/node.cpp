@@ -71,7 +71,7 @@ py::object Layer::call(bool inverse, const py::sequence& arguments) const {
   bool differentiable = false;
   for (const py::handle each : arguments) {
     if (!each.is_none() && !THPVariable_CheckExact(each.ptr()))
-      return py::str("a tensor is of a subclass");
+      return py::str("an argument is of a subclass of Tensor");
     all_tensors.push_back(to_tensor(each));
     differentiable =
         differentiable || (all_tensors.back().defined() && all_tensors.back().requires_grad());

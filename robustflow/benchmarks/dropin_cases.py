@@ -24,8 +24,9 @@ from robustflow.benchmarks import calls, peers, timing
 
 LIBRARIES = ("nflows", "normflows", "zuko")
 MODES = ("off", "on", "free")
+TRAINING_STEP = "training step"
 FUSED_ADAM = "training step, fused Adam"  # torch.optim.Adam(..., fused=True)
-WHATS = ("training step", FUSED_ADAM, "sampling")
+WHATS = (TRAINING_STEP, FUSED_ADAM, "sampling")
 TAIL_BOUND = 5.0
 
 

@@ -4,9 +4,9 @@ No activations are kept between layers, nor projections of the context, so the m
 step does not grow with the number of layers, except for their weights. In the backward pass each
 layer is inverted and run again with gradients; a step takes about twice the time. The rebuilt
 inputs differ from the original ones by rounding errors, multiplied by the local gains of the
-inverses, layer after layer. That is little for flows as they are trained here; it is not where an
-affine coupling's scale has collapsed, nor in deep flows of splines that are steep inside their box
-(`benchmarks/reversible.py` measures it).
+inverses, layer after layer. These errors are small for flows as they are trained here. They are
+large where an affine coupling's scale has collapsed, and in deep flows of splines that are steep
+inside their box (`benchmarks/reversible.py` measures it).
 
 Source: Gomez et al., The Reversible Residual Network, 2017 (arXiv:1707.04585), for the idea.
 """
@@ -33,12 +33,13 @@ def run_reversibly(
 ) -> tuple[Tensor, Tensor]:
     """z through all layers, and the sum of their log-determinants; nothing between them is kept.
 
-    Every layer must compute the same whenever it is called with the same z (no dropout), and must
-    invert. Gradients of gradients, ``torch.func`` and forward mode are not supported.
+    Every layer must be deterministic (no dropout) and invertible. Gradients of gradients,
+    ``torch.func`` and forward mode are not supported.
 
     Args:
         layers: in order.
-        states: what each layer needs of the context: tensors, in tuples or lists, or None.
+        states: what each layer needs of the context: tensors, in tuples or lists, None, or
+            :class:`Unprojected`, which is projected when the layer runs.
         z: (N, C, \\*S).
         apply: calls a layer.
     """
@@ -75,7 +76,7 @@ class _Autocast:
 
 @dataclass(frozen=True)
 class _Call:
-    """What a call is made of, beside z."""
+    """What a call needs beside z."""
 
     layers: list[nn.Module]
     leaves: list[Any]
@@ -85,7 +86,7 @@ class _Call:
     autocast: _Autocast
 
     def states(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-        """The layers' states, with these tensors in the places of theirs."""
+        """The layers' states, with ``tensors`` in place of the tensors that they had."""
         places: dict[int, Tensor] = {}
         following = iter(tensors)
         for leaf in self.leaves:
@@ -113,22 +114,22 @@ class _Reversible(torch.autograd.Function):
     def backward(ctx: Any, grad_z: Tensor, grad_logabsdet: Tensor) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
         z, *tensors = ctx.saved_tensors
-        number = len(tensors) - len(call.weights)
+        num_state_tensors = len(tensors) - len(call.weights)
         inputs = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
-        states = call.states(inputs[:number])
-        # The weights themselves, because a layer reads these and not the copies given to autograd.
-        inputs[number:] = call.weights
+        states = call.states(inputs[:num_state_tensors])
+        # The weights themselves: the layers read these, and not the detached tensors in `inputs`.
+        inputs[num_state_tensors:] = call.weights
         gradients: dict[int, Tensor] = {}
         with call.autocast.restored():
             for layer, state in zip(reversed(call.layers), reversed(states), strict=True):
                 with torch.enable_grad():
-                    known = projected(layer, state)
+                    projected_state = projected(layer, state)
                 with torch.no_grad():
-                    z = call.apply(layer, z, known, inverse=True)[0]
+                    z = call.apply(layer, z, projected_state, inverse=True)[0]
                 with torch.enable_grad():
-                    entering = z.detach().requires_grad_()
-                    out, change = call.apply(layer, entering, known, inverse=False)
-                layer_inputs = [entering, *_of_layer(layer, state)]
+                    rebuilt_input = z.detach().requires_grad_()
+                    out, change = call.apply(layer, rebuilt_input, projected_state, inverse=False)
+                layer_inputs = [rebuilt_input, *_differentiable_inputs(layer, state)]
                 outputs = [(out, grad_z), (change, grad_logabsdet)]
                 outputs = [pair for pair in outputs if pair[0].requires_grad]
                 layer_grads = torch.autograd.grad(
@@ -145,7 +146,7 @@ class _Reversible(torch.autograd.Function):
         return (None, grad_z, *(gradients.get(id(tensor)) for tensor in inputs))
 
 
-def _of_layer(layer: nn.Module, state: Any) -> list[Tensor]:
+def _differentiable_inputs(layer: nn.Module, state: Any) -> list[Tensor]:
     """The tensors of a layer's call, beside z, that require gradients."""
     leaves = [leaf for leaf in tree_flatten(state)[0] if isinstance(leaf, Tensor)]
     tensors = [*leaves, *layer.parameters()]

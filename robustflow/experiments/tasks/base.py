@@ -56,7 +56,7 @@ class Task(ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """A(x), without noise: (N, channels, H, W) -> (N, observation_channels, H', W')."""
+        """A(x), without noise: (N, channels, H, W) -> (N, channels of y without masks, H', W')."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """The same as :meth:`forward`."""

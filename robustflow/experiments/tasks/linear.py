@@ -1,4 +1,4 @@
-"""Denoising, deblurring and inpainting: linear problems with Gaussian noise."""
+"""Denoising, deblurring and inpainting: problems whose forward operator is linear."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def _check_not_negative(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class Denoising(Task):
-    """``y = x + sigma * noise``.
+    """``y = x + sigma * noise``, clamped to [0, 1] and rounded to 8 bits.
 
     Args:
-        sigma: standard deviation of the noise, in units of white; at least 0.
+        sigma: standard deviation of the noise, where white is 1; at least 0.
     """
 
     name = "denoise"
@@ -46,7 +46,7 @@ class Denoising(Task):
 
 @dataclass(frozen=True)
 class Deblurring(Task):
-    """``y`` is x blurred by a Gaussian, with mirrored edges, plus noise.
+    """``y`` is x blurred by a Gaussian, with mirrored edges, plus noise, rounded to 8 bits.
 
     Args:
         blur: standard deviation of the Gaussian, in pixels; positive.
@@ -71,27 +71,27 @@ class Deblurring(Task):
 
     def forward(self, x: Tensor) -> Tensor:
         radius = self.margin
-        places = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
-        kernel = torch.exp(-0.5 * (places / self.blur) ** 2)
+        offsets = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
+        kernel = torch.exp(-0.5 * (offsets / self.blur) ** 2)
         kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, 1, -1)
         padded = symmetric_pad(x, radius)
-        rows = functional.conv2d(padded, kernel, groups=x.shape[1])
-        return functional.conv2d(rows, kernel.mT, groups=x.shape[1])
+        blurred_rows = functional.conv2d(padded, kernel, groups=x.shape[1])
+        return functional.conv2d(blurred_rows, kernel.mT, groups=x.shape[1])
 
     def observe(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         blurred = self.forward(x)
         return to_8_bits(blurred + self.sigma * gaussian(blurred, generator))
 
     def first_guess(self, y: Tensor) -> Tensor:
-        """y itself: a blur's pseudo-inverse would multiply its noise by large numbers."""
+        """y itself: the pseudo-inverse of a blur would amplify the noise of y."""
         return y
 
 
 @dataclass(frozen=True)
 class Inpainting(Task):
-    """``y`` is x where it is seen, 0 elsewhere; its fourth channel says where that is.
+    """``y`` is x where it is seen and 0 elsewhere; its fourth channel is 1 where x is seen.
 
-    The pattern of seen pixels is drawn once from the seed, 64 x 64 of them, and repeated.
+    The seed determines a mask of 64 x 64 pixels, which is tiled over the picture. No noise.
 
     Args:
         seen: the fraction of pixels that are seen, in (0, 1].
