@@ -50,6 +50,56 @@ print(kept, warm, faults_of_a_step())
 """
 
 
+# Prints what the second call of empty_cache returns, and by how much the process shrinks, in MiB.
+SECOND_ROUND = """
+import torch
+import robustflow
+import robustflow.nn as rnn
+flow = rnn.ConditionalFlow(
+    [[rnn.RQSplineCoupling(6, spatial_dims=0, hidden_channels=64) for _ in range(8)]]
+)
+x = torch.randn(4096, 6)
+
+def resident():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+for _ in range(2):
+    for _ in range(4):
+        flow.log_prob(x).mean().backward()
+    before = resident()
+    freed = robustflow.empty_cache() / 2**20
+print(freed, before - resident())
+"""
+
+# One thread trains while another forks; every child empties its cache.
+FORKS = """
+import os, signal, threading, torch
+import robustflow
+import robustflow.nn as rnn
+torch.set_num_threads(1)
+layer = rnn.RQSplineCoupling(6, spatial_dims=0, hidden_channels=64)
+x = torch.randn(1000, 6)
+
+def train():
+    while not done.is_set():
+        layer(x)[1].sum().backward()
+
+done = threading.Event()
+thread = threading.Thread(target=train, daemon=True)
+thread.start()
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        robustflow.empty_cache()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+done.set()
+thread.join()
+"""
+
+
 def page_faults(mode: str) -> int:
     """Page faults of filling one more tensor of 40 MB, in a fresh process."""
     code = [sys.executable, "-c", FAULTS, mode]
@@ -102,3 +152,19 @@ def test_kept_memory_is_not_given_out_twice() -> None:
     assert robustflow.empty_cache() == 0
     for ours, expected in zip(gradients(inputs), alone, strict=True):
         assert torch.equal(ours, expected)
+
+
+@pytest.mark.skipif(not is_available(), reason="robustflow._autograd is not built")
+@pytest.mark.skipif(allocator() != "glibc", reason="it trims the heap of glibc")
+def test_a_second_empty_cache_shrinks_the_process_too() -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    code = [sys.executable, "-c", SECOND_ROUND]
+    output = subprocess.run(code, check=True, capture_output=True, text=True, env=environment)
+    freed, shrunk = (float(number) for number in output.stdout.split())
+    assert freed > 20
+    assert shrunk > freed / 2
+
+
+@pytest.mark.skipif(not is_available(), reason="robustflow._autograd is not built")
+def test_a_process_forked_beside_a_training_thread_does_not_wait_for_the_cache() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS], check=True, timeout=120)

@@ -4,6 +4,11 @@
 #include <ATen/ops/from_blob.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/util/accumulate.h>
+#include <pthread.h>
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include <deque>
 #include <mutex>
@@ -20,7 +25,7 @@ class MemoryPool {
  public:
   // Never destroyed: tensors may be freed at the very end of the process.
   static MemoryPool& global() {
-    static MemoryPool* const pool = new MemoryPool;
+    static MemoryPool* const pool = create();
     return *pool;
   }
 
@@ -47,6 +52,7 @@ class MemoryPool {
   // Frees the oldest blocks where there are too many, so that blocks of sizes that are no longer used
   // do not stay.
   void give_back(const Block& block) {
+    if (block.bytes > kMaxPooledBytes) return c10::GetCPUAllocator()->raw_deallocate(block.data);
     const std::lock_guard<std::mutex> lock(mutex_);
     free_.push_back(block);
     free_bytes_ += block.bytes;
@@ -57,10 +63,20 @@ class MemoryPool {
     const std::lock_guard<std::mutex> lock(mutex_);
     const std::size_t bytes = free_bytes_;
     while (!free_.empty()) free_oldest();
+#ifdef __GLIBC__
+    malloc_trim(0);  // glibc may have taken the blocks from its heap, which it would keep
+#endif
     return bytes;
   }
 
  private:
+  // A process that is forked while another thread holds the lock would otherwise wait for it forever.
+  static MemoryPool* create() {
+    pthread_atfork([] { global().mutex_.lock(); }, [] { global().mutex_.unlock(); },
+                   [] { global().mutex_.unlock(); });
+    return new MemoryPool;
+  }
+
   void free_oldest() {
     c10::GetCPUAllocator()->raw_deallocate(free_.front().data);
     free_bytes_ -= free_.front().bytes;
