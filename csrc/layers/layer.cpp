@@ -100,6 +100,9 @@ std::string Layer::obstacle(bool inverse, bool differentiable, const LayerTensor
   if (at::autocast::is_autocast_enabled(at::kCPU)) return "autocast is on";
   if (x.scalar_type() != at::kFloat && x.scalar_type() != at::kDouble)
     return "its input is neither float32 nor float64";
+  if (differentiable &&
+      (x.is_inference() || (tensors.context.defined() && tensors.context.is_inference())))
+    return "its input was made in inference mode and cannot be saved for the backward pass";
   if (x.dim() != 2 || x.size(1) != features_ || x.size(0) == 0)
     return "its input is not one row for each sample";
   if (tensors.context.defined() != (context_features_ > 0))

@@ -317,6 +317,23 @@ def test_modes_subclasses_and_functional_transforms_take_the_librarys_way() -> N
     assert torch.allclose(jacobian, gradient_of_logabsdet(layer, x))
 
 
+def test_a_batch_made_in_inference_mode_can_be_trained_on() -> None:
+    layer = make_layer()
+    with torch.inference_mode():
+        x = torch.randn(6, FEATURES)
+    expected = gradients_of_a_step(layer, x)
+    with compat.patch("nflows"):
+        actual = gradients_of_a_step(layer, x)
+        assert counts() == (0, 1)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert torch.allclose(ours, theirs)
+
+
+def gradients_of_a_step(layer: Any, x: Tensor) -> list[Tensor]:
+    y, logabsdet = layer(x)
+    return list(torch.autograd.grad(y.sin().sum() + logabsdet.sum(), list(layer.parameters())))
+
+
 def compat_backend(name: str) -> Any:
     from robustflow import use_backend
 
