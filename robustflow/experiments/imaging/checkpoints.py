@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -27,6 +26,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from robustflow.experiments.torch_files import UnreadableFile, load_torch_file
 
 MODEL = "model.safetensors"
 TRAINING = "training.safetensors"
@@ -189,8 +190,8 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if file.suffix not in (".pth", ".pt"):
         return _read(file)
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        loaded = load_torch_file(file)
+    except (FileNotFoundError, UnreadableFile) as error:
         raise CheckpointError(f"{file} cannot be read: {error}.") from error
     weights = loaded if isinstance(loaded, Mapping) else {}
     return {name: each for name, each in weights.items() if isinstance(each, Tensor)}, {}

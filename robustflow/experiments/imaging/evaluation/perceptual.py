@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from robustflow.experiments.torch_files import UnreadableFile, load_torch_file
 
 _LEAST_SIDE = 32  # below it AlexNet's last maps are empty
 _FEATURES = "features."
@@ -65,10 +66,10 @@ class Perceptual:
 
 def _weights(path: Path) -> dict[str, Tensor]:
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = load_torch_file(path)
     except FileNotFoundError:
         raise NoPerceptual(f"there is no file {path}") from None
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except UnreadableFile as error:
         raise NoPerceptual(f"{path} holds no weights ({error})") from None
     if not isinstance(weights, dict):
         raise NoPerceptual(f"{path} holds no weights by name")
