@@ -40,10 +40,16 @@ class Squeeze(nn.Module):
         self, z: Tensor, context: Tensor | None = None, *, inverse: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Shuffle pixels into channels, or back; the context is not used."""
-        if not inverse:
-            self.output_size(z.shape[2:])  # checks it
-            return functional.pixel_unshuffle(z, self.factor), zero_logabsdet(z)
-        return functional.pixel_shuffle(z, self.factor), zero_logabsdet(z)
+        if inverse:
+            size = torch.Size(side * self.factor for side in z.shape[2:])
+            channels = self.input_channels(z.shape[1])
+        else:
+            size = self.output_size(z.shape[2:])  # checks it
+            channels = self.output_channels(z.shape[1])
+        if len(z) == 0:  # PyTorch would return an empty batch as it is
+            return z.reshape(0, channels, *size), zero_logabsdet(z)
+        shuffle = functional.pixel_shuffle if inverse else functional.pixel_unshuffle
+        return shuffle(z, self.factor), zero_logabsdet(z)
 
     def output_size(self, size: Sequence[int]) -> torch.Size:
         """The spatial size of the result, for z of this one.
