@@ -35,6 +35,11 @@ def check_rq_parameters(
             raise ValueError(f"{name} must have the bins as its last dimension, got a 0-d tensor.")
     widths, heights, derivatives = (group.shape for group in groups)
     num_bins = static(widths[-1])
+    if isinstance(num_bins, int) and num_bins == 0:
+        raise ValueError(
+            f"{_PARAMETERS[0]} must have at least one bin, its last dimension, got shape "
+            f"{tuple(widths)}."
+        )
     num_derivatives = count_derivatives(num_bins, tails)
     for name, shape, expected in (
         (_PARAMETERS[1], heights, num_bins),

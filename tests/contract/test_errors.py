@@ -141,6 +141,12 @@ BAD_CALLS: list[tuple[str, Call, type[Exception], list[str]]] = [
         ["unnormalized_derivatives", "(5, 7)", "8"],
     ),
     (
+        "no bins",
+        lambda: rq(w=Z(5, 0), h=Z(5, 0)),
+        ValueError,
+        ["unnormalized_widths", "at least one bin", "(5, 0)"],
+    ),
+    (
         "heights of other bins",
         lambda: rq(h=Z(5, 6)),
         ValueError,

@@ -79,8 +79,9 @@ def patch_module(module: ModuleType) -> Patch:
         raise TypeError(f"module must be an imported module, got {type(module).__name__}.")
     name = module.__name__
     with locking.lock:
+        handle = session.begin(name, lambda: changes_of_module(module, name))
         _modules.add(name)
-        return session.begin(name, lambda: changes_of_module(module, name))
+        return handle
 
 
 def unpatch(name: str) -> None:

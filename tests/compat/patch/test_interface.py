@@ -100,6 +100,10 @@ def test_unknown_and_missing_libraries() -> None:
         compat.patch_module("nflows")  # type: ignore[arg-type]
     with pytest.raises(compat.PatchError, match="defines neither"):
         compat.patch_module(ModuleType("empty"))
+    with pytest.raises(
+        ValueError, match="got 'empty'"
+    ):  # it was not patched, so its name is unknown
+        compat.unpatch("empty")
 
 
 def test_a_missing_library_says_what_to_install(monkeypatch: Any) -> None:
