@@ -14,6 +14,7 @@ import robustflow.nn as rnn
 from robustflow.fused import is_available
 from robustflow.memory import allocator
 
+# Prints the page faults of filling one more tensor of 40 MB.
 FAULTS = """
 import resource, sys, torch
 import robustflow
@@ -100,15 +101,19 @@ thread.join()
 """
 
 
-def page_faults(mode: str) -> int:
-    """Page faults of filling one more tensor of 40 MB, in a fresh process."""
-    code = [sys.executable, "-c", FAULTS, mode]
-    return int(subprocess.run(code, check=True, capture_output=True, text=True).stdout)
+def numbers_of(script: str, *arguments: str) -> list[float]:
+    """The numbers that a script prints in a fresh process, with one thread."""
+    code = [sys.executable, "-W", "ignore", "-c", script, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    output = subprocess.run(
+        code, check=True, stdout=subprocess.PIPE, text=True, env=environment, timeout=120
+    )
+    return [float(number) for number in output.stdout.split()]
 
 
 @pytest.mark.skipif(allocator() != "glibc", reason="retain_memory is for glibc's allocator")
 def test_a_freed_tensors_memory_is_used_again() -> None:
-    kept, default = page_faults("retain"), page_faults("leave")
+    (kept,), (default,) = numbers_of(FAULTS, "retain"), numbers_of(FAULTS, "leave")
     assert kept < 100, "a retained tensor's pages should be in place already"
     # Pages of 4 KiB, or fewer and larger ones where the system hands those out.
     assert default > kept
@@ -124,10 +129,7 @@ def test_the_result_says_whether_it_applied(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.skipif(not is_available(), reason="robustflow._autograd is not built")
 @pytest.mark.skipif(allocator() != "glibc", reason="other allocators keep their memory themselves")
 def test_fused_layers_keep_the_memory_of_a_training_step() -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    code = [sys.executable, "-c", STEPS]
-    output = subprocess.run(code, check=True, capture_output=True, text=True, env=environment)
-    kept, warm, emptied = (int(number) for number in output.stdout.split())
+    kept, warm, emptied = numbers_of(STEPS)
     assert kept > 5000, "eight layers store more than 20 MB for their backward pass"
     assert warm < kept / 10, "the pages of the step before should be in place"
     assert emptied > kept / 2, "without them, a step should have new pages"
@@ -157,14 +159,11 @@ def test_kept_memory_is_not_given_out_twice() -> None:
 @pytest.mark.skipif(not is_available(), reason="robustflow._autograd is not built")
 @pytest.mark.skipif(allocator() != "glibc", reason="it trims the heap of glibc")
 def test_a_second_empty_cache_shrinks_the_process_too() -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    code = [sys.executable, "-c", SECOND_ROUND]
-    output = subprocess.run(code, check=True, capture_output=True, text=True, env=environment)
-    freed, shrunk = (float(number) for number in output.stdout.split())
+    freed, shrunk = numbers_of(SECOND_ROUND)
     assert freed > 20
     assert shrunk > freed / 2
 
 
 @pytest.mark.skipif(not is_available(), reason="robustflow._autograd is not built")
 def test_a_process_forked_beside_a_training_thread_does_not_wait_for_the_cache() -> None:
-    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS], check=True, timeout=120)
+    assert numbers_of(FORKS) == []
