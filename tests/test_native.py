@@ -310,7 +310,7 @@ def test_the_autograd_library_says_what_is_wrong_with_its_arguments() -> None:
     operator = TRANSFORMS["modified_rq"].implementations["native"].eager
     x, params, config = torch.zeros(2, 3), torch.zeros(2, 3, 4), (False, -1.0, 1.0, 0.1, 0.1, False)
     assert operator(x, params, *config, 1)[1].shape == (2,)
-    with pytest.raises(TypeError, match="got 8 arguments where it has 9"):
+    with pytest.raises(TypeError, match="takes 9 arguments, got 8"):
         operator(x, params, *config)
     with pytest.raises(TypeError, match="tensor is a <class 'float'>"):
         operator(x, 1.0, *config, 1)
