@@ -41,19 +41,6 @@ def assert_is_a_flow_layer(layer: nn.Module, z: Tensor, context: Tensor | None) 
     )
 
 
-def assert_is_the_identity(layer: nn.Module, z: Tensor, context: Tensor) -> None:
-    y, logabsdet = layer(z, context)
-    torch.testing.assert_close(y, z, atol=1e-6, rtol=0)
-    torch.testing.assert_close(logabsdet, torch.zeros(len(z)), atol=1e-4, rtol=0)
-
-
-def assert_one_context_serves_a_batch(layer: nn.Module, z: Tensor, context: Tensor) -> None:
-    """A context (1, C, *S) gives what as many copies of it as z has rows would."""
-    one = layer(z, context, inverse=True)
-    copies = layer(z, context.expand(len(z), *context.shape[1:]).contiguous(), inverse=True)
-    torch.testing.assert_close(one, copies, atol=1e-12, rtol=1e-12)
-
-
 def assert_is_a_flow(flow: ConditionalFlow, x: Tensor, context: Tensor | None = None) -> None:
     """Round trip, and the normal density by the change of variables with autograd's Jacobian."""
     latents, logabsdet = flow(x, context)
