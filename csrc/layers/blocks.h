@@ -62,8 +62,8 @@ void for_blocks(int64_t count, const F& f) {
   });
 }
 
-// out = numbers * mask, for a mask of zeros and ones; `out` may be `numbers`. A mask of booleans is
-// not converted to a tensor of numbers, which would take as long as the layer's smaller products.
+// out = numbers * mask, for a mask of zeros and ones; `out` may be `numbers`. Booleans are converted
+// one by one, without a tensor of numbers between.
 template <class T>
 void apply_mask(const at::Tensor& numbers, const at::Tensor& mask, const at::Tensor& out) {
   const T* from = numbers.const_data_ptr<T>();

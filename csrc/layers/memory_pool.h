@@ -13,7 +13,8 @@ namespace robustflow {
 // What the pool holds while nobody uses it.
 inline constexpr std::size_t kMaxPooledBytes = std::size_t{256} << 20;
 
-// Smaller tensors are left to the allocator. glibc maps larger ones anew each time, at first.
+// Smaller tensors are left to the allocator. This is the size from which glibc, by default, maps new
+// pages for every block.
 inline constexpr std::size_t kMinPooledBytes = std::size_t{1} << 17;
 
 // An uninitialised, contiguous CPU tensor. Its memory goes back to the pool when it is freed.
